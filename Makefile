@@ -1,0 +1,56 @@
+# Two commands matter: `make demo` and `make test`. Both create what they need in this folder and reuse it later.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+PY := .venv/bin/python
+PIP_QUIET := --quiet --disable-pip-version-check --no-input
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help setup demo test unit lint integration clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+
+setup: ## create both environments: .venv (trainer, vLLM) and .venv-teacher (SGLang)
+	@$(MAKE) --no-print-directory -j2 .venv/.ready .venv-teacher/.ready
+
+.venv/.ready: requirements/trainer-cpu.txt requirements/dev.txt pyproject.toml
+	@echo "setting up .venv (verl, vLLM, Ray): about 3 minutes, 3 GB"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install $(PIP_QUIET) torch==2.13.0
+	@$(PY) -m pip install $(PIP_QUIET) --no-deps -r requirements/trainer-cpu.txt -r requirements/dev.txt
+	@$(PY) -m pip install $(PIP_QUIET) --no-deps --no-build-isolation --editable .
+	@$(PY) -m verl_ext.platform.vllm_alias
+	@touch $@
+
+.venv-teacher/.ready: requirements/teacher-cpu.txt $(wildcard verl_ext/platform/sglang_cpu/*)
+	@echo "setting up .venv-teacher (SGLang): about 2 minutes, 3 GB"
+	@$(PYTHON) -m venv .venv-teacher
+	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) torch==2.13.0
+	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps -r requirements/teacher-cpu.txt
+	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps --no-build-isolation ./verl_ext/platform/sglang_cpu
+	@touch $@
+
+demo: ## the main job on this machine's CPU: a tiny student learns to do without its prompt
+	@date +%s > .demo-started
+	@$(MAKE) --no-print-directory setup
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" DEMO_STARTED=$$(cat .demo-started) bash examples/demo.sh
+	@rm -f .demo-started
+
+test: setup ## lint, types, unit, contract, and real engines end to end
+	@$(MAKE) --no-print-directory lint unit integration
+
+lint: .venv/.ready ## ruff and pyright
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
+
+unit: .venv/.ready ## unit and contract tests: under a minute
+	@$(PY) -m pytest tests/unit tests/contract
+
+integration: setup ## real vLLM, SGLang and verl on the CPU
+	@$(PY) -m pytest tests/integration
+
+clean: ## remove both environments and every output
+	rm -rf .venv .venv-teacher outputs .pytest_cache .ruff_cache

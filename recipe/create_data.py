@@ -1,0 +1,244 @@
+"""Turn sentences and a prompt into parquet: rows in which the teacher sees the prompt and the student does not.
+
+    python -m recipe.create_data out_dir=outputs/data                                  # Tinker's sentences, short prompt
+    python -m recipe.create_data prompt=tinker                                         # Tinker's full prompt
+    python -m recipe.create_data source=file sentences=my.jsonl prompt=my_prompt.txt   # your own
+
+Writes train.parquet, heldout.parquet, edge.parquet and manifest.json (columns: data/README.md). A second run
+with the same settings finds its files and changes nothing; one with other settings is refused.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from verl_ext import data
+
+SHORT_PROMPT = Path(__file__).parent.parent / "data" / "prompts" / "short.txt"
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SCHEMA = pa.schema(
+    [
+        ("prompt", MESSAGES),
+        ("teacher_messages", MESSAGES),
+        ("label", pa.string()),
+        ("data_source", pa.string()),
+        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
+        (
+            "extra_info",
+            pa.struct(
+                [
+                    ("index", pa.int64()),
+                    ("split", pa.string()),
+                    ("group", pa.int64()),
+                    ("slice", pa.string()),
+                    ("language", pa.string()),
+                ]
+            ),
+        ),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class CreateDataConfig:
+    """Settings of `python -m recipe.create_data`."""
+
+    out_dir: str = "outputs/data"
+    """Directory of the parquet files and the manifest; made when missing."""
+    source: str = "tinker"
+    """`tinker`: the 2,100 sentences of the installed tinker-cookbook; `file`: those of `sentences`."""
+    sentences: str = ""
+    """Path of a .txt (one sentence a line) or .jsonl file; only with source=file."""
+    prompt: str = "short"
+    """`short` (data/prompts/short.txt), `tinker` (3,765 characters), or the path of a text file with {text}."""
+    data_source: str = "language_id"
+    """Name of the task in the column `data_source`, which verl's reward functions go by."""
+    heldout_fraction: float = 0.15
+    """Share of the translation groups that is held out; above 0, below 1."""
+    seed: int = 0
+    """Which groups are held out; any integer."""
+    max_chars: int = 0
+    """Cut sentences to this many characters, in both messages alike, at a space where there is one; 0 = no cut."""
+    max_sentence_tokens: int = 0
+    """Cut sentences to this many tokens of `tokenizer`, in both messages alike; 0 = no cut."""
+    tokenizer: str = ""
+    """Directory of the tokenizer that `max_sentence_tokens` counts with; only with it."""
+    overwrite: bool = False
+    """Replace outputs that were made with other settings."""
+
+
+def load_sentences(config: CreateDataConfig) -> tuple[list[data.Sentence], Path]:
+    """The source's sentences, cut as the configuration says, and the file they came from."""
+    if config.source not in ("tinker", "file"):
+        raise ValueError(f"source={config.source}: expected tinker or file")
+    if (config.source == "file") != bool(config.sentences):
+        raise ValueError("sentences=PATH goes with source=file, and only with it")
+    if config.max_chars < 0 or config.max_sentence_tokens < 0:
+        raise ValueError("max_chars and max_sentence_tokens must be 0 (no cut) or more")
+    if bool(config.max_sentence_tokens) != bool(config.tokenizer):
+        raise ValueError("max_sentence_tokens and tokenizer go together: set both or neither")
+    if config.source == "tinker":
+        path, sentences = data.tinker_file("example_data", "multilingual.txt"), data.tinker_sentences()
+    else:
+        path = Path(config.sentences)
+        sentences = data.file_sentences(path)
+    if config.max_chars:
+        sentences = data.cut(sentences, partial(data.cut_chars, max_chars=config.max_chars))
+    if config.max_sentence_tokens:
+        sentences = data.cut(sentences, token_cutter(Path(config.tokenizer), config.max_sentence_tokens))
+    return sentences, path
+
+
+def token_cutter(directory: Path, max_tokens: int) -> "partial[str]":
+    """A function that cuts a text to `max_tokens` tokens of the tokenizer in `directory`."""
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer={directory}: no tokenizer.json there")
+    tokenizer = Tokenizer.from_file(str(path))
+    return partial(
+        data.cut_tokens,
+        max_tokens=max_tokens,
+        encode=lambda text: tokenizer.encode(text, add_special_tokens=False).offsets,
+    )
+
+
+def describe(config: CreateDataConfig, source: Path, template: str) -> dict[str, Any]:
+    """What decides the rows: the settings, with files named by content and not by place."""
+    settings = asdict(config)
+    for place in ("out_dir", "sentences", "prompt", "tokenizer", "overwrite"):
+        del settings[place]
+    settings["source_md5"] = hashlib.md5(source.read_bytes()).hexdigest()
+    settings["prompt_sha256"] = hashlib.sha256(template.encode()).hexdigest()
+    if config.tokenizer:
+        tokenizer = Path(config.tokenizer) / "tokenizer.json"
+        settings["tokenizer_sha256"] = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    return settings
+
+
+def is_complete(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """True when `out_dir` holds these very outputs; ValueError when it holds others that we may not replace."""
+    manifest = out_dir / "manifest.json"
+    files = {name: out_dir / f"{name}.parquet" for name in data.SPLITS}
+    present = [path.name for path in (manifest, *files.values()) if path.exists()]
+    if not present:
+        return False
+    if manifest.exists():
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        if found["settings"] == settings:
+            # The manifest is written first: a file that is missing here was not reached before an interruption.
+            missing = [name for name, path in files.items() if not path.exists()]
+            changed = [
+                name for name, path in files.items() if name not in missing and sha256(path) != found["files"][name]
+            ]
+            if not changed:
+                return not missing
+            reason = f"{', '.join(f'{name}.parquet' for name in changed)} changed since it was written"
+        else:
+            differ = sorted(k for k in {*found["settings"], *settings} if found["settings"].get(k) != settings.get(k))
+            reason = f"made with other settings ({', '.join(differ)})"
+    else:
+        reason = "there is no manifest.json that says how they were made"
+    if overwrite:
+        return False
+    raise ValueError(f"{out_dir} holds {', '.join(present)}, {reason}; choose another out_dir or set overwrite=true")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path` and rename, so that no reader ever sees half a file."""
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}")
+    partial_path.write_bytes(content)
+    partial_path.replace(path)
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def package_version() -> str:
+    try:
+        return metadata.version("verl_ext")
+    except metadata.PackageNotFoundError:  # run from a clone that is not installed
+        return "not installed"
+
+
+def create(config: CreateDataConfig) -> str:
+    """Write the files; returns the line to print."""
+    sentences, source = load_sentences(config)
+    template = data.read_prompt(config.prompt, SHORT_PROMPT)
+    splits = data.split(sentences, config.heldout_fraction, config.seed)
+    settings = describe(config, source, template)
+    out_dir = Path(config.out_dir)
+    if is_complete(out_dir, settings, config.overwrite):
+        return f"{out_dir}: up to date"
+    contents = {
+        name: parquet([data.row(s, template, name, config.data_source) for s in part]) for name, part in splits.items()
+    }
+    manifest = {
+        "version": package_version(),
+        "settings": settings,
+        "source_file": source.name,
+        "prompt": config.prompt,
+        "prompt_chars": len(template),
+        "counts": {
+            name: {
+                "rows": len(part),
+                "groups": len({s.group for s in part}),
+                "labels": dict(sorted(Counter(s.label for s in part).items())),
+            }
+            for name, part in splits.items()
+        },
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(out_dir / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+    for name, content in contents.items():
+        write_atomically(out_dir / f"{name}.parquet", content)
+    return f"{out_dir}: " + ", ".join(f"{len(part)} {name}" for name, part in splits.items()) + " rows"
+
+
+def register(name: str, config_class: type) -> None:
+    """Make a dataclass the configuration of a verb whose only outputs are its own: no Hydra directories or logs."""
+    schema = OmegaConf.structured(config_class)
+    OmegaConf.set_readonly(schema, None)  # a frozen dataclass makes it read-only, and Hydra could not compose it
+    quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
+    hydra_part = {"run": {"dir": "."}, "output_subdir": None}
+    store = ConfigStore.instance()
+    store.store(name=f"{name}_schema", node=schema)
+    store.store(name=name, node={"defaults": [f"{name}_schema", *quiet, "_self_"], "hydra": hydra_part})
+
+
+register("create_data", CreateDataConfig)
+
+
+@hydra.main(version_base=None, config_path=None, config_name="create_data")
+def main(config: DictConfig) -> None:
+    try:
+        print(create(cast(CreateDataConfig, OmegaConf.to_object(config))))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

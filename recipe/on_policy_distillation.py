@@ -1,0 +1,102 @@
+"""Train a student on its own samples, scored token by token by a teacher (reverse KL).
+
+    python -m recipe.on_policy_distillation platform=cpu student.path=MODEL \
+        data.train_files=train.parquet data.val_files=heldout.parquet
+
+`--help` and `--cfg job` show every setting; any of them can be overridden on the command line.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import ray
+from omegaconf import DictConfig, OmegaConf
+
+from verl_ext import preflight
+from verl_ext.config import MethodConfig
+from verl_ext.console import RunConsole
+from verl_ext.launch import ray_session
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.verbs import find_verl_configs, register_schema
+
+register_schema("method_schema", MethodConfig)
+register_schema("teacher_schema", TeacherConfig)
+
+
+def check(config: DictConfig) -> None:
+    """Refuse a run that cannot work. Raises ValueError naming the key and the fix."""
+    OmegaConf.to_object(config.method)
+    teacher: TeacherConfig = OmegaConf.to_object(config.teacher)  # type: ignore[assignment]
+    preflight.check_sampling(config.actor_rollout_ref.rollout)
+    preflight.check_model("student.path", config.student.path)
+    rows = preflight.check_rows("data.train_files", config.data.train_files)
+    preflight.check_rows("data.val_files", config.data.val_files)
+    preflight.check_batch(config.data.train_batch_size, len(rows))
+    if teacher.mode == "managed":
+        preflight.check_model("teacher.model_path", teacher.model_path)
+        preflight.check_interpreter("teacher.python", teacher.python)
+    if config.trainer.device == "cpu":
+        preflight.check_memory(config.student.path)
+    student_tokenizer = preflight.load_tokenizer(config.student.path)
+    if teacher.model_path and teacher.model_path != config.student.path:
+        preflight.check_same_tokenizer(student_tokenizer, preflight.load_tokenizer(teacher.model_path))
+    preflight.check_prompt_lengths(
+        rows,
+        student_tokenizer,
+        max_prompt_length=config.data.max_prompt_length,
+        max_response_length=config.data.max_response_length,
+        teacher_context_length=teacher.context_length,
+        template_kwargs=OmegaConf.to_container(config.data.apply_chat_template_kwargs),  # type: ignore[arg-type]
+    )
+
+
+def train(config: DictConfig, started: float) -> dict[str, float]:
+    """Run the whole job; returns the seconds of its stages. Every process it started is gone when it returns."""
+    from verl_ext.trainer.runner import Runner
+
+    run_dir = Path(config.run_dir)
+    ray_init = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
+    with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):  # type: ignore[arg-type]
+        console.stage("Ray is up")
+        pending = []
+        if config.teacher.mode == "managed":
+            from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
+
+            settings = with_absolute_paths(OmegaConf.to_object(config.teacher))  # type: ignore[arg-type]
+            teacher = ManagedTeacher.remote(settings, str(run_dir / "teacher.log"))
+            url = ray.get(teacher.start.remote())
+            pending.append(teacher.wait_ready.remote())
+            # From here on the run sees a teacher that somebody else started.
+            config.teacher.mode, config.teacher.urls = "external", [url]
+        training = Runner.remote().run.remote(config)
+        pending.append(training)
+        while training in pending:
+            done, pending = ray.wait(pending, num_returns=1, timeout=0.5)
+            console.update()
+            for reference in done:
+                ray.get(reference)
+                if reference != training:
+                    console.stage(f"the teacher answers log-prob requests at {config.teacher.urls[0]}")
+        console.update()
+        return console.finish()
+
+
+@hydra.main(version_base=None, config_path="../configs", config_name="on_policy_distillation")
+def main(config: DictConfig) -> None:
+    started = time.perf_counter()
+    config.run_dir = str(Path(config.run_dir).resolve())
+    try:
+        check(config)
+        preflight.save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
+        train(config, started)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; the same command resumes from the last checkpoint in {config.run_dir}")
+
+
+if __name__ == "__main__":
+    find_verl_configs()
+    main()

@@ -1,0 +1,189 @@
+"""A real SGLang server on the CPU: its log-probs against transformers, and that nothing of it stays behind."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from verl_ext.teacher.client import TeacherClient, TeacherResponseError
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.server import SGLangServer, group_members
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+TOLERANCE = 1e-4  # nats, fp32
+API_KEY = "a-secret-for-the-test"
+Sequences = list[tuple[list[int], list[int]]]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServer]:
+    config = TeacherConfig(
+        model_path=str(tiny_qwen3), python=teacher_python, startup_timeout_s=240, context_length=1024
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(config.api_key_env, API_KEY)
+        with SGLangServer(config, tmp_path_factory.mktemp("teacher") / "teacher.log") as server:
+            server.wait_ready()
+            yield server
+
+
+def make_client(server: SGLangServer, model: Path) -> TeacherClient:
+    vocab_size = AutoModelForCausalLM.from_pretrained(model).config.vocab_size
+    return TeacherClient(server.config, vocab_size, [server.url])
+
+
+def random_sequences(count: int, vocab_size: int = 258, seed: int = 1) -> Sequences:
+    """Prompts of 1 to 300 tokens in groups of four that share one, responses of 1 to 60."""
+    rng = random.Random(seed)
+
+    def tokens(longest: int) -> list[int]:
+        return [rng.randrange(vocab_size) for _ in range(rng.randint(1, longest))]
+
+    prompts = [tokens(300) for _ in range((count + 3) // 4)]
+    return [(prompts[i // 4], tokens(60)) for i in range(count)]
+
+
+def reference_logprobs(model: torch.nn.Module, sequences: Sequences) -> list[float]:
+    """transformers' log-probs of all response tokens, one sequence at a time, no padding."""
+    out: list[float] = []
+    with torch.no_grad():
+        for prompt, response in sequences:
+            ids = torch.tensor([prompt + response])
+            logprobs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            out += logprobs.gather(1, torch.tensor(response)[:, None])[:, 0].tolist()
+    return out
+
+
+async def score_all(client: TeacherClient, sequences: Sequences, prime: bool = True) -> list[float]:
+    if prime:
+        await asyncio.gather(*(client.prime(list(p)) for p in {tuple(prompt) for prompt, _ in sequences}))
+    scores = await asyncio.gather(*(client.score(prompt, response) for prompt, response in sequences))
+    return [logprob for score in scores for logprob in score]
+
+
+def greatest_difference(left: list[float], right: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(left, right, strict=True))
+
+
+async def test_logprobs_equal_transformers_and_the_controls_do_not(server: SGLangServer, tiny_qwen3: Path) -> None:
+    sequences = random_sequences(72)
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
+    expected = reference_logprobs(model, sequences)
+    async with make_client(server, tiny_qwen3) as client:
+        await client.probe()
+        scored = await score_all(client, sequences)
+        assert client.stats.cached_tokens > 0.5 * sum(len(prompt) for prompt, _ in sequences)  # primed prompts are used
+    difference = greatest_difference(scored, expected)
+    print(f"\n{len(scored)} log-probs, greatest difference to transformers {difference:.2e} nats")
+    assert len(scored) > 2000
+    assert difference < TOLERANCE
+
+    # The tolerance would not pass these: one position off, and one norm scaled by 1.001.
+    assert greatest_difference(scored[1:], expected[:-1]) > 100 * TOLERANCE
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.001)
+    assert greatest_difference(scored, reference_logprobs(model, sequences)) > 10 * TOLERANCE
+
+
+async def test_long_and_edge_requests(server: SGLangServer, tiny_qwen3: Path) -> None:
+    """The extremes of what a run sends: one token, the last vocabulary id, a full context, more than the context."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
+    rng = random.Random(2)
+    last = model.config.vocab_size - 1
+    long = [rng.randrange(last) for _ in range(1000)]
+    sequences = [([5], [6]), ([last], [last, 3, last]), (long[:10], long[10:]), (long[:990], long[990:])]
+    async with make_client(server, tiny_qwen3) as client:
+        scored = await score_all(client, sequences, prime=False)
+        assert greatest_difference(scored, reference_logprobs(model, sequences)) < TOLERANCE
+        with pytest.raises(TeacherResponseError, match="400"):
+            await client.score(long, long)
+        await client.probe()  # and the server lives on
+
+
+async def test_api_key_is_needed_and_shows_nowhere(server: SGLangServer) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/generate", b"{}"), timeout=10)
+    assert API_KEY not in server.log_path.read_text()
+    assert server._process is not None
+    for pid in group_members(server._process.pid):
+        assert API_KEY not in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_port_in_use_is_said_before_starting(server: SGLangServer, tmp_path: Path) -> None:
+    config = TeacherConfig(model_path="m", python=server.config.python, port=server.port)
+    with pytest.raises(ValueError, match=rf"teacher\.port: cannot listen on 127\.0\.0\.1:{server.port}"):
+        SGLangServer(config, tmp_path / "log").start()
+
+
+def test_stop_leaves_no_process(server: SGLangServer) -> None:
+    """Last user of the shared server."""
+    assert server._process is not None
+    group = server._process.pid
+    assert len(group_members(group)) >= 4  # guard, server, scheduler, detokenizer
+    started = time.monotonic()
+    server.stop()
+    assert group_members(group) == []
+    assert time.monotonic() - started < 10
+
+
+def test_a_server_that_dies_is_reported_with_its_log(tmp_path: Path, teacher_python: str) -> None:
+    (tmp_path / "empty").mkdir()
+    config = TeacherConfig(model_path=str(tmp_path / "empty"), python=teacher_python)
+    server = SGLangServer(config, tmp_path / "log")
+    server.start()
+    with pytest.raises(RuntimeError, match=r"(?s)the teacher ended with status 1; end of .*Error"):
+        server.wait_ready(120)
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.server import SGLangServer
+server = SGLangServer(TeacherConfig(model_path=sys.argv[1], python=sys.argv[2]), Path(sys.argv[3]))
+server.start()
+print(server._process.pid, flush=True)
+if sys.argv[4] == "ready":
+    server.wait_ready(240)
+    print("ready", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("moment", ["loading", "ready"])
+def test_kill_9_of_the_parent_leaves_no_orphan(
+    moment: str, tiny_qwen3: Path, teacher_python: str, tmp_path: Path
+) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tiny_qwen3), teacher_python, str(tmp_path / "log"), moment],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert parent.stdout is not None
+    group = int(parent.stdout.readline())
+    if moment == "ready":
+        assert parent.stdout.readline() == "ready\n"
+    else:
+        deadline = time.monotonic() + 120
+        while len(group_members(group)) < 4 and time.monotonic() < deadline:  # children are importing
+            time.sleep(0.1)
+    assert len(group_members(group)) >= 4
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while group_members(group) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert group_members(group) == []

@@ -1,0 +1,96 @@
+"""What a person watches: one line a stage, a progress bar over the steps, and a table at the end."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from verl_ext.metrics import read_metrics
+
+
+class RunConsole:
+    """Follows a run's `metrics.jsonl`, which the trainer's process writes."""
+
+    def __init__(self, run_dir: Path, started: float) -> None:
+        """`started`: `time.perf_counter()` at launch, so that stage times count from what the user typed."""
+        self.metrics_path = run_dir / "metrics.jsonl"
+        self.run_dir = run_dir
+        self.started = started
+        self.console = Console()
+        self.rows_before = len(self._rows())
+        self.rows: list[dict[str, float]] = []
+        self.seconds: dict[str, float] = {}
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.task = self.progress.add_task("training", total=None, metrics="starting", visible=False)
+
+    def __enter__(self) -> "RunConsole":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def stage(self, text: str) -> None:
+        """One line: what just became true, and when."""
+        self.console.print(f"[{time.perf_counter() - self.started:6.1f} s] {text}", highlight=False)
+
+    def _rows(self) -> list[dict[str, float]]:
+        return read_metrics(self.metrics_path) if self.metrics_path.exists() else []
+
+    def update(self) -> None:
+        """Advance the bar to the last step written."""
+        rows = self._rows()[self.rows_before :]
+        if len(rows) == len(self.rows):
+            return
+        if not self.rows:
+            self.seconds["startup"] = time.perf_counter() - self.started - rows[0]["timing_s/step"]
+            self.stage("the first step is done")
+        self.rows = rows
+        last = rows[-1]
+        self.progress.update(
+            self.task,
+            visible=True,
+            total=last["training/total_steps"],
+            completed=last["step"],
+            metrics=f"teacher_kl {last['teacher_kl']:+.4f}  reward {last['critic/rewards/mean']:.3f}",
+        )
+
+    def finish(self) -> dict[str, float]:
+        """Print the summary; returns the seconds of start-up and training."""
+        total = time.perf_counter() - self.started
+        self.seconds["train"] = total - self.seconds.get("startup", total)
+        if not self.rows:
+            self.stage("nothing left to train: the run was complete")
+            return self.seconds
+        first, last = self.rows[0], self.rows[-1]
+        table = Table(title=f"run {self.run_dir.name}: {len(self.rows)} steps in {total:.0f} s")
+        for column in ("", "first step", "last step"):
+            table.add_column(column, justify="left" if not column else "right")
+        for label, key in (
+            ("teacher_kl (nats/token)", "teacher_kl"),
+            ("reward", "critic/rewards/mean"),
+            ("response length (tokens)", "response_length/mean"),
+            ("gradient norm", "actor/grad_norm"),
+            ("seconds a step", "timing_s/step"),
+            ("  sampling and scoring", "timing_s/gen"),
+            ("  of it with the teacher busy", "teacher/seconds"),
+            ("  update", "timing_s/update_actor"),
+            ("  weight sync", "timing_s/update_weights"),
+        ):
+            if key in first and key in last:
+                table.add_row(label, f"{first[key]:.4g}", f"{last[key]:.4g}")
+        self.console.print(table)
+        return self.seconds

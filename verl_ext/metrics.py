@@ -1,0 +1,31 @@
+"""`metrics.jsonl`: one flat JSON object a training step, appended, so that a resumed run goes on in the same file."""
+
+import json
+from collections.abc import Mapping
+from numbers import Number
+from pathlib import Path
+
+
+class MetricsFile:
+    """Appends rows to `path`; a row whose step was written before (a resumed run repeats it) replaces it on read."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def append(self, step: int, metrics: Mapping[str, object]) -> None:
+        """Write one row: `step` and every scalar of `metrics`; anything else is left out."""
+        scalars = {key: float(value) for key, value in metrics.items() if isinstance(value, Number)}  # type: ignore[arg-type]
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """Rows of a `metrics.jsonl` in step order; the last row of a step wins. An unfinished last line is dropped."""
+    rows: dict[int, dict[str, float]] = {}
+    with Path(path).open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                row = json.loads(line)
+                rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]

@@ -1,0 +1,1 @@
+"""The teacher: an SGLang server that scores every token the student sampled."""

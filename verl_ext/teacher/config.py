@@ -1,0 +1,121 @@
+"""Every setting of the teacher, with its default, unit and range. The only place a default is written."""
+
+from dataclasses import dataclass, field
+
+MODES = ("managed", "external")
+DEVICES = ("cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = (None, "fp8")
+
+
+def _require(ok: bool, key: str, problem: str) -> None:
+    if not ok:
+        raise ValueError(f"teacher.{key}: {problem}")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Where the teacher runs and how it is asked.
+
+    Also a Hydra structured config. Nest the class, not an instance (an instance is checked at once, and
+    `model_path` has no default), and lift the read-only flag that OmegaConf sets on frozen dataclasses:
+    `node = OmegaConf.structured(TeacherConfig); OmegaConf.set_readonly(node, None)`.
+    `OmegaConf.to_object` gives the checked object back.
+    """
+
+    mode: str = "managed"
+    """`managed`: we start and stop the server. `external`: servers that already run, see `urls`."""
+    urls: list[str] = field(default_factory=list)
+    """Base URLs of external servers that all serve the same model, e.g. `http://10.0.0.2:30000`. No path."""
+    api_key_env: str = "TEACHER_API_KEY"
+    """Name of the environment variable with the server's API key. Unset or empty variable: no key."""
+    model_path: str | None = None
+    """Folder or Hugging Face name of the teacher. Needed when `mode=managed`."""
+    python: str = ".venv-teacher/bin/python"
+    """Interpreter of the teacher's own environment (its pins and verl's do not mix)."""
+    host: str = "127.0.0.1"
+    """Address the managed server listens on. Anything but loopback exposes it: set an API key."""
+    port: int = 0
+    """TCP port of the managed server, 0 to 65535. 0 picks a free one."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    dtype: str = "float32"
+    """Weights and activations: `auto` (the checkpoint's own), `float32`, `bfloat16`, `float16`."""
+    quantization: str | None = None
+    """None, or `fp8` (weights are quantised while loading; needs `device=cuda`)."""
+    kv_cache_dtype: str = "auto"
+    """Only `auto` (same as `dtype`): an FP8 KV cache makes log-probs drift by up to ~0.5 nats."""
+    mem_fraction_static: float = 0.5
+    """Share of the device's memory for weights plus KV cache, 0 < x < 1. The rest is for whoever shares the device."""
+    max_total_tokens: int = 65536
+    """KV cache size in tokens, >= 1: bounds what is scored at once and how many prompts stay cached."""
+    context_length: int | None = None
+    """Longest prompt plus response in tokens, >= 2. None takes the model's own."""
+    tp: int = 1
+    """Tensor-parallel ranks, >= 1. One GPU each."""
+    dp: int = 1
+    """Data-parallel replicas behind one URL, >= 1. `tp * dp` GPUs in all."""
+    extra_args: list[str] = field(default_factory=list)
+    """More words for `sglang.launch_server`, put last so that they win, e.g. `["--chunked-prefill-size", "4096"]`."""
+    startup_timeout_s: float = 600.0
+    """Seconds until the managed server must have answered its first log-prob request, > 0."""
+    request_timeout_s: float = 120.0
+    """Seconds one scoring request may take, queueing at the server included, > 0."""
+    max_retries: int = 5
+    """Further tries of one request after a lost connection, a timeout or a 5xx, >= 0."""
+    max_concurrency: int = 64
+    """Requests one client keeps in flight, >= 1."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint."""
+
+    def __post_init__(self) -> None:
+        _require(self.mode in MODES, "mode", f"{self.mode!r} is none of {', '.join(MODES)}")
+        if self.mode == "external":
+            _require(bool(self.urls), "urls", "empty: mode=external needs at least one, e.g. [http://host:30000]")
+        else:
+            _require(not self.urls, "urls", "given, but mode=managed starts its own server: set teacher.mode=external")
+            _require(bool(self.model_path), "model_path", "missing: give the teacher's folder or Hugging Face name")
+            _require(bool(self.python), "python", "missing: give the interpreter of the teacher environment")
+        for url in self.urls:
+            _require(url.startswith(("http://", "https://")), "urls", f"{url!r} lacks http:// or https://")
+        self._check_numerics()
+        self._check_ranges()
+
+    def _check_numerics(self) -> None:
+        _require(self.device in DEVICES, "device", f"{self.device!r} is none of {', '.join(DEVICES)}")
+        _require(self.dtype in DTYPES, "dtype", f"{self.dtype!r} is none of {', '.join(DTYPES)}")
+        _require(self.quantization in QUANTIZATIONS, "quantization", f"{self.quantization!r}: use null or fp8")
+        _require(
+            self.quantization is None or self.device == "cuda",
+            "quantization",
+            "fp8 needs a GPU: set teacher.device=cuda, or teacher.quantization=null",
+        )
+        _require(
+            self.quantization is None or self.dtype != "float32",
+            "dtype",
+            "float32 with quantization=fp8 is not supported by SGLang: set teacher.dtype=bfloat16",
+        )
+        _require(
+            self.kv_cache_dtype == "auto",
+            "kv_cache_dtype",
+            f"{self.kv_cache_dtype!r}: a quantised KV cache makes log-probs drift by up to ~0.5 nats, so only auto is "
+            "allowed; FP8 weights (teacher.quantization=fp8) are fine",
+        )
+
+    def _check_ranges(self) -> None:
+        _require(0 <= self.port <= 65535, "port", f"{self.port} is outside 0..65535 (0 picks a free one)")
+        _require(
+            0 < self.mem_fraction_static < 1, "mem_fraction_static", f"{self.mem_fraction_static} is not in (0, 1)"
+        )
+        for key in ("max_total_tokens", "tp", "dp", "max_concurrency"):
+            _require(vars(self)[key] >= 1, key, f"{vars(self)[key]} is below 1")
+        for key in ("startup_timeout_s", "request_timeout_s"):
+            _require(vars(self)[key] > 0, key, f"{vars(self)[key]} is not above 0 seconds")
+        _require(self.max_retries >= 0, "max_retries", f"{self.max_retries} is below 0")
+        if self.context_length is not None:
+            _require(self.context_length >= 2, "context_length", f"{self.context_length} is below 2")
+            _require(
+                self.context_length <= self.max_total_tokens,
+                "max_total_tokens",
+                f"{self.max_total_tokens} cannot hold one sequence of context_length={self.context_length}",
+            )

@@ -1,0 +1,35 @@
+"""Run a command and never outlive the process that asked for it: `guard.py PARENT_PID COMMAND...`.
+
+The guard leads its own process group and the command stays in it. It looks at its parent twice a
+second; once the parent is gone (kill -9 included) it kills the whole group, itself last. PR_SET_PDEATHSIG
+alone is not enough: it fires when the *thread* that started the child ends, and SGLang's own
+children set it only after ~10 s of imports, so a parent killed early would leave them behind.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+PR_SET_PDEATHSIG = 1
+POLL_S = 0.5
+
+
+def _die_with_guard() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(parent_pid: int, command: list[str]) -> int:
+    # The guard has one thread, so here the signal does mean "the guard is gone".
+    child = subprocess.Popen(command, preexec_fn=_die_with_guard)
+    while (status := child.poll()) is None:
+        if os.getppid() != parent_pid:
+            os.killpg(0, signal.SIGKILL)
+        time.sleep(POLL_S)
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

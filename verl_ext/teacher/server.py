@@ -1,0 +1,226 @@
+"""Start, watch and stop one SGLang server in the teacher's own environment."""
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from types import TracebackType
+
+from verl_ext.teacher.config import TeacherConfig
+
+GUARD = Path(__file__).with_name("guard.py")
+POLL_S = 0.25
+STOP_TIMEOUT_S = 30.0
+LOG_TAIL_LINES = 25
+# What belongs to the trainer's interpreter or engine and would break the teacher's.
+LEAKS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_PRELOAD", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
+
+
+class SGLangServer:
+    """One server process group. Use it as a context manager, or call `start`, `wait_ready`, `stop`."""
+
+    def __init__(self, config: TeacherConfig, log_path: Path) -> None:
+        if config.mode != "managed":
+            raise ValueError("teacher.mode: external servers are not ours to start; set teacher.mode=managed")
+        self.config = config
+        self.log_path = log_path
+        self.port = config.port
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """Base URL; known once `start` was called."""
+        host = "127.0.0.1" if self.config.host == "0.0.0.0" else self.config.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def has_api_key(self) -> bool:
+        return bool(os.environ.get(self.config.api_key_env, ""))
+
+    def start(self) -> None:
+        """Start the server and return at once. Raises ValueError if it cannot possibly start."""
+        python = Path(self.config.python).expanduser().absolute()  # not resolve(): a venv's python is a symlink
+        if not python.is_file():
+            raise ValueError(f"teacher.python: no file {python}; create the teacher environment or give its python")
+        model_path = self.config.model_path or ""
+        if model_path.startswith(("/", ".", "~")) and not Path(model_path).expanduser().is_dir():
+            raise ValueError(f"teacher.model_path: no folder {model_path}")
+        self.port = _claim_port(self.config.host, self.config.port)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        # SGLang leaves its sockets behind in TMPDIR; one folder of our own is removed by stop().
+        self._scratch = Path(tempfile.mkdtemp(prefix="teacher-"))
+        command = [str(python), *build_arguments(self.config, self.port)]
+        if api_key := os.environ.get(self.config.api_key_env, ""):
+            command += _hide_key(api_key, self._scratch / "key.yaml")
+        with open(self.log_path, "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(GUARD), str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=build_environment(self.config, python) | {"TMPDIR": str(self._scratch)},
+                start_new_session=True,
+            )
+        atexit.register(self.stop)
+
+    def poll(self) -> int | None:
+        """Exit status of a server that ended, None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def wait_ready(self, timeout_s: float | None = None) -> str:
+        """Block until a log-prob request succeeds; return the URL. Stops the server where it fails."""
+        timeout_s = self.config.startup_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if (status := self.poll()) is not None:
+                self.stop()
+                raise RuntimeError(
+                    f"the teacher ended with status {status}; end of {self.log_path}:\n{self.log_tail()}"
+                )
+            if self._answers(max(1.0, deadline - time.monotonic())):
+                return self.url
+            time.sleep(POLL_S)
+        self.stop()
+        raise TimeoutError(
+            f"the teacher did not answer within {timeout_s:.0f} s (teacher.startup_timeout_s); {self.log_tail()}"
+        )
+
+    def _answers(self, timeout_s: float) -> bool:
+        """True if a real log-prob request succeeds. /health is green also on servers that die on the first one."""
+        body = {
+            "input_ids": [0, 0],
+            "sampling_params": {"max_new_tokens": 0, "temperature": 0},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+        }
+        headers = {"Content-Type": "application/json"}
+        if api_key := os.environ.get(self.config.api_key_env, ""):
+            headers["Authorization"] = f"Bearer {api_key}"
+        request = urllib.request.Request(f"{self.url}/generate", json.dumps(body).encode(), headers)
+        # No proxy: the server is on this machine or this network, whatever http_proxy says.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=timeout_s) as response:
+                return len(json.load(response)["meta_info"]["input_token_logprobs"]) == 2
+        except (urllib.error.URLError, HTTPException, OSError):
+            return False
+
+    def log_tail(self) -> str:
+        """The last lines of the server's log, for an error message."""
+        lines = self.log_path.read_text(errors="replace").splitlines()
+        return "\n".join([f"end of {self.log_path}:", *lines[-LOG_TAIL_LINES:]])
+
+    def stop(self) -> None:
+        """Kill every process of the server. Safe to call twice.
+
+        SIGKILL at once: a scoring server holds nothing worth saving, and SGLang's own shutdown takes 6 s.
+        """
+        atexit.unregister(self.stop)
+        if self._process is not None:
+            group = self._process.pid
+            with contextlib.suppress(ProcessLookupError):  # already gone, which is what is wanted
+                os.killpg(group, signal.SIGKILL)
+            self._process.wait(STOP_TIMEOUT_S)
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while group_members(group) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            self._process = None
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def __enter__(self) -> "SGLangServer":
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.stop()
+
+
+def build_arguments(config: TeacherConfig, port: int) -> list[str]:
+    """Arguments of the teacher's python for `config`."""
+    assert config.model_path is not None  # TeacherConfig refuses mode=managed without it
+    model = Path(config.model_path).expanduser()
+    arguments = [
+        "-m",
+        "sglang.launch_server",
+        "--model-path",
+        str(model.absolute()) if model.is_dir() else config.model_path,
+    ]
+    arguments += ["--host", config.host, "--port", str(port), "--device", config.device, "--dtype", config.dtype]
+    arguments += ["--mem-fraction-static", str(config.mem_fraction_static)]
+    arguments += ["--max-total-tokens", str(config.max_total_tokens)]
+    arguments += ["--tp-size", str(config.tp), "--dp-size", str(config.dp)]
+    if config.context_length is not None:
+        arguments += ["--context-length", str(config.context_length)]
+    if config.quantization is not None:
+        arguments += ["--quantization", config.quantization]
+    if config.dtype != "float32":
+        # The last matmul in fp32: bf16 logits are rounded to ~0.03 near 8, which lands in every log-prob.
+        arguments += ["--enable-fp32-lm-head"]
+    if config.trust_remote_code:
+        arguments += ["--trust-remote-code"]
+    if config.device == "cpu":
+        # The two back ends that are plain torch; the others need kernels that have no CPU wheel.
+        arguments += ["--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
+    return [*arguments, *config.extra_args]
+
+
+def build_environment(config: TeacherConfig, python: Path) -> dict[str, str]:
+    """This process's environment, less what belongs to the trainer, plus what the teacher needs."""
+    environment = {name: value for name, value in os.environ.items() if name not in LEAKS}
+    environment.pop(config.api_key_env, None)
+    environment["PATH"] = f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"  # JIT builds look for ninja there
+    environment["PYTHONSAFEPATH"] = "1"  # `-m` would put the working directory, our checkout, first
+    if config.model_path is not None and Path(config.model_path).expanduser().is_dir():
+        environment["HF_HUB_OFFLINE"] = "1"  # a local folder needs no look-up, and a look-up may hang
+    if config.device == "cpu":
+        # One thread: with two, OpenMP contention was measured to cost up to 10x on small machines.
+        environment |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return environment
+
+
+def group_members(group: int) -> list[int]:
+    """Ids of the living processes of a process group (zombies left out: only their parent can end them)."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended while we looked
+        if fields[0] != "Z" and int(fields[2]) == group:
+            members.append(int(stat.parent.name))
+    return members
+
+
+def _claim_port(host: str, port: int) -> int:
+    """A port that is free now: `port`, or any where it is 0."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"teacher.port: cannot listen on {host}:{port} ({error.strerror}); use another, or 0"
+            ) from error
+        return probe.getsockname()[1]
+
+
+def _hide_key(api_key: str, path: Path) -> list[str]:
+    """Arguments that give SGLang the key from a file only we can read: as an argument it would show in `ps`."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"api-key: {json.dumps(api_key)}\n")
+    # At log level `info` SGLang prints all its settings, the key among them.
+    return ["--config", str(path), "--log-level", "warning"]

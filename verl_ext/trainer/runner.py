@@ -1,0 +1,27 @@
+"""The Ray actor that holds the run. Importing this module imports no verl: the driver starts in a second."""
+
+from typing import Any
+
+import ray
+
+
+@ray.remote(num_cpus=0)
+class Runner:
+    """verl's task runner in a process of its own, with our trainer registered."""
+
+    def run(self, config: Any) -> None:
+        """Train to the end; returns when the last checkpoint is written.
+
+        Raises:
+            RuntimeError: if verl did not load the platform that `config.platform` names.
+        """
+        from verl.trainer.main_ppo import TaskRunnerV1
+        from verl.trainer.ppo.utils import need_critic, need_reference_policy
+        from verl.utils.config import validate_config
+
+        import verl_ext.trainer.trainer  # noqa: F401  registers the trainer
+        from verl_ext.platform import assert_platform
+
+        assert_platform(config.trainer.device)
+        validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+        TaskRunnerV1.__ray_metadata__.modified_class().run(config)

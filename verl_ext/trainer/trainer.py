@@ -1,0 +1,102 @@
+"""verl's synchronous trainer with the reverse KL to the teacher as its advantage."""
+
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf
+from verl.trainer.ppo.core_algos import register_adv_est
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+from verl_ext.config import MethodConfig
+from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
+from verl_ext.metrics import MetricsFile
+
+NAME = "on_policy_distillation"
+# verl polls TransferQueue for finished samples every 2 s, which is half of a short step.
+POLL_INTERVAL_S = 0.05
+
+
+@register_trainer(NAME)
+class OnPolicyDistillationTrainer(PPOTrainerSync):
+    """Sample, score, advantage, update, sync: verl's step, with the teacher's log-probs in the advantage."""
+
+    def __init__(self, config: DictConfig) -> None:
+        # verl takes every mode but the literal "sync" for an asynchronous one (another buffer, batch size 1).
+        config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config)
+        self.method: MethodConfig = OmegaConf.to_object(config.method)  # type: ignore[assignment]
+        self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
+        self._advantages_BT: torch.Tensor | None = None
+        register_adv_est(config.algorithm.adv_estimator)(self._estimate)
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = POLL_INTERVAL_S
+        return buffer
+
+    def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
+        """Reverse-KL advantages, handed to verl through its estimator seam.
+
+        verl passes estimators the task reward only, so the teacher's log-probs are fetched here and
+        `_estimate` closes over the result; rollout correction then applies as it does to any estimator.
+        """
+        fields = ["rollout_log_probs", "teacher_logprobs", "response_mask", "extra_fields"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        metrics.update(_teacher_metrics(data.pop("extra_fields").tolist()))
+        data = data.to_padded_tensor()
+        rollout_logprobs_BT, response_mask_BT = data["rollout_log_probs"], data["response_mask"]
+        teacher_logprobs_BT = data["teacher_logprobs"]
+        if self.method.control == "shuffled_teacher":
+            teacher_logprobs_BT = _shuffle_tokens(teacher_logprobs_BT, response_mask_BT)
+        metrics["teacher_kl"] = teacher_kl(rollout_logprobs_BT, teacher_logprobs_BT, response_mask_BT)
+        metrics["teacher/unscored"] = int((response_mask_BT.sum(-1) == 0).sum())
+        self._advantages_BT = reverse_kl_advantage(
+            rollout_logprobs_BT,
+            teacher_logprobs_BT,
+            response_mask_BT,
+            coef=self.method.coef,
+            discount=self.method.discount,
+            discount_mode=self.method.discount_mode,  # type: ignore[arg-type]
+        )
+        if self.method.control == "flipped_sign":
+            self._advantages_BT = -self._advantages_BT
+        return super()._compute_advantage(batch, metrics)
+
+    def _estimate(self, token_level_rewards: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """verl's estimator seam: (advantages, returns), both (B, T)."""
+        assert self._advantages_BT is not None
+        assert self._advantages_BT.shape == token_level_rewards.shape
+        return self._advantages_BT, self._advantages_BT
+
+    def on_step_end(self) -> None:
+        if self.method.control != "no_weight_sync":
+            super().on_step_end()
+
+    def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        max_length = self.config.data.max_response_length
+        lengths = [tag["response_len"] for tag in batch.tags]
+        metrics["training/total_steps"] = self.total_training_steps
+        metrics["response_length/truncated_share"] = sum(n >= max_length for n in lengths) / len(lengths)
+        self.metrics_file.append(global_steps, metrics)
+
+
+def _teacher_metrics(extra_fields: list[dict]) -> dict[str, float]:
+    """Wall-clock during which at least one sample was at the teacher (union of spans, s), and its tokens/s."""
+    spans = sorted((row["teacher_start"], row["teacher_end"]) for row in extra_fields)
+    busy, reached = 0.0, float("-inf")
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    tokens = sum(row["teacher_tokens"] for row in extra_fields)
+    return {"teacher/seconds": busy, "teacher/tokens_per_second": tokens / busy if busy else 0.0}
+
+
+def _shuffle_tokens(values_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Permute `values_BT` among the positions where `mask_BT` is 1: same numbers, wrong tokens."""
+    shuffled_BT, mask_BT = values_BT.clone(), mask_BT.bool()
+    valid = values_BT[mask_BT]
+    shuffled_BT[mask_BT] = valid[torch.randperm(len(valid))]
+    return shuffled_BT

@@ -1,0 +1,39 @@
+"""How the verbs of `recipe/` meet Hydra: dataclasses as schemas, no side files, verl's YAML without importing verl."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+
+def register_schema(name: str, config_class: type) -> None:
+    """Make a frozen dataclass available to `defaults` lists as `name`; its unknown keys are errors."""
+    schema = OmegaConf.structured(config_class)
+    OmegaConf.set_readonly(schema, None)  # a frozen dataclass makes it read-only, and Hydra could not compose it
+    ConfigStore.instance().store(name=name, node=schema)
+
+
+def register_verb(name: str, config_class: type) -> None:
+    """Make a dataclass the whole configuration of a verb whose only outputs are its own: no Hydra folders or logs."""
+    register_schema(f"{name}_schema", config_class)
+    quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
+    hydra_part = {"run": {"dir": "."}, "output_subdir": None}
+    ConfigStore.instance().store(
+        name=name, node={"defaults": [f"{name}_schema", *quiet, "_self_"], "hydra": hydra_part}
+    )
+
+
+def find_verl_configs() -> Path:
+    """Set `VERL_CONFIG_DIR`, which `configs/*.yaml` name in `hydra.searchpath`; return the folder.
+
+    Raises:
+        ModuleNotFoundError: if verl is not installed.
+    """
+    spec = importlib.util.find_spec("verl")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("verl is not installed in this environment: run `make setup`")
+    folder = Path(spec.origin).parent / "trainer" / "config"
+    os.environ["VERL_CONFIG_DIR"] = str(folder)
+    return folder
