@@ -35,10 +35,8 @@ setup: ## create both environments: .venv (trainer, vLLM) and .venv-teacher (SGL
 	@touch $@
 
 demo: ## the main job on this machine's CPU: a tiny student learns to do without its prompt
-	@date +%s > .demo-started
-	@$(MAKE) --no-print-directory setup
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" DEMO_STARTED=$$(cat .demo-started) bash examples/demo.sh
-	@rm -f .demo-started
+	@started=$$(date +%s); $(MAKE) --no-print-directory setup; \
+	 $(PY) -m recipe.demo install_seconds=$$(( $$(date +%s) - started ))
 
 test: setup ## lint, types, unit, contract, and real engines end to end
 	@$(MAKE) --no-print-directory lint unit integration

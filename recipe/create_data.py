@@ -1,6 +1,6 @@
 """Turn sentences and a prompt into parquet: rows in which the teacher sees the prompt and the student does not.
 
-    python -m recipe.create_data out_dir=outputs/data                                  # Tinker's sentences, short prompt
+    python -m recipe.create_data                                                       # Tinker's sentences, short prompt
     python -m recipe.create_data prompt=tinker                                         # Tinker's full prompt
     python -m recipe.create_data source=file sentences=my.jsonl prompt=my_prompt.txt   # your own
 
@@ -178,7 +178,7 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 
 def package_version() -> str:
     try:
-        return metadata.version("verl_ext")
+        return metadata.version("verl-opd")
     except metadata.PackageNotFoundError:  # run from a clone that is not installed
         return "not installed"
 

@@ -19,6 +19,14 @@ from verl_ext import preflight
 from verl_ext.evaluation import Evaluation, evaluate_answers
 from verl_ext.verbs import register_verb
 
+# What vLLM needs beside other programs on a CPU; without a GPU only, and where the user did not set it.
+CPU_ENVIRONMENT = {
+    "VERL_PLATFORM": "cpu",  # our vLLM plugin: sleep, do not spin, while waiting
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; by default vLLM takes half of the memory and clears it first
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
 # arm name -> the column whose messages the model sees
 ARMS = {"base": "prompt", "teacher": "teacher_messages", "student": "prompt"}
 
@@ -67,6 +75,11 @@ register_verb("evaluate", EvaluateConfig)
 
 def answer(model: str, prompts: dict[str, list[list[dict[str, str]]]], config: EvaluateConfig) -> dict[str, list[str]]:
     """Greedy answers of one model to several arms' conversations, one engine for all of them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for key, value in CPU_ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
     from vllm import LLM, SamplingParams
 
     llm = LLM(

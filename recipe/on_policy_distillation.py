@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_ext import preflight
 from verl_ext.config import MethodConfig
 from verl_ext.console import RunConsole
-from verl_ext.launch import ray_session
+from verl_ext.launch import mark_stage, ray_session
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.verbs import find_verl_configs, register_schema
 
@@ -52,14 +52,15 @@ def check(config: DictConfig) -> None:
     )
 
 
-def train(config: DictConfig, started: float) -> dict[str, float]:
-    """Run the whole job; returns the seconds of its stages. Every process it started is gone when it returns."""
+def train(config: DictConfig, started: float) -> None:
+    """Run the whole job. Every process it started is gone when it returns or raises."""
     from verl_ext.trainer.runner import Runner
 
     run_dir = Path(config.run_dir)
     ray_init = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
     with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):  # type: ignore[arg-type]
         console.stage("Ray is up")
+        mark_stage(run_dir, "Ray is up")
         pending = []
         if config.teacher.mode == "managed":
             from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
@@ -78,9 +79,10 @@ def train(config: DictConfig, started: float) -> dict[str, float]:
             for reference in done:
                 ray.get(reference)
                 if reference != training:
+                    mark_stage(run_dir, "teacher answers")
                     console.stage(f"the teacher answers log-prob requests at {config.teacher.urls[0]}")
         console.update()
-        return console.finish()
+    console.finish()
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="on_policy_distillation")
@@ -90,6 +92,7 @@ def main(config: DictConfig) -> None:
     try:
         check(config)
         preflight.save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
+        mark_stage(config.run_dir, "settings are checked")
         train(config, started)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from verl_ext.metrics import read_metrics
+from verl_ext.preflight import write_json
 
 
 class RunConsole:
@@ -31,6 +32,7 @@ class RunConsole:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
+            disable=not self.console.is_terminal,
         )
         self.task = self.progress.add_task("training", total=None, metrics="starting", visible=False)
 
@@ -58,23 +60,27 @@ class RunConsole:
         if not self.rows:
             self.seconds["startup"] = time.perf_counter() - self.started - rows[0]["timing_s/step"]
             self.stage("the first step is done")
-        self.rows = rows
+        new, self.rows = rows[len(self.rows) :], rows
         last = rows[-1]
+        if not self.console.is_terminal:  # a log file shows no bar
+            for row in new:
+                self.stage(f"step {row['step']:.0f}/{row['training/total_steps']:.0f}  {_headline(row)}")
         self.progress.update(
             self.task,
             visible=True,
             total=last["training/total_steps"],
             completed=last["step"],
-            metrics=f"teacher_kl {last['teacher_kl']:+.4f}  reward {last['critic/rewards/mean']:.3f}",
+            metrics=_headline(last),
         )
 
-    def finish(self) -> dict[str, float]:
-        """Print the summary; returns the seconds of start-up and training."""
-        total = time.perf_counter() - self.started
-        self.seconds["train"] = total - self.seconds.get("startup", total)
+    def finish(self) -> None:
+        """Print the summary, write `run.json` (seconds of start-up and training), name the next command."""
         if not self.rows:
-            self.stage("nothing left to train: the run was complete")
-            return self.seconds
+            self.stage("nothing left to train: the run was complete; delete the run directory to start over")
+            return
+        total = time.perf_counter() - self.started
+        self.seconds["train"] = total - self.seconds["startup"]
+        write_json(self.run_dir / "run.json", {"steps": len(self.rows), "seconds": self.seconds})
         first, last = self.rows[0], self.rows[-1]
         table = Table(title=f"run {self.run_dir.name}: {len(self.rows)} steps in {total:.0f} s")
         for column in ("", "first step", "last step"):
@@ -93,4 +99,13 @@ class RunConsole:
             if key in first and key in last:
                 table.add_row(label, f"{first[key]:.4g}", f"{last[key]:.4g}")
         self.console.print(table)
-        return self.seconds
+        self.console.print(f"student: {self.run_dir}/student (Hugging Face format); next:", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"  python -m recipe.evaluate data=HELDOUT.parquet student={self.run_dir}/student",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _headline(row: dict[str, float]) -> str:
+    return f"teacher_kl {row['teacher_kl']:+.4f}  reward {row['critic/rewards/mean']:.3f}  {row['timing_s/step']:.1f} s"

@@ -1,6 +1,7 @@
 """Start and stop what a run stands on: Ray first, alone; then the teacher beside the trainer. Imports no verl."""
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -46,15 +47,10 @@ def ray_session(ray_init: dict[str, Any], log_link: Path) -> Iterator[None]:
         ray.shutdown()
 
 
-class StageClock:
-    """Wall-clock of the stages of a run: `mark(name)` ends the stage `name`; seconds since the last mark."""
+def mark_stage(run_dir: Path | str, name: str) -> None:
+    """Append `{"stage": name, "time": unix seconds}` to the run's `stages.jsonl`: what became true, and when.
 
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    def mark(self, name: str) -> float:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self._last = now
-        return self.seconds[name]
+    Written by the driver and by the trainer's process; `benchmarks/startup.py` reads it.
+    """
+    with (Path(run_dir) / "stages.jsonl").open("a") as file:
+        file.write(json.dumps({"stage": name, "time": time.time()}) + "\n")

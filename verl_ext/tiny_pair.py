@@ -33,9 +33,7 @@ CHAT_TEMPLATE = (
 """ChatML as the Qwen3 instruct models write it: no default system message, no thinking."""
 
 # Words keep their combining marks (Hindi and Thai vowels), which Qwen's own pattern splits off.
-_WORDS = (
-    r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _REPEATS = 1000  # times that a label, and the chat's own words, are shown to the tokenizer: enough to be one token
 
 
@@ -59,8 +57,12 @@ class Rows:
 
 def common(rows: Sequence[Sequence[int]]) -> int:
     """Length of the longest prefix that all rows share."""
-    first, last = min(rows), max(rows)
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    length = 0
+    for column in zip(*rows, strict=False):
+        if any(token != column[0] for token in column):
+            break
+        length += 1
+    return length
 
 
 def train_tokenizer(texts: Sequence[str], labels: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -94,10 +96,20 @@ def train_tokenizer(texts: Sequence[str], labels: Sequence[str], vocab_size: int
     )
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of a text that is one token."""
+    (found,) = tokenizer.encode(token, add_special_tokens=False)
+    return found
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, chats: Sequence[list[dict[str, str]]], labels: Sequence[str]) -> Rows:
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
-    contexts = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return Rows(contexts, [tokenizer.convert_tokens_to_ids(label) for label in labels])
+    """Chats up to the opening of the answer, and the answer's token."""
+    contexts = []
+    for chat in chats:
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        contexts.append(tokenizer.encode(text, add_special_tokens=False))
+    return Rows(contexts, [token_id(tokenizer, label) for label in labels])
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, shape: dict[str, Any]) -> Qwen3ForCausalLM:
@@ -108,8 +120,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, shape: dict[str, Any]) -> Qw
         max_position_embeddings=4096,
         attention_bias=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=token_id(tokenizer, TURN_END),
+        pad_token_id=token_id(tokenizer, END_OF_TEXT),
         dtype="float32",
         **shape,
     )
@@ -125,9 +137,7 @@ def answer_logits(model: Qwen3ForCausalLM, prompt: list[int], rows: Rows) -> Ten
     cache = DynamicCache(config=model.config)
     model.model(input_ids=torch.tensor([prompt], device=device), past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(len(rows.labels))
-    rests = [
-        torch.tensor([*c[len(prompt) :], label]) for c, label in zip(rows.contexts, rows.labels, strict=True)
-    ]
+    rests = [torch.tensor([*c[len(prompt) :], label]) for c, label in zip(rows.contexts, rows.labels, strict=True)]
     # Padding stands after every token that is scored, so the causal mask hides it and no other mask is needed.
     tokens_BT = torch.nn.utils.rnn.pad_sequence(rests, batch_first=True).to(device)
     hidden_BTD = model.model(input_ids=tokens_BT, past_key_values=cache, use_cache=True).last_hidden_state
@@ -181,7 +191,7 @@ def optimizers(model: Qwen3ForCausalLM, muon_lr: float, lr: float) -> list[torch
 
 @torch.no_grad()
 def accuracy(model: Qwen3ForCausalLM, rows: Rows, end: int, batch_size: int = 64) -> tuple[float, float]:
-    """Strict exact match of the whole answer: (share of rows right when decoded greedily, chance when sampled at T=1)."""
+    """Strict exact match of the whole answer: (share right, decoded greedily; mean chance to be right, sampled at T=1)."""
     head = rows.head
     order = sorted(range(len(rows.labels)), key=lambda i: len(rows.contexts[i]))  # equal lengths: little padding
     right, chance = 0, 0.0

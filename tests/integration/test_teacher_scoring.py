@@ -1,6 +1,7 @@
 """A real SGLang server on the CPU: its log-probs against transformers, and that nothing of it stays behind."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -9,19 +10,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from transformers import AutoModelForCausalLM
 
 from verl_ext.teacher.client import TeacherClient, TeacherResponseError
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
 from verl_ext.teacher.server import SGLangServer, group_members
 
+torch.set_num_threads(1)  # the server needs the other core
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
+ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-4  # nats, fp32
 API_KEY = "a-secret-for-the-test"
 Sequences = list[tuple[list[int], list[int]]]
@@ -155,35 +160,58 @@ from verl_ext.teacher.server import SGLangServer
 server = SGLangServer(TeacherConfig(model_path=sys.argv[1], python=sys.argv[2]), Path(sys.argv[3]))
 server.start()
 print(server._process.pid, flush=True)
-if sys.argv[4] == "ready":
-    server.wait_ready(240)
-    print("ready", flush=True)
 time.sleep(300)
 """
 
 
-@pytest.mark.parametrize("moment", ["loading", "ready"])
-def test_kill_9_of_the_parent_leaves_no_orphan(
-    moment: str, tiny_qwen3: Path, teacher_python: str, tmp_path: Path
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.1)
+
+
+def test_kill_9_of_the_parent_while_loading_leaves_no_orphan(
+    tiny_qwen3: Path, teacher_python: str, tmp_path: Path
 ) -> None:
+    """While loading, because SGLang's own children do not watch their parent yet."""
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tiny_qwen3), teacher_python, str(tmp_path / "log"), moment],
+        [sys.executable, "-c", PARENT, str(tiny_qwen3), teacher_python, str(tmp_path / "log")],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert parent.stdout is not None
     group = int(parent.stdout.readline())
-    if moment == "ready":
-        assert parent.stdout.readline() == "ready\n"
-    else:
-        deadline = time.monotonic() + 120
-        while len(group_members(group)) < 4 and time.monotonic() < deadline:  # children are importing
-            time.sleep(0.1)
-    assert len(group_members(group)) >= 4
+    wait_until(lambda: len(group_members(group)) >= 4, 120)  # the children exist, and import
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 10
-    while group_members(group) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert group_members(group) == []
+    wait_until(lambda: not group_members(group), 10)
+
+
+def group_of_port(port: int) -> int:
+    """Process group of the server that was started with this port."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if f"--port\0{port}\0" in entry.read_text(errors="replace"):
+                return os.getpgid(int(entry.parent.name))
+    raise AssertionError(f"no server on port {port}")
+
+
+async def test_managed_teacher_serves_and_dies_with_its_actor(
+    tiny_qwen3: Path, teacher_python: str, tmp_path: Path
+) -> None:
+    config = with_absolute_paths(TeacherConfig(model_path=str(tiny_qwen3), python=teacher_python))
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    try:
+        actor = ManagedTeacher.remote(config, str(tmp_path / "log"))
+        ray.get(actor.start.remote(), timeout=60)
+        url = ray.get(actor.wait_ready.remote(), timeout=240)
+        async with TeacherClient(config, 258, [url]) as client:
+            await client.probe()
+        group = group_of_port(int(url.rpartition(":")[2]))
+        assert len(group_members(group)) >= 4
+        ray.kill(actor)
+        wait_until(lambda: not group_members(group), 10)
+    finally:
+        ray.shutdown()

@@ -1,24 +1,40 @@
-"""vLLM's CPU build, made fit for weight sync.
+"""vLLM's CPU build, made fit for weight sync and for sharing two cores.
 
 After loading, vLLM packs each linear weight for oneDNN (any AVX512 machine) or AMX and throws the original away:
 the next weight update then fails (`'Parameter' object has no attribute 'weight_loader'`), and `lm_head`, whose
 original stays, goes on answering from the packed copy of the old weights. Unpacked, every layer reads the
 parameter that the update writes.
+
+vLLM's processes also spin for a second after their last message before they sleep on a socket, which on two
+cores is a second taken from the trainer's update. Here they sleep at once.
 """
 
+import functools
 import os
 from typing import Any
 
 
-def keep_weights_unpacked() -> None:
+def load() -> None:
     """Entry point `vllm.general_plugins`, run by vLLM in each of its processes; acts where VERL_PLATFORM=cpu."""
-    if os.environ.get("VERL_PLATFORM") != "cpu":
-        return
+    if os.environ.get("VERL_PLATFORM") == "cpu":
+        keep_weights_unpacked()
+        sleep_when_idle()
+
+
+def keep_weights_unpacked() -> None:
+    """Every linear layer goes through `torch.nn.functional.linear` on its own parameter."""
     import vllm._custom_ops as ops
     import vllm.model_executor.layers.utils as layers
 
     ops._supports_onednn = False
     layers.check_cpu_sgl_kernel = _never
+
+
+def sleep_when_idle() -> None:
+    """Readers of vLLM's shared-memory queue wait on its socket without spinning first."""
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    SpinCondition.__init__ = functools.partialmethod(SpinCondition.__init__, busy_loop_s=0.0)
 
 
 def _never(*_: Any) -> bool:

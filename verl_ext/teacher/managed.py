@@ -11,7 +11,7 @@ from verl_ext.teacher.server import SGLangServer
 
 @ray.remote(num_cpus=0)
 class ManagedTeacher:
-    """`start()` returns at once, so that SGLang loads while the trainer does; `wait_ready()` gives the URL.
+    """`start()` gives the URL at once, so that SGLang loads while the trainer does; `wait_ready()` waits for answers.
 
     The server sees the GPUs that Ray gives the actor: ask for `tp * dp` with
     `ManagedTeacher.options(num_gpus=...)`. Pass `with_absolute_paths(config)`: an actor has another working directory.
@@ -20,8 +20,9 @@ class ManagedTeacher:
     def __init__(self, config: TeacherConfig, log_path: str) -> None:
         self._server = SGLangServer(config, Path(log_path))
 
-    def start(self) -> None:
+    def start(self) -> str:
         self._server.start()
+        return self._server.url
 
     def wait_ready(self) -> str:
         return self._server.wait_ready()

@@ -175,6 +175,8 @@ def build_arguments(config: TeacherConfig, port: int) -> list[str]:
     if config.device == "cpu":
         # The two back ends that are plain torch; the others need kernels that have no CPU wheel.
         arguments += ["--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
+        # The scheduler otherwise spins while it has nothing to do, and takes a core from the trainer.
+        arguments += ["--sleep-on-idle"]
     return [*arguments, *config.extra_args]
 
 

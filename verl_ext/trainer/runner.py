@@ -20,8 +20,10 @@ class Runner:
         from verl.utils.config import validate_config
 
         import verl_ext.trainer.trainer  # noqa: F401  registers the trainer
+        from verl_ext.launch import mark_stage
         from verl_ext.platform import assert_platform
 
+        mark_stage(config.run_dir, "trainer process imported verl")
         assert_platform(config.trainer.device)
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         TaskRunnerV1.__ray_metadata__.modified_class().run(config)

@@ -11,6 +11,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from verl_ext.config import MethodConfig
 from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
+from verl_ext.launch import mark_stage
 from verl_ext.metrics import MetricsFile
 
 NAME = "on_policy_distillation"
@@ -30,6 +31,10 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
         self._advantages_BT: torch.Tensor | None = None
         register_adv_est(config.algorithm.adv_estimator)(self._estimate)
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        mark_stage(self.config.run_dir, "data is loaded")
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         buffer = super()._build_replay_buffer()
@@ -69,6 +74,14 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         assert self._advantages_BT is not None
         assert self._advantages_BT.shape == token_level_rewards.shape
         return self._advantages_BT, self._advantages_BT
+
+    def on_init_end(self) -> None:
+        mark_stage(self.config.run_dir, "actor and vLLM hold the weights")
+        super().on_init_end()
+
+    def on_train_begin(self) -> None:
+        mark_stage(self.config.run_dir, "agent loop is up")
+        super().on_train_begin()
 
     def on_step_end(self) -> None:
         if self.method.control != "no_weight_sync":

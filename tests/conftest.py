@@ -1,0 +1,32 @@
+import os
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+# Engines on two cores: more OpenMP threads make them slower. Set before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def compose_run(pytestconfig):
+    """Compose the training configuration as the command line does: `compose_run("platform=cpu", ...)`."""
+    import recipe.on_policy_distillation  # noqa: F401  registers the schemas
+    from verl_ext.verbs import find_verl_configs
+
+    find_verl_configs()
+
+    def run(*overrides: str):
+        required = ["student.path=MODEL", "data.train_files=train.parquet", "data.val_files=val.parquet"]
+        with initialize_config_dir(str(pytestconfig.rootpath / "configs"), version_base=None):
+            return compose("on_policy_distillation", [*required, *overrides])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def composed_config(compose_run):
+    config = compose_run("platform=cpu", "task=demo")
+    OmegaConf.resolve(config)
+    return config

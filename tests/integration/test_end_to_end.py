@@ -1,0 +1,155 @@
+"""Training as a user runs it: real Ray, vLLM, SGLang and FSDP2 on the CPU, from the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from verl_ext.metrics import read_metrics
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+# fp32 on both sides, so sampler and trainer agree to rounding; one update of the tiny pair moves them by more than this.
+SYNCED_NATS = 1e-3
+
+
+@dataclass(frozen=True)
+class Inputs:
+    data: Path
+    base: Path
+    teacher_python: str
+
+
+def run_verb(module: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+        check=False,
+    )
+    if check and result.returncode:
+        pytest.fail(f"{module} exited with {result.returncode}:\n{result.stdout[-4000:]}")
+    return result
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> Inputs:
+    """Rows from our own sample, and a base model that was hardly trained: enough to sample from."""
+    folder = tmp_path_factory.mktemp("inputs")
+    run_verb("recipe.create_data", "source=file", "sentences=data/sample.jsonl", f"out_dir={folder}/data")
+    run_verb("recipe.tiny_pair", f"data_dir={folder}/data", f"out_dir={folder}/base", "vocab_size=400", "steps=5")
+    return Inputs(folder / "data", folder / "base", teacher_python)
+
+
+def train(inputs: Inputs, run_dir: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return run_verb(
+        "recipe.on_policy_distillation",
+        "platform=cpu",
+        "task=demo",
+        f"run_dir={run_dir}",
+        f"student.path={inputs.base}",
+        f"teacher.python={inputs.teacher_python}",
+        f"data.train_files={inputs.data}/train.parquet",
+        f"data.val_files={inputs.data}/heldout.parquet",
+        "data.train_batch_size=8",
+        "actor_rollout_ref.actor.optim.lr=5e-3",
+        *arguments,
+        check=check,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, then the same command for a third."""
+    run_dir = tmp_path_factory.mktemp("runs") / "trained"
+    train(inputs, run_dir, "trainer.total_training_steps=2")
+    first = [read_metrics(run_dir / "metrics.jsonl")]
+    train(inputs, run_dir, "trainer.total_training_steps=3")
+    (run_dir / "first.json").write_text(json.dumps(first[0]))
+    return run_dir
+
+
+def test_a_run_leaves_metrics_config_student_and_curves(trained: Path):
+    rows = read_metrics(trained / "metrics.jsonl")
+    for key in (
+        "teacher_kl",
+        "critic/rewards/mean",
+        "response_length/mean",
+        "response_length/truncated_share",
+        "actor/entropy_loss",
+        "actor/grad_norm",
+        "actor/lr",
+        "teacher/seconds",
+        "teacher/tokens_per_second",
+        "timing_s/gen",
+        "timing_s/update_actor",
+        "timing_s/step",
+    ):
+        assert key in rows[0], key
+    assert rows[0]["teacher/unscored"] == 0
+    assert rows[0]["actor/lr"] == pytest.approx(5e-3)
+    assert "temperature: 1.0" in (trained / "config.yaml").read_text()
+    assert list((trained / "tensorboard").rglob("events.out.tfevents.*"))
+    assert (trained / "logs").is_dir()
+
+
+def test_the_same_command_resumes_where_it_stopped(trained: Path):
+    rows = read_metrics(trained / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[:2] == json.loads((trained / "first.json").read_text())
+
+
+def test_the_student_changed_and_loads_in_transformers(trained: Path, inputs: Inputs):
+    student = AutoModelForCausalLM.from_pretrained(trained / "student")
+    base = AutoModelForCausalLM.from_pretrained(inputs.base)
+    before = dict(base.named_parameters())
+    moved = [(p - before[name]).abs().max().item() for name, p in student.named_parameters()]
+    assert max(moved) > 1e-3
+    assert all(torch.isfinite(p).all() for p in student.parameters())
+
+
+def test_weight_sync_keeps_sampler_and_trainer_together(trained: Path, inputs: Inputs, tmp_path: Path):
+    """With it they agree to fp32 rounding at every step; without it they drift from the second step on."""
+    assert max(row["actor/rollout_gap_max"] for row in read_metrics(trained / "metrics.jsonl")) < SYNCED_NATS
+    train(inputs, tmp_path / "run", "trainer.total_training_steps=2", "method.control=no_weight_sync")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[0]["actor/rollout_gap_max"] < SYNCED_NATS
+    assert rows[1]["actor/rollout_gap_max"] > 10 * SYNCED_NATS
+
+
+def test_a_bad_run_is_refused_in_one_line_and_starts_nothing(inputs: Inputs, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    result = train(inputs, run_dir, "actor_rollout_ref.rollout.temperature=0.7", check=False)
+    assert result.returncode == 1
+    assert result.stdout.startswith("error: actor_rollout_ref.rollout.temperature=0.7")
+    assert len(result.stdout.strip().splitlines()) == 1
+    assert not run_dir.exists()
+
+
+def test_an_unknown_key_is_refused(inputs: Inputs, tmp_path: Path):
+    result = train(inputs, tmp_path / "run", "method.cof=2", check=False)
+    assert result.returncode == 1
+    assert "Key 'cof' not in 'MethodConfig'" in result.stdout
+
+
+def test_no_process_is_left_behind(trained: Path):
+    """Every engine's command line names the model or the run; none is alive after its run."""
+    names = (str(trained.parents[1]), "VLLM::", "sglang::")
+    mine = os.getpid()
+    left = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if process.info["pid"] != mine and any(name in command for name in names) and "pytest" not in command:
+            left.append(command[:200])
+    assert not left
