@@ -26,7 +26,7 @@ setup: ## create both environments: .venv (trainer, vLLM) and .venv-teacher (SGL
 	@$(PY) -m verl_ext.platform.vllm_alias
 	@touch $@
 
-.venv-teacher/.ready: requirements/teacher-cpu.txt $(wildcard verl_ext/platform/sglang_cpu/*)
+.venv-teacher/.ready: requirements/teacher-cpu.txt $(wildcard verl_ext/platform/sglang_cpu/*.toml verl_ext/platform/sglang_cpu/*/*.py)
 	@echo "setting up .venv-teacher (SGLang): about 2 minutes, 3 GB"
 	@$(PYTHON) -m venv .venv-teacher
 	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) torch==2.13.0

@@ -48,7 +48,12 @@ def launch(module: str, folder: Path, steps: int, *overrides: str) -> Run:
     launched = time.time()
     with (folder / "run.log").open("w") as log:
         subprocess.run(
-            command, stdout=log, stderr=log, timeout=RUN_TIMEOUT_S, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command,
+            stdout=log,
+            stderr=log,
+            timeout=RUN_TIMEOUT_S,
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
     stock = folder / "stock.jsonl"
     lines = (stock if stock.exists() else folder / "metrics.jsonl").read_text().splitlines()

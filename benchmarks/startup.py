@@ -1,6 +1,6 @@
 """Where the seconds go from launch to the first finished step, ours (teacher included) beside stock verl (none).
 
-    python -m benchmarks.startup --json startup.json
+python -m benchmarks.startup --json startup.json
 """
 
 import json

@@ -1,7 +1,7 @@
 """Turn sentences and a prompt into parquet: rows in which the teacher sees the prompt and the student does not.
 
-    python -m recipe.create_data                                                       # Tinker's sentences, short prompt
-    python -m recipe.create_data prompt=tinker                                         # Tinker's full prompt
+    python -m recipe.create_data   # Tinker's sentences, short prompt
+    python -m recipe.create_data prompt=tinker   # Tinker's full prompt
     python -m recipe.create_data source=file sentences=my.jsonl prompt=my_prompt.txt   # your own
 
 Writes train.parquet, heldout.parquet, edge.parquet and manifest.json (columns: data/README.md). A second run
@@ -17,15 +17,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hydra
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from verl_ext import data
+from verl_ext.config import settings_of
+from verl_ext.verbs import register_verb
 
 SHORT_PROMPT = Path(__file__).parent.parent / "data" / "prompts" / "short.txt"
 
@@ -218,24 +219,13 @@ def create(config: CreateDataConfig) -> str:
     return f"{out_dir}: " + ", ".join(f"{len(part)} {name}" for name, part in splits.items()) + " rows"
 
 
-def register(name: str, config_class: type) -> None:
-    """Make a dataclass the configuration of a verb whose only outputs are its own: no Hydra directories or logs."""
-    schema = OmegaConf.structured(config_class)
-    OmegaConf.set_readonly(schema, None)  # a frozen dataclass makes it read-only, and Hydra could not compose it
-    quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
-    hydra_part = {"run": {"dir": "."}, "output_subdir": None}
-    store = ConfigStore.instance()
-    store.store(name=f"{name}_schema", node=schema)
-    store.store(name=name, node={"defaults": [f"{name}_schema", *quiet, "_self_"], "hydra": hydra_part})
-
-
-register("create_data", CreateDataConfig)
+register_verb("create_data", CreateDataConfig)
 
 
 @hydra.main(version_base=None, config_path=None, config_name="create_data")
 def main(config: DictConfig) -> None:
     try:
-        print(create(cast(CreateDataConfig, OmegaConf.to_object(config))))
+        print(create(settings_of(config, CreateDataConfig)))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

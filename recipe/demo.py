@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from verl_ext.config import settings_of
 from verl_ext.metrics import read_metrics
 from verl_ext.preflight import write_json
 from verl_ext.verbs import register_verb
@@ -36,7 +36,7 @@ class DemoConfig:
     """
 
     out: str = "outputs/demo"
-    steps: int = 24
+    steps: int = 16
     install_seconds: float = 0.0
 
 
@@ -59,7 +59,7 @@ def run_stages(config: DemoConfig) -> dict[str, float]:
     out = config.out
     data, base, run = f"{out}/data", f"{out}/models/base", f"{out}/run"
     return {
-        "data": run_verb("recipe.create_data", f"out_dir={data}"),
+        "data": run_verb("recipe.create_data", f"out_dir={data}", "max_chars=64"),
         "tiny_pair": run_verb("recipe.tiny_pair", f"data_dir={data}", f"out_dir={base}"),
         "on_policy_distillation": run_verb(
             "recipe.on_policy_distillation",
@@ -109,7 +109,7 @@ def summarise(config: DemoConfig, stage_seconds: dict[str, float]) -> dict[str, 
 
 @hydra.main(version_base=None, config_path=None, config_name="demo")
 def main(config: Any) -> None:
-    settings: DemoConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    settings = settings_of(config, DemoConfig)
     summary = summarise(settings, run_stages(settings))
     file = Path(settings.out) / "summary.json"
     write_json(file, summary)

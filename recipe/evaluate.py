@@ -1,6 +1,6 @@
 """Accuracy on held-out rows with vLLM: the base without the prompt, the teacher with it, the student without it.
 
-    python -m recipe.evaluate data=heldout.parquet base=BASE teacher=BASE student=RUN/student out=eval.json
+python -m recipe.evaluate data=heldout.parquet base=BASE teacher=BASE student=RUN/student out=eval.json
 """
 
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from verl_ext import preflight
+from verl_ext.config import settings_of
 from verl_ext.evaluation import Evaluation, evaluate_answers
 from verl_ext.verbs import register_verb
 
@@ -84,7 +84,7 @@ def answer(model: str, prompts: dict[str, list[list[dict[str, str]]]], config: E
 
     llm = LLM(
         model=model,
-        dtype=config.dtype,
+        dtype=config.dtype,  # pyright: ignore[reportArgumentType]  vLLM checks it
         seed=config.seed,
         enforce_eager=True,
         gpu_memory_utilization=config.gpu_memory_utilization,
@@ -143,7 +143,7 @@ def print_tables(results: dict[str, Evaluation]) -> None:
 def main(config: Any) -> None:
     started = time.perf_counter()
     try:
-        settings: EvaluateConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+        settings = settings_of(config, EvaluateConfig)
         results = evaluate(settings)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -157,5 +157,4 @@ def main(config: Any) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     main()

@@ -15,9 +15,9 @@ import ray
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext import preflight
-from verl_ext.config import MethodConfig
+from verl_ext.config import MethodConfig, settings_of
 from verl_ext.console import RunConsole
-from verl_ext.launch import mark_stage, ray_session
+from verl_ext.launch import as_actor, mark_stage, ray_session
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.verbs import find_verl_configs, register_schema
 
@@ -27,14 +27,14 @@ register_schema("teacher_schema", TeacherConfig)
 
 def check(config: DictConfig) -> None:
     """Refuse a run that cannot work. Raises ValueError naming the key and the fix."""
-    OmegaConf.to_object(config.method)
-    teacher: TeacherConfig = OmegaConf.to_object(config.teacher)  # type: ignore[assignment]
+    settings_of(config.method, MethodConfig)
+    teacher = settings_of(config.teacher, TeacherConfig)
     preflight.check_sampling(config.actor_rollout_ref.rollout)
     preflight.check_model("student.path", config.student.path)
     rows = preflight.check_rows("data.train_files", config.data.train_files)
     preflight.check_rows("data.val_files", config.data.val_files)
     preflight.check_batch(config.data.train_batch_size, len(rows))
-    if teacher.mode == "managed":
+    if teacher.mode == "managed" and teacher.model_path:
         preflight.check_model("teacher.model_path", teacher.model_path)
         preflight.check_interpreter("teacher.python", teacher.python)
     if config.trainer.device == "cpu":
@@ -65,13 +65,13 @@ def train(config: DictConfig, started: float) -> None:
         if config.teacher.mode == "managed":
             from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
 
-            settings = with_absolute_paths(OmegaConf.to_object(config.teacher))  # type: ignore[arg-type]
-            teacher = ManagedTeacher.remote(settings, str(run_dir / "teacher.log"))
+            settings = with_absolute_paths(settings_of(config.teacher, TeacherConfig))
+            teacher = as_actor(ManagedTeacher).remote(settings, str(run_dir / "teacher.log"))
             url = ray.get(teacher.start.remote())
             pending.append(teacher.wait_ready.remote())
             # From here on the run sees a teacher that somebody else started.
             config.teacher.mode, config.teacher.urls = "external", [url]
-        training = Runner.remote().run.remote(config)
+        training = as_actor(Runner).remote().run.remote(config)
         pending.append(training)
         while training in pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=0.5)

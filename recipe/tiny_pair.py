@@ -20,17 +20,19 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hydra
 import pyarrow.parquet as pq
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import trange
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from recipe.create_data import register, sha256
+from recipe.create_data import sha256
 from verl_ext import tiny_pair
+from verl_ext.config import settings_of
+from verl_ext.verbs import register_verb
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class TinyPairConfig:
             raise ValueError("expected 1 <= window_min <= window_max")
         if min(self.steps, self.batch_size, self.threads) < 1 or self.guess_weight < 1:
             raise ValueError("steps, batch_size, threads and guess_weight must be at least 1")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError("num_key_value_heads must divide num_attention_heads")
 
 
 SHAPE = (
@@ -236,13 +240,13 @@ def create(config: TinyPairConfig) -> None:
     print(f"{out_dir}: {model.num_parameters():,} parameters, {record['seconds']} s")
 
 
-register("tiny_pair", TinyPairConfig)
+register_verb("tiny_pair", TinyPairConfig)
 
 
 @hydra.main(version_base=None, config_path=None, config_name="tiny_pair")
 def main(config: DictConfig) -> None:
     try:
-        create(cast(TinyPairConfig, OmegaConf.to_object(config)))
+        create(settings_of(config, TinyPairConfig))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

@@ -4,9 +4,21 @@
 """
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+Settings = TypeVar("Settings")
 
 DISCOUNT_MODES = ("fixed", "strict")
 CONTROLS = ("none", "flipped_sign", "shuffled_teacher", "no_weight_sync")
+
+
+def settings_of(node: Any, kind: type[Settings]) -> Settings:
+    """The dataclass behind a configuration node, its values checked. Raises ValueError naming a bad key."""
+    settings = OmegaConf.to_object(node)
+    assert isinstance(settings, kind)
+    return settings
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ class RunConsole:
             if key in first and key in last:
                 table.add_row(label, f"{first[key]:.4g}", f"{last[key]:.4g}")
         self.console.print(table)
-        self.console.print(f"student: {self.run_dir}/student (Hugging Face format); next:", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"student: {self.run_dir}/student (Hugging Face format); next:", highlight=False, soft_wrap=True
+        )
         self.console.print(
             f"  python -m recipe.evaluate data=HELDOUT.parquet student={self.run_dir}/student",
             highlight=False,

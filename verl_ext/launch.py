@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RaySystemError
 
 RAY_ATTEMPTS = 3
 
@@ -24,17 +25,18 @@ def start_ray(ray_init: dict[str, Any], log_link: Path) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     for attempt in range(1, RAY_ATTEMPTS + 1):
         try:
-            context = ray.init(logging_level=logging.ERROR, **ray_init)
-            break
-        except (RuntimeError, ConnectionError, TimeoutError, ValueError, ray.exceptions.RaySystemError) as error:
+            context: Any = ray.init(logging_level=logging.ERROR, **ray_init)
+        except (RuntimeError, ConnectionError, TimeoutError, ValueError, RaySystemError) as error:
             ray.shutdown()
             if attempt == RAY_ATTEMPTS:
                 raise RuntimeError(f"Ray did not start in {RAY_ATTEMPTS} attempts: {error}") from error
             print(f"Ray did not start ({error}); trying again ({attempt + 1}/{RAY_ATTEMPTS})")
             time.sleep(2)
-    log_link.parent.mkdir(parents=True, exist_ok=True)
-    log_link.unlink(missing_ok=True)
-    log_link.symlink_to(Path(context["session_dir"]) / "logs")
+            continue
+        log_link.parent.mkdir(parents=True, exist_ok=True)
+        log_link.unlink(missing_ok=True)
+        log_link.symlink_to(Path(context["session_dir"]) / "logs")
+        return
 
 
 @contextlib.contextmanager
@@ -45,6 +47,11 @@ def ray_session(ray_init: dict[str, Any], log_link: Path) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def as_actor(actor_class: Any) -> Any:
+    """A `@ray.remote` class as what it is: pyright sees a plain function."""
+    return actor_class
 
 
 def mark_stage(run_dir: Path | str, name: str) -> None:

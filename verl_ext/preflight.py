@@ -129,7 +129,9 @@ def check_prompt_lengths(
             )
             room = max_response_length + 1 if column == "teacher_messages" else 0
             if len(ids) + room > limit:
-                raise ValueError(f"row {number}: {column} has {len(ids)} tokens (+{room} of response); raise {key}={limit}")
+                raise ValueError(
+                    f"row {number}: {column} has {len(ids)} tokens (+{room} of response); raise {key}={limit}"
+                )
 
 
 def check_memory(model_path: str, *, needed_gib: float | None = None) -> None:

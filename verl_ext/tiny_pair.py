@@ -191,7 +191,7 @@ def optimizers(model: Qwen3ForCausalLM, muon_lr: float, lr: float) -> list[torch
 
 @torch.no_grad()
 def accuracy(model: Qwen3ForCausalLM, rows: Rows, end: int, batch_size: int = 64) -> tuple[float, float]:
-    """Strict exact match of the whole answer: (share right, decoded greedily; mean chance to be right, sampled at T=1)."""
+    """Exact match of the whole answer: (share of rows right when greedy, mean chance to be right sampled at T=1)."""
     head = rows.head
     order = sorted(range(len(rows.labels)), key=lambda i: len(rows.contexts[i]))  # equal lengths: little padding
     right, chance = 0, 0.0

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -16,10 +17,16 @@ def register_schema(name: str, config_class: type) -> None:
 
 
 def register_verb(name: str, config_class: type) -> None:
-    """Make a dataclass the whole configuration of a verb whose only outputs are its own: no Hydra folders or logs."""
+    """Make a dataclass the whole configuration of a verb whose only outputs are its own: no Hydra folders or logs.
+
+    `--help` shows the verb's module docstring, every key with its default, and where each is documented.
+    """
     register_schema(f"{name}_schema", config_class)
     quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
-    hydra_part = {"run": {"dir": "."}, "output_subdir": None}
+    module = sys.modules[config_class.__module__]
+    where = f"What each key means: class {config_class.__name__} in recipe/{name}.py"
+    help_text = f"{module.__doc__}\nSettings (change any with key=value):\n\n$CONFIG\n{where}\n"
+    hydra_part = {"run": {"dir": "."}, "output_subdir": None, "help": {"template": help_text}}
     ConfigStore.instance().store(
         name=name, node={"defaults": [f"{name}_schema", *quiet, "_self_"], "hydra": hydra_part}
     )

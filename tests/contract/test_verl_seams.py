@@ -55,7 +55,10 @@ def test_an_override_has_the_signature_of_what_it_overrides(ours, theirs, name):
 def test_our_overrides_are_all_listed():
     """Every method of ours that hides one of verl's has a row above."""
     listed = {(ours, name) for ours, _, name in OVERRIDES}
-    for ours, theirs in ((agent_loop.DistillationAgentLoopWorker, WORKER), (trainer.OnPolicyDistillationTrainer, PPOTrainerSync)):
+    for ours, theirs in (
+        (agent_loop.DistillationAgentLoopWorker, WORKER),
+        (trainer.OnPolicyDistillationTrainer, PPOTrainerSync),
+    ):
         for name, value in vars(ours).items():
             if callable(value) and hasattr(theirs, name) and not name.startswith("__"):
                 assert (ours, name) in listed

@@ -17,7 +17,7 @@ from verl_ext.metrics import read_metrics
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-# fp32 on both sides, so sampler and trainer agree to rounding; one update of the tiny pair moves them by more than this.
+# fp32 on both sides, so sampler and trainer agree to rounding; one update moves the tiny pair by much more.
 SYNCED_NATS = 1e-3
 
 

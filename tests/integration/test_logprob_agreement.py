@@ -35,7 +35,7 @@ json.dump(scores, open(sys.argv[4], "w"))
 
 
 @pytest.fixture(scope="module")
-def sequences(tiny_qwen3: Path) -> list[list[int]]:
+def sequences() -> list[list[int]]:
     rng = random.Random(0)
     return [[rng.randrange(258) for _ in range(LENGTH)] for _ in range(SEQUENCES)]
 

@@ -6,7 +6,7 @@ import torch
 from verl_ext.method.importance_sampling import importance_sampling_loss
 from verl_ext.method.reverse_kl import reverse_kl_advantage, sampled_reverse_kl, teacher_kl
 
-# tinker-cookbook, `incorporate_kl_penalty`: two rows, the second one shorter (padded here), a task advantage of 1 on it.
+# tinker-cookbook, `incorporate_kl_penalty`: two rows, the second one shorter (padded here) and with a task advantage.
 ROLLOUT_BT = torch.tensor([[-1.0, -2.0, -0.5], [-0.1, -0.2, 7.0]])
 TEACHER_BT = torch.tensor([[9.0, -1.5, -1.0], [-0.3, -0.1, float("nan")]])
 MASK_BT = torch.tensor([[0, 1, 1], [1, 1, 0]])

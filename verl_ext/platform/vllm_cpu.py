@@ -34,7 +34,8 @@ def sleep_when_idle() -> None:
     """Readers of vLLM's shared-memory queue wait on its socket without spinning first."""
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
-    SpinCondition.__init__ = functools.partialmethod(SpinCondition.__init__, busy_loop_s=0.0)
+    sleepy = functools.partialmethod(SpinCondition.__init__, busy_loop_s=0.0)
+    SpinCondition.__init__ = sleepy  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _never(*_: Any) -> bool:

@@ -5,20 +5,24 @@ from typing import Any
 
 import ray
 import torch
-from omegaconf import OmegaConf
 from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
+from verl_ext.config import settings_of
 from verl_ext.teacher.client import TeacherClient, TeacherResponseError, TeacherUnavailableError
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.ray_classes import plain_class
 from verl_ext.trainer.reward import exact_match
 
 
-class DistillationAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
     """verl's agent-loop worker, with our teacher in place of its own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.teacher = TeacherClient(OmegaConf.to_object(self.config.teacher), vocab_size=len(self.tokenizer))
+        self.teacher = TeacherClient(
+            settings_of(self.config.teacher, TeacherConfig), vocab_size=self.model_config.hf_config.vocab_size
+        )
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         """Reward by exact match in this process, unless verl's reward workers were asked for."""

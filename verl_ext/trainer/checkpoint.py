@@ -13,6 +13,7 @@ class LinkStudent(CheckpointCallback):
         self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any
     ) -> None:
         del trainer, global_step, async_save, kwargs
+        assert self.config is not None
         exported = Path(checkpoint_dir) / "actor" / "huggingface"
         link = Path(self.config.run_dir) / "student"
         new = link.with_name("student.new")

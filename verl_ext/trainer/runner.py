@@ -22,8 +22,9 @@ class Runner:
         import verl_ext.trainer.trainer  # noqa: F401  registers the trainer
         from verl_ext.launch import mark_stage
         from verl_ext.platform import assert_platform
+        from verl_ext.trainer.ray_classes import plain_class
 
         mark_stage(config.run_dir, "trainer process imported verl")
         assert_platform(config.trainer.device)
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-        TaskRunnerV1.__ray_metadata__.modified_class().run(config)
+        plain_class(TaskRunnerV1)().run(config)

@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 import transfer_queue as tq
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-from verl_ext.config import MethodConfig
-from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
+from verl_ext.config import MethodConfig, settings_of
 from verl_ext.launch import mark_stage
+from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
 from verl_ext.metrics import MetricsFile
 
 NAME = "on_policy_distillation"
@@ -27,7 +27,7 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         # verl takes every mode but the literal "sync" for an asynchronous one (another buffer, batch size 1).
         config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
-        self.method: MethodConfig = OmegaConf.to_object(config.method)  # type: ignore[assignment]
+        self.method = settings_of(config.method, MethodConfig)
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
         self._advantages_BT: torch.Tensor | None = None
         register_adv_est(config.algorithm.adv_estimator)(self._estimate)
