@@ -3,17 +3,19 @@
     python -m recipe.create_data   # Tinker's sentences, short prompt
     python -m recipe.create_data prompt=tinker   # Tinker's full prompt
     python -m recipe.create_data source=file sentences=my.jsonl prompt=my_prompt.txt   # your own
+    python -m recipe.create_data prompt=tinker teacher=MODEL   # and the prompted teacher's labels to train on
 
-Writes train.parquet, heldout.parquet, edge.parquet and manifest.json (columns: data/README.md). A second run
-with the same settings finds its files and changes nothing; one with other settings is refused.
+Writes train.parquet, heldout.parquet, edge.parquet and manifest.json (columns: data/README.md); with a teacher also
+conversations.jsonl (Tinker's format), conversations.parquet (verl's), labels_manifest.json, and answers.jsonl, from
+which an interrupted run goes on. A second run with the same settings finds its files and changes nothing; one with
+other settings is refused.
 """
 
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -26,11 +28,15 @@ from omegaconf import DictConfig
 
 from verl_ext import data
 from verl_ext.config import settings_of
+from verl_ext.journal import write_atomically
+from verl_ext.labelling import LabelConfig, LabelRun, create_labels
+from verl_ext.labels import MESSAGES
+from verl_ext.preflight import check_model
+from verl_ext.sampling import EngineConfig, SamplingConfig, SamplingError
 from verl_ext.verbs import register_verb
 
 SHORT_PROMPT = Path(__file__).parent.parent / "data" / "prompts" / "short.txt"
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SCHEMA = pa.schema(
     [
         ("prompt", MESSAGES),
@@ -79,7 +85,15 @@ class CreateDataConfig:
     tokenizer: str = ""
     """Directory of the tokenizer that `max_sentence_tokens` counts with; only with it."""
     overwrite: bool = False
-    """Replace outputs that were made with other settings."""
+    """Replace outputs that were made with other settings; answers sampled under the same settings are kept."""
+    teacher: str = ""
+    """Folder or hub name of the model that labels the rows with the prompt in view; empty: no labels."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    """How its answers become labels (verl_ext/labelling.py)."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How its answers are drawn (verl_ext/sampling.py)."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """How vLLM runs it (verl_ext/sampling.py)."""
 
 
 def load_sentences(config: CreateDataConfig) -> tuple[list[data.Sentence], Path]:
@@ -122,8 +136,9 @@ def token_cutter(directory: Path, max_tokens: int) -> "partial[str]":
 def describe(config: CreateDataConfig, source: Path, template: str) -> dict[str, Any]:
     """What decides the rows: the settings, with files named by content and not by place."""
     settings = asdict(config)
-    for place in ("out_dir", "sentences", "prompt", "tokenizer", "overwrite"):
-        del settings[place]
+    places = ("out_dir", "sentences", "prompt", "tokenizer", "overwrite")
+    for apart in (*places, "teacher", "labels", "sampling", "engine"):
+        del settings[apart]
     settings["source_md5"] = hashlib.md5(source.read_bytes()).hexdigest()
     settings["prompt_sha256"] = hashlib.sha256(template.encode()).hexdigest()
     if config.tokenizer:
@@ -162,13 +177,6 @@ def is_complete(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> boo
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename, so that no reader ever sees half a file."""
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}")
-    partial_path.write_bytes(content)
-    partial_path.replace(path)
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:
@@ -219,14 +227,38 @@ def create(config: CreateDataConfig) -> str:
     return f"{out_dir}: " + ", ".join(f"{len(part)} {name}" for name, part in splits.items()) + " rows"
 
 
+def label(config: CreateDataConfig) -> str:
+    """Label the rows that `create` wrote; returns the line to print."""
+    out_dir = Path(config.out_dir)
+    if not config.labels.urls:
+        check_model("teacher", config.teacher)
+    rows = [row for name in config.labels.splits for row in pq.read_table(out_dir / f"{name}.parquet").to_pylist()]
+    prompt = json.loads((out_dir / "manifest.json").read_text(encoding="utf-8"))["settings"]["prompt_sha256"]
+    return create_labels(
+        LabelRun(
+            teacher=config.teacher,
+            labels=config.labels,
+            sampling=config.sampling,
+            engine=config.engine,
+            rows=sorted(rows, key=lambda row: row["extra_info"]["index"]),
+            out_dir=out_dir,
+            facts={"version": package_version(), "prompt": config.prompt, "prompt_sha256": prompt},
+            overwrite=config.overwrite,
+        )
+    )
+
+
 register_verb("create_data", CreateDataConfig)
 
 
 @hydra.main(version_base=None, config_path=None, config_name="create_data")
 def main(config: DictConfig) -> None:
     try:
-        print(create(settings_of(config, CreateDataConfig)))
-    except (ValueError, FileNotFoundError) as error:
+        settings = settings_of(config, CreateDataConfig)
+        print(create(settings), flush=True)
+        if settings.teacher:
+            print(label(settings))
+    except (ValueError, FileNotFoundError, SamplingError) as error:
         sys.exit(f"error: {error}")
 
 

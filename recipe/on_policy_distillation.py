@@ -13,6 +13,7 @@ from pathlib import Path
 import hydra
 import ray
 from omegaconf import DictConfig, OmegaConf
+from ray.exceptions import RayError
 
 from verl_ext import preflight
 from verl_ext.config import MethodConfig, settings_of
@@ -76,6 +77,8 @@ def train(config: DictConfig, started: float) -> None:
         while training in pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=0.5)
             console.update()
+            if console.seconds_since_progress() > config.stall_timeout_s:
+                raise TimeoutError(f"no step ended for stall_timeout_s={config.stall_timeout_s} seconds")
             for reference in done:
                 ray.get(reference)
                 if reference != training:
@@ -94,6 +97,12 @@ def main(config: DictConfig) -> None:
         preflight.save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
         mark_stage(config.run_dir, "settings are checked")
         train(config, started)
+    except (RayError, RuntimeError, TimeoutError) as error:  # before ValueError: Ray's errors are also their cause's
+        print(error, file=sys.stderr)
+        sys.exit(
+            f"error: the run failed: {str(error).strip().splitlines()[-1]}\n"
+            f"every process' output is in {config.run_dir}/logs; the same command resumes from the last checkpoint"
+        )
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -157,7 +157,7 @@ def train(
         return tiny_pair.answer_logits(model, batch.contexts[0][: ends[0]], batch)
 
     teacher_ends, student_ends = (teacher.head, teacher.tail), (student.head, student.tail)
-    bar = trange(config.steps, desc="tiny pair", unit="step")
+    bar = trange(config.steps, desc="tiny pair", disable=None, unit="step")
     for step in bar:
         part = next(order)
         prompted = round(config.prompted_share * len(part))

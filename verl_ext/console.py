@@ -24,6 +24,7 @@ class RunConsole:
         self.rows_before = len(self._rows())
         self.rows: list[dict[str, float]] = []
         self.seconds: dict[str, float] = {}
+        self.last_progress = started
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -52,11 +53,16 @@ class RunConsole:
     def _rows(self) -> list[dict[str, float]]:
         return read_metrics(self.metrics_path) if self.metrics_path.exists() else []
 
+    def seconds_since_progress(self) -> float:
+        """Seconds since the last finished step, or since launch."""
+        return time.perf_counter() - self.last_progress
+
     def update(self) -> None:
         """Advance the bar to the last step written."""
         rows = self._rows()[self.rows_before :]
         if len(rows) == len(self.rows):
             return
+        self.last_progress = time.perf_counter()
         if not self.rows:
             self.seconds["startup"] = time.perf_counter() - self.started - rows[0]["timing_s/step"]
             self.stage("the first step is done")

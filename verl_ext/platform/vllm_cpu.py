@@ -6,12 +6,15 @@ original stays, goes on answering from the packed copy of the old weights. Unpac
 parameter that the update writes.
 
 vLLM's processes also spin for a second after their last message before they sleep on a socket, which on two
-cores is a second taken from the trainer's update. Here they sleep at once.
+cores is a second taken from the trainer's update. Here they sleep at once. A sleeper sometimes misses its wake-up,
+and vLLM looks again only after 5 s; here after 10 ms.
 """
 
 import functools
 import os
 from typing import Any
+
+RECHECK_MS = 10
 
 
 def load() -> None:
@@ -31,11 +34,12 @@ def keep_weights_unpacked() -> None:
 
 
 def sleep_when_idle() -> None:
-    """Readers of vLLM's shared-memory queue wait on its socket without spinning first."""
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+    """Readers of vLLM's shared-memory queue wait on its socket without spinning first, and look again soon."""
+    import vllm.distributed.device_communicators.shm_broadcast as queue
 
-    sleepy = functools.partialmethod(SpinCondition.__init__, busy_loop_s=0.0)
-    SpinCondition.__init__ = sleepy  # pyright: ignore[reportAttributeAccessIssue]
+    sleepy = functools.partialmethod(queue.SpinCondition.__init__, busy_loop_s=0.0)
+    queue.SpinCondition.__init__ = sleepy  # pyright: ignore[reportAttributeAccessIssue]
+    queue.SHM_READER_RECHECK_INTERVAL_MS = RECHECK_MS
 
 
 def _never(*_: Any) -> bool:

@@ -1,0 +1,68 @@
+"""The answers sampled so far, on disk: what an interrupted labelling run goes on from.
+
+The first line says what decides the answers; they are kept while it holds. Then one answer a line, in the order of
+sampling.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from verl_ext.sampling import Answer, Request
+
+
+class Journal:
+    """`answers.jsonl`: read once, then only appended to."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool) -> None:
+        """Open `path`, or begin it. ValueError if it was begun under other settings and may not be replaced."""
+        self.path = path
+        self.answers: dict[int, Answer] = {}
+        header = json.dumps(settings, sort_keys=True)
+        lines = self._whole_lines()
+        if lines and lines[0] != header:
+            if not overwrite:
+                raise ValueError(
+                    f"{path} holds answers that were sampled otherwise ({differing(json.loads(lines[0]), settings)}); "
+                    "choose another out_dir or set overwrite=true"
+                )
+            lines = []
+        if not lines:
+            write_atomically(path, f"{header}\n".encode())
+        for line in lines[1:]:
+            record = json.loads(line)
+            self.answers[record.pop("index")] = Answer(**record)
+
+    def _whole_lines(self) -> list[str]:
+        """The file's lines; half a line, as a killed run leaves it, is cut off the file."""
+        if not self.path.exists():
+            return []
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            write_atomically(self.path, whole)
+        return whole.decode().split("\n")[:-1]
+
+    def add(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        """Write a chunk of answers through to the disk."""
+        chunk = {request.index: answer for request, answer in zip(requests, answers, strict=True)}
+        lines = (json.dumps({"index": index, **asdict(answer)}) + "\n" for index, answer in chunk.items())
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+        self.answers |= chunk
+
+
+def differing(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    return ", ".join(sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path` and rename, so that no reader ever sees half a file."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
