@@ -1,142 +1,161 @@
-"""Accuracy on held-out rows with vLLM: the base without the prompt, the teacher with it, the student without it.
+"""How well each arm names the language, with vLLM: against the right answers, and against the teacher's.
 
-python -m recipe.evaluate data=heldout.parquet base=BASE teacher=BASE student=RUN/student out=eval.json
+    python -m recipe.evaluate data=heldout.parquet edge=edge.parquet base=BASE teacher=BASE student=RUN/student
+
+The base answers without the prompt (and, as `base_prompted`, with it), the teacher with it, the student without it.
+Writes eval.json and, beside it, eval.png: a confusion matrix for each arm.
 """
 
-import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
-from rich.console import Console
-from rich.table import Table
 
-from verl_ext import preflight
+from verl_ext import labels, preflight
 from verl_ext.config import settings_of
-from verl_ext.evaluation import Evaluation, evaluate_answers
+from verl_ext.data import LABELS
+from verl_ext.evaluation import Agreement, accuracy_by, agreement, evaluate_answers
+from verl_ext.evaluation_report import ArmResult, plot_confusion, print_tables
+from verl_ext.sampling import EngineConfig, Request, SamplingConfig, VllmSampler
 from verl_ext.verbs import register_verb
 
-# What vLLM needs beside other programs on a CPU; without a GPU only, and where the user did not set it.
-CPU_ENVIRONMENT = {
-    "VERL_PLATFORM": "cpu",  # our vLLM plugin: sleep, do not spin, while waiting
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; by default vLLM takes half of the memory and clears it first
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-
 # arm name -> the column whose messages the model sees
-ARMS = {"base": "prompt", "teacher": "teacher_messages", "student": "prompt"}
+ARMS = {"base": "prompt", "base_prompted": "teacher_messages", "teacher": "teacher_messages", "student": "prompt"}
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Settings of an evaluation.
-
-    data: parquet of rows with labels (data/README.md).
-    base: model evaluated without the prompt before training; empty to leave the arm out.
-    teacher: model evaluated with the prompt; empty to leave the arm out.
-    student: model evaluated without the prompt after training; empty to leave the arm out.
-    out: file for the result, JSON.
-    max_tokens: longest answer, tokens, >= 1.
-    limit: evaluate the first `limit` rows only; 0 for all.
-    dtype: vLLM's dtype: `auto`, `float32`, `bfloat16`.
-    gpu_memory_utilization: vLLM's share of a GPU's memory, in (0, 1]; on a CPU the share of nothing.
-    seed: vLLM's seed; decoding is greedy.
-    """
+    """Settings of an evaluation."""
 
     data: str = "???"
+    """Parquet of rows (data/README.md); those without a label are left out."""
+    edge: str = ""
+    """Parquet of edge cases, judged by agreement with the teacher alone; empty: none."""
     base: str = ""
+    """Model before training, without the prompt; empty leaves the arm out, as for the three others."""
+    base_prompted: str = ""
+    """Model before training, with the prompt; of use where the teacher is another model."""
     teacher: str = ""
+    """Model whose answers the others are compared with; sees the prompt."""
     student: str = ""
+    """Model after training, without the prompt."""
     out: str = "eval.json"
+    """File for the result; the picture has the same name and ends in .png."""
+    extract: str = "whole"
+    """Where the label stands in an answer without the prompt: `whole`, or `final_answer`."""
+    extract_prompted: str = "whole"
+    """The same for arms that see the prompt: `final_answer` for Tinker's prompt."""
+    labels: list[str] = field(default_factory=lambda: list(LABELS))
+    """All labels of the task; any other answer is invalid."""
     max_tokens: int = 1000
+    """Longest answer, tokens, >= 1. Decoding is greedy."""
+    enable_thinking: bool | None = None
+    """Handed to the chat template; null leaves the choice to the template."""
     limit: int = 0
+    """Evaluate the first `limit` rows of each file only; 0 for all."""
     dtype: str = "auto"
+    """vLLM's dtype: `auto`, `float32`, `bfloat16`."""
+    tp: int = 1
+    """Tensor-parallel ranks, >= 1; one GPU each."""
     gpu_memory_utilization: float = 0.8
+    """vLLM's share of a GPU's memory, in (0, 1]; on a CPU of no effect."""
     seed: int = 0
+    """vLLM's seed."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens={self.max_tokens} must be >= 1")
         if self.limit < 0:
             raise ValueError(f"limit={self.limit} must be >= 0")
+        for key, value in (("extract", self.extract), ("extract_prompted", self.extract_prompted)):
+            if value not in labels.PATTERNS:
+                raise ValueError(f"{key}={value}: expected one of {', '.join(labels.PATTERNS)}")
+        if self.edge and not self.teacher:
+            raise ValueError("edge: edge cases have no right answer, only the teacher's: set teacher=, or leave it out")
 
     def models(self) -> dict[str, str]:
         """Arm -> model, in the order of ARMS, arms without a model left out."""
-        named = {"base": self.base, "teacher": self.teacher, "student": self.student}
+        named = {"base": self.base, "base_prompted": self.base_prompted, "teacher": self.teacher}
+        named["student"] = self.student
         return {arm: named[arm] for arm in ARMS if named[arm]}
 
 
 register_verb("evaluate", EvaluateConfig)
 
 
-def answer(model: str, prompts: dict[str, list[list[dict[str, str]]]], config: EvaluateConfig) -> dict[str, list[str]]:
-    """Greedy answers of one model to several arms' conversations, one engine for all of them."""
-    import torch
-
-    if not torch.cuda.is_available():
-        for key, value in CPU_ENVIRONMENT.items():
-            os.environ.setdefault(key, value)
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        model=model,
-        dtype=config.dtype,  # pyright: ignore[reportArgumentType]  vLLM checks it
-        seed=config.seed,
-        enforce_eager=True,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        generation_config="vllm",
+def answer(model: str, arms: list[str], rows: Rows, config: EvaluateConfig) -> dict[str, list[str]]:
+    """The labels that one model gives in several arms, one engine for all of them; "" where an answer holds none."""
+    asked = [(arm, row) for arm in arms for row in rows]
+    requests = [Request(number, row[ARMS[arm]]) for number, (arm, row) in enumerate(asked)]
+    sampling = SamplingConfig(
+        temperature=0.0, max_tokens=config.max_tokens, seed=config.seed, enable_thinking=config.enable_thinking
     )
-    sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=-1, max_tokens=config.max_tokens)
+    engine = EngineConfig(dtype=config.dtype, tp=config.tp, gpu_memory_utilization=config.gpu_memory_utilization)
+    answers = VllmSampler(model, sampling, engine, requests).answer(requests)
+    given: dict[str, list[str]] = {arm: [] for arm in arms}
+    for (arm, _), one in zip(asked, answers, strict=True):
+        extract = config.extract_prompted if ARMS[arm] == "teacher_messages" else config.extract
+        given[arm].append(labels.read_label(one.text, extract, "strict", config.labels).label)
+    return given
+
+
+def read_rows(config: EvaluateConfig) -> tuple[Rows, Rows]:
+    """Rows with a right answer, and edge cases. ValueError if a file cannot be used."""
+    rows = [row for row in preflight.check_rows("data", config.data) if row["reward_model"]["ground_truth"]]
+    if not rows:
+        raise ValueError(f"data={config.data}: no row has a label to judge by")
+    edge = preflight.check_rows("edge", config.edge) if config.edge else []
+    return rows[: config.limit or None], edge[: config.limit or None]
+
+
+def judge(config: EvaluateConfig, given: dict[str, list[str]], rows: Rows) -> dict[str, ArmResult]:
+    """The arms' labels, `rows` first and edge cases behind them, as results."""
+    models, n = config.models(), len(rows)
+    gold = [row["reward_model"]["ground_truth"] for row in rows]
+    languages = [row["extra_info"]["language"] for row in rows]
+
+    def compared(arm: str, part: slice) -> Agreement | None:
+        if arm == "teacher" or "teacher" not in given or not given[arm][part]:
+            return None
+        return agreement(given[arm][part], given["teacher"][part])
+
     return {
-        arm: [output.outputs[0].text for output in llm.chat(conversations, sampling)]  # type: ignore[arg-type]
-        for arm, conversations in prompts.items()
+        arm: ArmResult(
+            model=models[arm],
+            sees_prompt=ARMS[arm] == "teacher_messages",
+            gold=evaluate_answers(given[arm][:n], gold, config.labels),
+            languages=accuracy_by(languages, given[arm][:n], gold),
+            agreement=compared(arm, slice(n)),
+            edge=compared(arm, slice(n, None)),
+        )
+        for arm in models
     }
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Evaluation]:
-    """Evaluate every arm; models shared by arms are loaded once.
+def evaluate(config: EvaluateConfig) -> dict[str, ArmResult]:
+    """Evaluate every arm; a model that several arms share is loaded once.
 
     Raises:
-        ValueError: on a missing model or file, or rows without labels.
+        ValueError: on a missing model or file, or rows that cannot be judged.
     """
     models = config.models()
     if not models:
-        raise ValueError("nothing to evaluate: set at least one of base=, teacher=, student=")
+        raise ValueError(f"nothing to evaluate: set at least one of {', '.join(ARMS)}")
     for arm, model in models.items():
         preflight.check_model(arm, model)
-    rows = [row for row in preflight.check_rows("data", config.data) if row["reward_model"]["ground_truth"]]
-    rows = rows[: config.limit or None]
-    labels = [row["reward_model"]["ground_truth"] for row in rows]
-    answers: dict[str, list[str]] = {}
+    rows, edge = read_rows(config)
+    unknown = sorted({row["reward_model"]["ground_truth"] for row in rows} - set(config.labels))
+    if unknown:
+        raise ValueError(f"labels: {config.data} also has {', '.join(unknown)}; name all labels of your task")
+    given: dict[str, list[str]] = {}
     for model in dict.fromkeys(models.values()):
-        arms = {arm: [row[ARMS[arm]] for row in rows] for arm in models if models[arm] == model}
-        answers |= answer(model, arms, config)
-    return {arm: evaluate_answers(answers[arm], labels) for arm in models}
-
-
-def print_tables(results: dict[str, Evaluation]) -> None:
-    """The arms side by side, then their recall per class."""
-    console = Console()
-    table = Table(title="held-out accuracy")
-    for column in ("arm", "sees the prompt", "accuracy", "95 % interval", "invalid", "rows"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    for arm, result in results.items():
-        low, high = result.accuracy.interval
-        sees = "yes" if ARMS[arm] == "teacher_messages" else "no"
-        accuracy, invalid = f"{result.accuracy.value:.3f}", f"{result.invalid.value:.3f}"
-        table.add_row(arm, sees, accuracy, f"{low:.3f}-{high:.3f}", invalid, str(result.accuracy.n))
-    console.print(table)
-    classes = Table(title="correct / rows per class")
-    classes.add_column("label")
-    for arm in results:
-        classes.add_column(arm, justify="right")
-    for rows in zip(*(result.classes for result in results.values()), strict=True):
-        classes.add_row(rows[0].label, *(f"{row.correct}/{row.n}" for row in rows))
-    console.print(classes)
+        given |= answer(model, [arm for arm in models if models[arm] == model], rows + edge, config)
+    return judge(config, given, rows)
 
 
 @hydra.main(version_base=None, config_path=None, config_name="evaluate")
@@ -149,11 +168,11 @@ def main(config: Any) -> None:
         sys.exit(f"error: {error}")
     print_tables(results)
     seconds = time.perf_counter() - started
-    report = {"config": asdict(settings), "seconds": seconds} | {
-        arm: result.as_dict() for arm, result in results.items()
-    }
-    preflight.write_json(Path(settings.out), report)
-    print(f"{settings.out} written after {seconds:.0f} s")
+    report = {"config": asdict(settings), "seconds": seconds}
+    preflight.write_json(Path(settings.out), report | {arm: result.as_dict() for arm, result in results.items()})
+    picture = Path(settings.out).with_suffix(".png")
+    plot_confusion(results, picture)
+    print(f"{settings.out} and {picture} written after {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Journal:
             write_atomically(path, f"{header}\n".encode())
         for line in lines[1:]:
             record = json.loads(line)
-            self.answers[record.pop("index")] = Answer(**record)
+            self.answers[record["index"]] = Answer(record["text"], record["tokens"], record["finish"])
 
     def _whole_lines(self) -> list[str]:
         """The file's lines; half a line, as a killed run leaves it, is cut off the file."""

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 PATTERNS = {
     "final_answer": re.compile(r"Final Answer: (\w+)"),
-    "whole": re.compile(r"\A\s*(\w+)\s*\Z"),
+    "whole": re.compile(r"\A\s*(\S.*?)\s*\Z", re.DOTALL),
 }
-"""Where the label stands: after `Final Answer: `, as Tinker's prompt asks, or alone."""
+"""Where the label stands: after `Final Answer: `, as Tinker's prompt asks, or it is all of the answer."""
 
 POLICIES = ("tinker", "strict")
 ROLES = ("system", "user", "assistant")
@@ -39,7 +39,7 @@ class Reading:
 def read_label(answer: str, extract: str, policy: str, label_set: Sequence[str]) -> Reading:
     """The label in an answer.
 
-    `tinker`: the first match, whatever word it is. `strict`: the last match, and it must be one of `label_set`.
+    `tinker`: the first match, whatever it is. `strict`: the last match, and it must be one of `label_set`.
     """
     matches = PATTERNS[extract].findall(answer)
     if not matches:
@@ -47,7 +47,7 @@ def read_label(answer: str, extract: str, policy: str, label_set: Sequence[str])
     if policy == "tinker":
         return Reading(matches[0], "")
     if matches[-1] not in label_set:
-        return Reading("", f"{matches[-1]!r} is none of the labels")
+        return Reading("", f"{matches[-1][:40]!r} is none of the labels")
     return Reading(matches[-1], "")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from verl_ext.platform.engine_env import prepare_engine_environment
+from verl_ext.engine_env import prepare_engine_environment
 from verl_ext.preflight import load_tokenizer
 
 BACKOFF_FIRST_S = 0.5

@@ -6,14 +6,22 @@ import sys
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 def register_schema(name: str, config_class: type) -> None:
     """Make a frozen dataclass available to `defaults` lists as `name`; its unknown keys are errors."""
     schema = OmegaConf.structured(config_class)
-    OmegaConf.set_readonly(schema, None)  # a frozen dataclass makes it read-only, and Hydra could not compose it
+    _lift_readonly(schema)
     ConfigStore.instance().store(name=name, node=schema)
+
+
+def _lift_readonly(node: DictConfig) -> None:
+    """A frozen dataclass makes its node read-only, nested ones too, and Hydra could not compose it."""
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
+            _lift_readonly(node[key])
 
 
 def register_verb(name: str, config_class: type) -> None:

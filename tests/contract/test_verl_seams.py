@@ -36,6 +36,7 @@ WORKER = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 OVERRIDES = [
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_score"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_teacher_logprobs"),
+    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_balance_batch"),
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_build_replay_buffer"),
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_init_dataloader"),
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "on_init_end"),
@@ -117,6 +118,10 @@ def test_a_registered_estimator_receives_rewards_mask_and_groups_and_its_result_
     result = compute_advantage(data, adv_estimator="contract_test", config=AlgoConfig())
     assert set(seen) == {"response_mask", "config", "index"}
     assert result.batch["advantages"].tolist() == torch.ones(2, 3).tolist()
+
+
+def test_rows_are_ordered_by_length_within_a_share_only():
+    assert trainer.order_by_length([5, 1, 3, 2, 9, 4, 7], share=3) == [1, 2, 0, 3, 5, 4, 6]
 
 
 def test_our_policy_loss_is_registered_with_the_signature_of_verls():

@@ -1,9 +1,13 @@
 """Training as a user runs it: real Ray, vLLM, SGLang and FSDP2 on the CPU, from the command line."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +56,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> Inp
     return Inputs(folder / "data", folder / "base", teacher_python)
 
 
-def train(inputs: Inputs, run_dir: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return run_verb(
-        "recipe.on_policy_distillation",
+def arguments(inputs: Inputs, run_dir: Path, *more: str) -> list[str]:
+    return [
         "platform=cpu",
         "task=demo",
         f"run_dir={run_dir}",
@@ -64,9 +67,12 @@ def train(inputs: Inputs, run_dir: Path, *arguments: str, check: bool = True) ->
         f"data.val_files={inputs.data}/heldout.parquet",
         "data.train_batch_size=8",
         "actor_rollout_ref.actor.optim.lr=5e-3",
-        *arguments,
-        check=check,
-    )
+        *more,
+    ]
+
+
+def train(inputs: Inputs, run_dir: Path, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return run_verb("recipe.on_policy_distillation", *arguments(inputs, run_dir, *more), check=check)
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +149,42 @@ def test_an_unknown_key_is_refused(inputs: Inputs, tmp_path: Path):
     assert "Key 'cof' not in 'MethodConfig'" in result.stdout
 
 
-def test_no_process_is_left_behind(trained: Path):
-    """Every engine's command line names the model or the run; none is alive after its run."""
-    names = (str(trained.parents[1]), "VLLM::", "sglang::")
-    mine = os.getpid()
+def engines_of(folder: Path) -> list[str]:
+    """Command lines of living processes that belong to a run below `folder`; engines' children name themselves."""
+    names = (str(folder), "VLLM::", "sglang::")
     left = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
         command = " ".join(process.info["cmdline"] or [])
-        if process.info["pid"] != mine and any(name in command for name in names) and "pytest" not in command:
-            left.append(command[:200])
-    assert not left
+        if process.info["status"] != psutil.STATUS_ZOMBIE and "pytest" not in command:
+            left += [command[:200] for name in names if name in command]
+    return left
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return condition()
+
+
+def test_no_process_is_left_behind(trained: Path):
+    assert wait_until(lambda: not engines_of(trained.parents[1]), 10), engines_of(trained.parents[1])
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_nothing(inputs: Inputs, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "recipe.on_policy_distillation"]
+    more = arguments(inputs, run_dir, "trainer.total_training_steps=1000", "trainer.save_freq=1")
+    with (tmp_path / "out.txt").open("w") as out:
+        process = subprocess.Popen(
+            [*command, *more], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            assert wait_until(lambda: (run_dir / "student").exists(), 300), (tmp_path / "out.txt").read_text()[-3000:]
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            assert process.wait(timeout=60) == 1
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert "interrupted; the same command resumes" in (tmp_path / "out.txt").read_text()
+    assert wait_until(lambda: not engines_of(tmp_path), 20), engines_of(tmp_path)

@@ -1,18 +1,58 @@
+import numpy as np
 import pytest
 
-from verl_ext.evaluation import Proportion, evaluate_answers
+from verl_ext import evaluation
+from verl_ext.evaluation import ClassRow, Proportion, accuracy_by, agreement, evaluate_answers
+
+#         en en en en  de de de  fr
+GOLD = ["en", "en", "en", "en", "de", "de", "de", "fr"]
+GIVEN = ["en", "en", "de", "", "de", "de", "en", "de"]
+LABELS = ("en", "de", "fr", "ot")
 
 
-def test_strict_match_invalid_and_classes():
-    result = evaluate_answers(["en", " de\n", "en", "English", "fr"], ["en", "de", "de", "en", "en"])
-    assert (result.accuracy.hits, result.accuracy.n) == (2, 5)
-    assert result.invalid.hits == 2  # "English", and "fr", which is no label here
-    assert [(row.label, row.n, row.correct, row.answered) for row in result.classes] == [
-        ("de", 2, 1, 1),
-        ("en", 3, 1, 2),
-    ]
-    assert result.classes[0].precision == 1.0
-    assert result.classes[1].recall == pytest.approx(1 / 3)
+def test_confusion_and_classes_by_hand():
+    result = evaluate_answers(GIVEN, GOLD, LABELS)
+    assert result.confusion == (
+        (2, 1, 0, 0, 1),  # en: two right, one as de, one invalid
+        (1, 2, 0, 0, 0),
+        (0, 1, 0, 0, 0),
+        (0, 0, 0, 0, 0),
+    )
+    assert (result.accuracy.hits, result.accuracy.n, result.invalid.hits) == (4, 8, 1)
+    en, de, fr, ot = result.classes
+    assert (en.recall, en.precision, en.f1) == (2 / 4, 2 / 3, 4 / 7)
+    assert (de.recall, de.precision, de.f1) == (2 / 3, 2 / 4, 4 / 7)
+    assert (fr.recall, fr.precision, fr.f1) == (0.0, None, 0.0)
+    assert ot == ClassRow("ot", 0, 0, 0)
+    assert (ot.recall, ot.precision, ot.f1) == (None, None, None)
+    assert result.macro_f1 == pytest.approx((4 / 7 + 4 / 7 + 0) / 3)  # `ot` does not occur
+
+
+def test_as_dict_keeps_the_keys_that_others_read():
+    report = evaluate_answers(GIVEN, GOLD, LABELS).as_dict()
+    assert report["accuracy"] == 0.5
+    assert report["rows"] == 8
+    assert report["confusion"]["answered"] == (*LABELS, "invalid")
+    assert [sum(row) for row in report["confusion"]["counts"]] == [4, 3, 1, 0]
+    assert set(report["classes"][0]) == {"label", "n", "correct", "answered", "recall", "precision", "f1"}
+
+
+def test_thirteen_classes_make_a_13_by_14_matrix():
+    from verl_ext.data import LABELS as TASK
+
+    result = evaluate_answers(list(TASK), list(TASK), TASK)
+    assert np.array(result.confusion).shape == (13, 14)
+    assert result.macro_f1 == 1.0
+    assert result.macro_f1_interval == (1.0, 1.0)
+
+
+def test_macro_f1_interval():
+    result = evaluate_answers(GIVEN * 50, GOLD * 50, LABELS)
+    low, high = result.macro_f1_interval
+    assert low < result.macro_f1 < high
+    # The delta method gives a standard error of 0.01677 for these 400 rows; the bootstrap must be near it.
+    assert (high - low) / (2 * evaluation.Z_95) == pytest.approx(0.01677, rel=0.05)
+    assert result.macro_f1_interval == evaluate_answers(GIVEN * 50, GOLD * 50, LABELS).macro_f1_interval
 
 
 def test_wilson_interval():
@@ -23,10 +63,22 @@ def test_wilson_interval():
     assert low == pytest.approx(0.7224672, abs=1e-6)
 
 
+def test_agreement_leaves_out_what_the_teacher_could_not_name():
+    result = agreement(["en", "de", "", "fr"], ["en", "en", "de", ""])
+    assert result.same == Proportion(1, 3)
+    assert result.teacher_invalid == 1
+    assert agreement(["en"], [""]).as_dict() == {"value": None, "rows": 0, "teacher_invalid": 1}
+
+
+def test_accuracy_by_language():
+    parts = accuracy_by(["bg", "ru", "bg"], ["ru", "en", "bg"], ["ru", "ru", "ru"])
+    assert parts == {"bg": Proportion(1, 2), "ru": Proportion(0, 1)}
+
+
 @pytest.mark.parametrize(
-    ("answers", "labels", "message"),
-    [(["en"], ["en", "de"], "1 answers for 2 labels"), ([], [], "at least 1"), (["en"], [""], "row 0 has no label")],
+    ("answers", "gold", "message"),
+    [(["en"], ["en", "de"], "1 answers for 2 rows"), ([], [], "at least 1"), (["en"], [""], "row 0: .* ''")],
 )
-def test_bad_input(answers, labels, message):
+def test_bad_input(answers, gold, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_answers(answers, labels)
+        evaluate_answers(answers, gold, LABELS)

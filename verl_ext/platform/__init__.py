@@ -13,7 +13,7 @@ def load() -> None:
     if os.environ.get("VERL_PLATFORM") == "cpu":
         from verl_ext.platform import cpu
 
-        cpu.fold_duplicate_gloo()
+        cpu.adapt_process_groups()
 
 
 def assert_platform(name: str) -> None:

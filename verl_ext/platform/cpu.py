@@ -5,6 +5,7 @@ pools work unchanged. No CUDA IPC: verl then moves weights through its own share
 """
 
 import functools
+import os
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -141,17 +142,25 @@ class CpuPlatform(PlatformBase):
         return None
 
 
-def fold_duplicate_gloo() -> None:
-    """Let `init_process_group` accept verl's hard-coded backend on a CPU.
+VERLS_BACKEND = "cpu:gloo,cpu:gloo"
 
-    verl builds `cpu:gloo,{device}:{backend}` (`verl/utils/distributed.py`), which on this platform is
-    `cpu:gloo,cpu:gloo`; torch refuses a device named twice.
+
+def adapt_process_groups() -> None:
+    """Make `init_process_group` work for verl's trainer ranks on a CPU.
+
+    verl builds `cpu:gloo,{device}:{backend}` (`verl/utils/distributed.py`), which on this platform names the
+    CPU twice, and torch refuses that. A process that asks for it is a trainer rank: the engines sleep while the
+    ranks update, so the ranks share all cores, whatever OMP_NUM_THREADS says for the engines.
     """
     original = torch.distributed.init_process_group
     if isinstance(original, functools.partial):
-        return  # already folded in this process
+        return  # already adapted in this process
 
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
-        original("cpu:gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
+        if backend != VERLS_BACKEND:
+            original(backend, *args, **kwargs)
+            return
+        original("cpu:gloo", *args, **kwargs)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // torch.distributed.get_world_size()))
 
     torch.distributed.init_process_group = functools.partial(init_process_group)

@@ -41,6 +41,22 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         buffer.poll_interval = POLL_INTERVAL_S
         return buffer
 
+    def _balance_batch(
+        self, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", keep_minibatch: bool = False
+    ) -> Any:
+        """verl's balancing between ranks; then, where sequences are padded, rows of like length side by side.
+
+        Micro-batches are contiguous rows padded to their longest, so this removes most of the padding. Rows move
+        within one rank's share of one mini-batch only, whose loss is a sum: the update stays what it was.
+        """
+        batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
+        actor = self.config.actor_rollout_ref.actor
+        if not self.config.actor_rollout_ref.model.use_remove_padding:
+            rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
+            share = rows // self.resource_pool_manager.get_n_gpus()
+            batch.reorder(order_by_length([tag["seq_len"] for tag in batch.tags], share))
+        return batch
+
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
         """Reverse-KL advantages, handed to verl through its estimator seam.
 
@@ -94,6 +110,13 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         metrics["training/total_steps"] = self.total_training_steps
         metrics["response_length/truncated_share"] = sum(n >= max_length for n in lengths) / len(lengths)
         self.metrics_file.append(global_steps, metrics)
+
+
+def order_by_length(lengths: list[int], share: int) -> list[int]:
+    """Row indices with each run of `share` rows sorted by length; `share` may not divide the number of rows."""
+    starts = range(0, len(lengths), share)
+    runs = [sorted(range(start, min(start + share, len(lengths))), key=lengths.__getitem__) for start in starts]
+    return [index for run in runs for index in run]
 
 
 def _teacher_metrics(extra_fields: list[dict]) -> dict[str, float]:

@@ -1,0 +1,248 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from verl_ext import data, labels
+from verl_ext.labelling import LabelConfig, LabelRun, create_labels
+from verl_ext.sampling import Answer, EngineConfig, SamplingConfig
+
+TWO = "Final Answer: en\nNo, wait.\nFinal Answer: de."
+
+
+@pytest.mark.parametrize(
+    ("answer", "extract", "policy", "label", "reason"),
+    [
+        (TWO, "final_answer", "tinker", "en", ""),
+        (TWO, "final_answer", "strict", "de", ""),
+        ("Final Answer: English", "final_answer", "tinker", "English", ""),
+        ("Final Answer: English", "final_answer", "strict", "", "'English' is none of the labels"),
+        ("Final Answer: en, Final Answer: xx", "final_answer", "strict", "", "'xx' is none of the labels"),
+        ("final answer: en", "final_answer", "tinker", "", "no label found"),
+        ("Final Answer:en", "final_answer", "strict", "", "no label found"),
+        ("Final Answer: {en}", "final_answer", "tinker", "", "no label found"),
+        (" \n", "whole", "tinker", "", "no label found"),
+        (" en\n", "whole", "strict", "en", ""),
+        ("en<|eos|>", "whole", "strict", "", "'en<|eos|>' is none of the labels"),
+        (" it is\nen ", "whole", "tinker", "it is\nen", ""),
+    ],
+)
+def test_reading_a_label(answer, extract, policy, label, reason):
+    assert labels.read_label(answer, extract, policy, data.LABELS) == labels.Reading(label, reason)
+
+
+def test_tinker_reading_is_that_of_the_installed_recipe():
+    source = data.tinker_file("recipes", "prompt_distillation", "create_data.py").read_text()
+    assert f're.search(r"{labels.PATTERNS["final_answer"].pattern}", response)' in source
+
+
+def conversations(*answers: str) -> list[dict]:
+    return [
+        {
+            "messages": [{"role": "user", "content": f"schön \u2028 {i}"}, {"role": "assistant", "content": answer}],
+            "index": i,
+            "label": "de",
+        }
+        for i, answer in enumerate(answers)
+    ]
+
+
+def test_a_line_is_what_tinker_writes():
+    line = labels.to_jsonl(conversations("de"), columns=("messages",))
+    messages = [{"role": "user", "content": "schön \u2028 0"}, {"role": "assistant", "content": "de"}]
+    assert line.decode() == json.dumps({"messages": messages}) + "\n"
+
+
+def test_both_files_convert_to_each_other_without_loss(tmp_path):
+    rows = conversations("de", "en", "ot")
+    jsonl, parquet = tmp_path / "c.jsonl", tmp_path / "c.parquet"
+    parquet.write_bytes(labels.to_parquet(rows))
+    jsonl.write_bytes(labels.to_jsonl(labels.from_parquet(parquet)))
+    assert labels.from_jsonl(jsonl) == rows
+    tinkers = labels.to_jsonl(rows, columns=("messages",))
+    jsonl.write_bytes(tinkers)
+    parquet.write_bytes(labels.to_parquet(labels.from_jsonl(jsonl)))
+    assert labels.to_jsonl(labels.from_parquet(parquet)) == tinkers
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", '"messages" is a list'),
+        ('{"messages": []}', "at least one message"),
+        ('{"messages": [{"role": "user"}]}', '"role" and "content"'),
+        ('{"messages": [{"role": "teacher", "content": "x"}]}', "role is 'teacher'"),
+        ('{"messages": [{"role": "user", "content": 3}]}', "content is 3"),
+        ('{"messages": [{"role": "user", "content": "x"}], "n": 1}', "unknown key 'n'"),
+        ('{"messages": [{"role": "user", "content": "x"}], "index": true}', "index is True"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+        ("", "not JSON"),
+    ],
+)
+def test_jsonl_errors_name_the_line(tmp_path, line, message):
+    path = tmp_path / "c.jsonl"
+    good = labels.to_jsonl(conversations("de")).decode()
+    path.write_text(good + line + "\n" + good)
+    with pytest.raises(ValueError, match=r"c\.jsonl:2: .*" + message):
+        labels.from_jsonl(path)
+
+
+def test_parquet_errors():
+    with pytest.raises(ValueError, match="row 1 has the columns"):
+        labels.to_parquet([conversations("de")[0], {"messages": []}])
+    with pytest.raises(ValueError, match="no conversation"):
+        labels.to_parquet([])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "key"),
+    [
+        (LabelConfig, {"splits": []}, r"labels\.splits"),
+        (LabelConfig, {"splits": ["test"]}, r"labels\.splits"),
+        (LabelConfig, {"extract": "regex"}, r"labels\.extract"),
+        (LabelConfig, {"policy": "loose"}, r"labels\.policy"),
+        (LabelConfig, {"chunk": 0}, "chunk"),
+        (SamplingConfig, {"temperature": -1.0}, r"sampling\.temperature"),
+        (SamplingConfig, {"top_p": 0.0}, r"sampling\.top_p"),
+        (SamplingConfig, {"top_k": 0}, r"sampling\.top_k"),
+        (SamplingConfig, {"max_tokens": 0}, r"sampling\.max_tokens"),
+        (EngineConfig, {"tp": 0}, r"engine\.tp"),
+        (EngineConfig, {"gpu_memory_utilization": 1.5}, r"engine\.gpu_memory_utilization"),
+    ],
+)
+def test_an_error_names_the_key(kind, settings, key):
+    with pytest.raises(ValueError, match=key):
+        kind(**settings)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class ScriptedSampler:
+    """Stands in for an engine, to interrupt it where we want; `tests/integration/test_labels.py` has a real one."""
+
+    def __init__(self, texts: dict[int, str], chunks_before_interruption: int = 99) -> None:
+        self.texts = texts
+        self.chunks_left = chunks_before_interruption
+        self.asked: list[int] = []
+
+    def answer(self, requests):
+        if not self.chunks_left:
+            raise Interrupted
+        self.chunks_left -= 1
+        self.asked += [request.index for request in requests]
+        return [Answer(self.texts[request.index], 2, "stop") for request in requests]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A labelling run over 6 rows, and a way to give it a sampler."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    rows = [
+        data.row(data.Sentence(i, f"text {i}", "en", 0, data.TRANSLATION, "en"), "name it: {text}", "train", "task")
+        for i in (1, 2, 4, 5, 7, 9)
+    ]
+    job = LabelRun(
+        teacher=str(model),
+        labels=LabelConfig(extract="whole", policy="strict", chunk=2),
+        sampling=SamplingConfig(),
+        engine=EngineConfig(),
+        rows=rows,
+        out_dir=tmp_path / "out",
+        facts={"version": "test"},
+        overwrite=False,
+    )
+
+    def with_sampler(sampler: ScriptedSampler, **changes) -> str:
+        monkeypatch.setattr(LabelRun, "sampler", lambda *_: sampler)
+        return create_labels(replace(job, **changes))
+
+    with_sampler.job = job
+    return with_sampler
+
+
+TEXTS = {1: "en", 2: "de", 4: "it is en", 5: "en ", 7: "klingon", 9: "ot"}
+
+
+def manifest_of(run) -> dict:
+    return json.loads((run.job.out_dir / "labels_manifest.json").read_text())
+
+
+def test_rows_stay_in_order_and_rejects_are_listed(run):
+    run(ScriptedSampler(TEXTS))
+    written = labels.from_parquet(run.job.out_dir / "conversations.parquet")
+    assert [(c["index"], c["messages"][1]["content"]) for c in written] == [(1, "en"), (2, "de"), (5, "en"), (9, "ot")]
+    assert [c["messages"][0]["content"] for c in written] == ["text 1", "text 2", "text 5", "text 9"]
+    manifest = manifest_of(run)
+    assert manifest["counts"] == {"rows": 6, "kept": 4, "rejected": 2, "labels": {"en": 2, "de": 1, "ot": 1}}
+    assert manifest["gold"] == {"rows": 4, "right": 2}
+    assert [(r["row"], r["reason"]) for r in manifest["rejected"]] == [
+        (4, "'it is en' is none of the labels"),
+        (7, "'klingon' is none of the labels"),
+    ]
+
+
+def test_strict_rejects_an_answer_that_was_cut_off(run):
+    sampler = ScriptedSampler(TEXTS)
+    sampler.answer = lambda requests: [Answer("en", 1000, "length" if r.index == 5 else "stop") for r in requests]
+    run(sampler)
+    assert [(r["row"], r["reason"][:22]) for r in manifest_of(run)["rejected"]] == [(5, "the answer was cut off")]
+
+
+def test_an_interrupted_run_samples_only_what_is_missing(run):
+    with pytest.raises(Interrupted):
+        run(ScriptedSampler(TEXTS, chunks_before_interruption=2))
+    journal = run.job.out_dir / "answers.jsonl"
+    with journal.open("a") as file:
+        file.write('{"index": 7, "te')  # killed while writing
+    second = ScriptedSampler(TEXTS)
+    run(second)
+    assert second.asked == [7, 9]
+    assert [json.loads(line)["index"] for line in journal.read_text().splitlines()[1:]] == [1, 2, 4, 5, 7, 9]
+    third = ScriptedSampler(TEXTS)
+    assert run(third).endswith("up to date")
+    assert third.asked == []
+
+
+def test_another_reading_costs_no_sampling(run):
+    run(ScriptedSampler(TEXTS))
+    tinker = replace(run.job.labels, policy="tinker")
+    with pytest.raises(ValueError, match=r"other settings \(policy\).*overwrite=true"):
+        run(ScriptedSampler({}), labels=tinker)
+    again = ScriptedSampler({})
+    run(again, labels=tinker, overwrite=True)
+    assert again.asked == []
+    assert manifest_of(run)["counts"]["kept"] == 6  # whatever was said
+
+
+def test_nothing_is_overwritten_silently(run):
+    run(ScriptedSampler(TEXTS))
+    with pytest.raises(ValueError, match=r"\(sampling\).*overwrite=true"):
+        run(ScriptedSampler(TEXTS), sampling=SamplingConfig(seed=1))
+    (Path(run.job.teacher) / "config.json").write_text('{"changed": 1}')
+    with pytest.raises(ValueError, match=r"\(model\).*overwrite=true"):
+        run(ScriptedSampler(TEXTS))
+    (Path(run.job.teacher) / "config.json").write_text("{}")
+    out = run.job.out_dir
+    (out / "conversations.jsonl").write_text("edited")
+    with pytest.raises(ValueError, match=r"conversations\.jsonl changed"):
+        run(ScriptedSampler(TEXTS))
+    (out / "conversations.jsonl").unlink()  # as an interruption between the files leaves it
+    run(ScriptedSampler({}))
+    assert (out / "conversations.jsonl").exists()
+    (out / "labels_manifest.json").unlink()
+    with pytest.raises(ValueError, match="no labels_manifest"):
+        run(ScriptedSampler({}))
+    fresh = ScriptedSampler(TEXTS)
+    run(fresh, sampling=SamplingConfig(seed=1), overwrite=True)
+    assert len(fresh.asked) == 6
+
+
+def test_no_label_in_any_answer_names_the_key(run):
+    with pytest.raises(ValueError, match=r"labels\.extract=final_answer.*'en'"):
+        run(ScriptedSampler(TEXTS), labels=LabelConfig())

@@ -1,0 +1,1 @@
+"""SFT prompt distillation: Tinker's recipe on verl's SFT trainer."""

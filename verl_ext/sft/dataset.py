@@ -1,0 +1,130 @@
+"""Conversations on disk -> what verl's SFT trainer reads (`data.custom_cls`).
+
+The loss mask of a row's n trained tokens is 1/n each. verl divides the masked sum by the sum of the mask over the
+global batch, so its token mean becomes the mean over examples of each example's mean: Tinker's loss over the batch
+size. (With a mask of ones a long answer would weigh more than a short one.)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch.utils.data import Dataset
+
+from verl_ext import labels
+from verl_ext.sft.renderer import Qwen3InstructRenderer, Rendered, get_renderer
+
+TRUNCATIONS = ("right", "error")
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What was read. All counts are of rows or tokens."""
+
+    rows: int
+    truncated: int
+    """Rows that were cut to `data.max_length`."""
+    tokens: int
+    trained_tokens: int
+    longest: int
+    """Tokens of the longest row after truncation."""
+
+    def as_line(self) -> str:
+        cut = f", {self.truncated} cut to data.max_length" if self.truncated else ""
+        trained = f"{self.tokens} tokens, {self.trained_tokens} of them trained"
+        return f"{self.rows} rows, {trained}; the longest has {self.longest}{cut}"
+
+
+def read_conversations(key: str, files: str | Sequence[str]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """`(place, messages)` of each row, `place` naming file and row for error messages.
+
+    Raises:
+        ValueError: on a missing, unreadable or empty file, naming `key` and, for JSONL, the line.
+    """
+    found = []
+    for name in [files] if isinstance(files, str) else files:
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(f"{key}={path}: no such file; make it with `python -m recipe.create_data`")
+        if path.suffix == ".jsonl":
+            rows, unit, first = labels.from_jsonl(path), "line", 1
+        elif path.suffix == ".parquet":
+            try:
+                rows, unit, first = labels.from_parquet(path), "row", 0
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{key}={path} is no parquet file ({error}); see data/README.md") from None
+        else:
+            raise ValueError(f"{key}={path}: expected a .jsonl or a .parquet file of conversations")
+        found += [(f"{path} {unit} {number}", row["messages"]) for number, row in enumerate(rows, first)]
+    if not found:
+        raise ValueError(f"{key}={files} holds no rows")
+    return found
+
+
+def render_row(renderer: Qwen3InstructRenderer, place: str, messages: Any, max_length: int, truncation: str):
+    """One row rendered and cut to `max_length`; the tokens, what is trained, and whether it was cut.
+
+    Raises:
+        ValueError: naming the row, if it cannot be rendered exactly or nothing of it is left to train.
+    """
+    try:
+        rendered = renderer.render(messages or [])
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    length = len(rendered.tokens)
+    if length > max_length and truncation == "error":
+        raise ValueError(f"{place}: {length} tokens; raise data.max_length={max_length}, or data.truncation=right")
+    cut = Rendered(rendered.tokens[:max_length], rendered.trained[:max_length])
+    if not sum(cut.trained):
+        why = f"data.max_length={max_length} cuts all of them off" if sum(rendered.trained) else "no assistant turn"
+        raise ValueError(f"{place}: no token is left to train on ({why})")
+    return cut, length > max_length
+
+
+class ConversationDataset(Dataset):
+    """verl's custom dataset: JSONL or parquet of conversations, rendered when it is built."""
+
+    def __init__(
+        self,
+        parquet_files: str | Sequence[str],
+        tokenizer: Any,
+        config: Mapping[str, Any],
+        processor: Any = None,
+        max_samples: int = -1,
+    ) -> None:
+        """The names of the arguments are verl's. `config` is `config.data`; `max_samples` keeps the first rows."""
+        del processor
+        truncation = config["truncation"]
+        if truncation not in TRUNCATIONS:
+            raise ValueError(f"data.truncation={truncation} must be one of {', '.join(TRUNCATIONS)}")
+        renderer = get_renderer(config["renderer"], tokenizer)
+        rows = read_conversations("data.train_files", parquet_files)
+        rendered = [
+            render_row(renderer, place, messages, config["max_length"], truncation)
+            for place, messages in (rows[:max_samples] if max_samples > 0 else rows)
+        ]
+        self.examples = [example for example, _ in rendered]
+        lengths = [len(example.tokens) for example in self.examples]
+        self.report = DataReport(
+            rows=len(lengths),
+            truncated=sum(cut for _, cut in rendered),
+            tokens=sum(lengths),
+            trained_tokens=sum(sum(example.trained) for example in self.examples),
+            longest=max(lengths),
+        )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`input_ids`, `position_ids` and `loss_mask`, each `(T,)`; T tokens of the row."""
+        example = self.examples[index]
+        trained_T = torch.tensor(example.trained, dtype=torch.float32)
+        return {
+            "input_ids": torch.tensor(example.tokens),
+            "position_ids": torch.arange(len(example.tokens)),
+            "loss_mask": trained_T / float(trained_T.sum()),
+        }

@@ -1,0 +1,124 @@
+"""A checkpoint as folders that transformers, vLLM and SGLang load: a PEFT adapter, and the merged model.
+
+    python -m verl_ext.sft.export CHECKPOINT BASE OUT    # any checkpoint of a run: OUT/student, and OUT/adapter
+
+verl's own `verl.model_merger` rounds every weight to bf16; here a weight leaves as it was trained, and the merged
+model in the dtype of the base.
+"""
+
+import argparse
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, Shard
+
+from verl_ext.sft.lora import untie_head
+
+PEFT_NAME = ".default."  # PEFT's name of the only adapter, which its files leave out
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The whole tensors of a checkpoint that verl wrote in shards, one file a rank.
+
+    Raises:
+        ValueError: if the folder holds no such checkpoint.
+    """
+    described = checkpoint / "fsdp_config.json"
+    if not described.is_file():
+        raise ValueError(f"{checkpoint}: no checkpoint of verl's SFT trainer (no fsdp_config.json)")
+    ranks = json.loads(described.read_text())["world_size"]
+    files = [checkpoint / f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
+    shards = [torch.load(file, map_location="cpu", weights_only=False) for file in files]
+    return {name: _whole([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def _whole(parts: list[Any]) -> torch.Tensor:
+    """One tensor from its parts on every rank, in order."""
+    first = parts[0]
+    if not isinstance(first, DTensor):
+        return first
+    placement = first.placements[-1]
+    locals_ = [part.to_local() for part in parts]
+    return torch.cat(locals_, dim=placement.dim) if isinstance(placement, Shard) else locals_[0]
+
+
+def save_adapter(state: dict[str, torch.Tensor], rank: int, alpha: float, base: str, out: Path) -> None:
+    """Write LoRA weights as a PEFT adapter folder."""
+    from peft import LoraConfig, TaskType
+
+    adapter = {name.replace(PEFT_NAME, "."): tensor.contiguous() for name, tensor in state.items() if "lora_" in name}
+    modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapter})
+    out.mkdir(parents=True)
+    save_file(adapter, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  PEFT annotates int and scales by any number
+        target_modules=modules,
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base,
+        inference_mode=True,
+    ).save_pretrained(str(out))
+
+
+def merged_model(base: str, adapter: Path) -> Any:
+    """The base with the adapter merged into it, in fp32, the output head untied."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    untie_head(model)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:
+    """Write `out/student`, the whole model, and for LoRA `out/adapter`; earlier ones are replaced.
+
+    Raises:
+        ValueError: if `checkpoint` is none.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    state = read_checkpoint(checkpoint)
+    new = out / "export.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    lora = checkpoint / "lora_train_meta.json"
+    model: Any
+    if lora.is_file():
+        meta = json.loads(lora.read_text())
+        save_adapter(state, meta["r"], meta["lora_alpha"], base, new / "adapter")
+        model = merged_model(base, new / "adapter")
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model.load_state_dict(state)
+    dtype = AutoConfig.from_pretrained(base).dtype
+    model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(new / "student")
+    AutoTokenizer.from_pretrained(base).save_pretrained(new / "student")
+    for folder in sorted(new.iterdir()):
+        shutil.rmtree(out / folder.name, ignore_errors=True)
+        folder.replace(out / folder.name)
+    new.rmdir()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="folder global_step_N of a run")
+    parser.add_argument("base", help="the model that was trained: folder or hub name")
+    parser.add_argument("out", type=Path, help="folder for student/ and adapter/")
+    options = parser.parse_args()
+    try:
+        export_checkpoint(options.checkpoint, options.base, options.out)
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

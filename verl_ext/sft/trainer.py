@@ -1,0 +1,100 @@
+"""verl's SFT trainer with Tinker's batches, and its metrics written where a resumed run goes on."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+from verl.trainer.sft_trainer import SFTTrainer
+from verl.utils import tensordict_utils as tu
+from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
+from verl.workers.engine import EngineRegistry
+
+from verl_ext.metrics import MetricsFile
+from verl_ext.platform import assert_platform
+from verl_ext.sft.engine import SftEngine
+from verl_ext.sft.export import export_checkpoint
+from verl_ext.sft.order import ResumingLoader, TinkerBatches
+
+OnStep = Callable[[int, int, dict[str, float]], None]
+"""Called on rank 0 after each step with its number (from 1), the total, and the metrics."""
+
+
+class SftTrainer(SFTTrainer):
+    """verl's trainer; the batches are Tinker's, and each step is reported."""
+
+    def _build_dataloader(self) -> None:
+        super()._build_dataloader()
+        config = self.config
+        self.train_sampler = TinkerBatches(
+            len(self.train_dataset),
+            config.data.train_batch_size,
+            config.sft.seed,
+            self.engine.get_data_parallel_rank(),
+            self.engine.get_data_parallel_size(),
+        )
+        self.train_dataloader: DataLoader = ResumingLoader(
+            self.train_dataset, self.train_sampler, collate_fn=self.collate_fn, num_workers=config.data.num_workers
+        )
+
+    def report_steps(self, on_step: OnStep) -> None:
+        """Call `on_step` after each step of `fit`, on rank 0."""
+        train_batch = self.training_client.train_batch
+        metrics_file = MetricsFile(Path(self.config.run_dir) / "metrics.jsonl")
+        step = self.resume_global_step
+
+        def reported(data: Any) -> Any:
+            nonlocal step
+            started = time.perf_counter()
+            output = train_batch(data=data)
+            step += 1
+            if self.rank == 0:
+                seconds = time.perf_counter() - started
+                metrics = step_metrics(tu.get(output, "metrics"), sum(tu.get(data, "global_token_num")), seconds)
+                metrics_file.append(step, metrics)
+                on_step(step, self.total_training_steps, metrics)
+            return output
+
+        self.training_client.train_batch = reported
+
+
+def step_metrics(theirs: dict[str, Any], tokens: int, seconds: float) -> dict[str, float]:
+    """A step's row: the loss is the mean over examples of each one's mean, in nats; lr is the one that was used."""
+    return {
+        "train/loss": theirs["loss"],
+        "train/lr": theirs["lr"],
+        "train/grad_norm": theirs["grad_norm"],
+        "train/tokens": float(tokens),
+        "timing_s/step": seconds,
+        "perf/tokens_per_s": tokens / seconds,
+        "perf/max_memory_allocated_gb": theirs["perf/max_memory_allocated_gb"],
+    }
+
+
+def train(config: DictConfig, on_ready: Callable[[SFTTrainer], None], on_step: OnStep) -> bool:
+    """Train from the last checkpoint, or from the start, to the end, then export the student (rank 0).
+
+    Returns whether there was anything left to train. `on_ready` gets the built trainer, on rank 0.
+    """
+    initialize_global_process_group()
+    try:
+        assert_platform(config.trainer.device)
+        torch.manual_seed(config.sft.seed)
+        engine = EngineRegistry.get_engine_cls("language_model", config.engine.strategy)
+        assert engine is SftEngine, f"verl chose {engine.__name__}: VERL_ENGINE_VENDOR is not set"
+        trainer = SftTrainer(config)
+        if trainer.rank == 0:
+            on_ready(trainer)
+        trainer.report_steps(on_step)
+        trained = trainer.resume_global_step < trainer.total_training_steps
+        trainer.fit()
+        if trainer.rank == 0:
+            last = Path(config.trainer.default_local_dir) / f"global_step_{trainer.total_training_steps}"
+            export_checkpoint(last, config.student.path, Path(config.run_dir))
+        torch.distributed.barrier()
+        return trained
+    finally:
+        destroy_global_process_group()
