@@ -1,9 +1,11 @@
-"""Tokens/s and memory of SFT, ours beside stock verl's SFT trainer: same model, rows, batch, LoRA and LR.
+"""Tokens/s and memory of SFT, ours beside stock verl's SFT trainer (and TRL's): same model, rows, batch, LoRA and LR.
 
 python -m benchmarks.sft_step --json sft_step.json
 
 The stock arm (`benchmarks.sft_arm`) is verl's own trainer, dataset, loader, engine and schedule on the same file.
-Both arms run three times in turn, so that a busy machine slows both; the ratio is of the medians.
+`TRL_PYTHON`, the interpreter of an environment with TRL 1.16.0, adds TRL's SFTTrainer (without the adapter on lm_head,
+which it refuses); the bar is against stock verl.
+All arms run three times in turn, so that a busy machine slows each; the ratio is of the medians.
 """
 
 import json
@@ -21,7 +23,8 @@ from verl_ext import labels, preflight
 ROUNDS = 3
 SPEED_BAR = 1.05  # stock's tokens/s over ours
 MEMORY_BAR = 1.05  # our peak resident memory over stock's
-ARMS = ("ours", "stock")
+TRL_PYTHON = os.environ.get("TRL_PYTHON", "")
+ARMS = ("ours", "stock", "trl") if TRL_PYTHON else ("ours", "stock")
 
 
 def write_rows(file: Path) -> None:
@@ -39,6 +42,9 @@ def run(arm: str, folder: Path, rows: Path, steps: int) -> tuple[list[float], fl
         *(f"student.path={DEMO}/models/base", f"data.train_files={rows}", f"run_dir={folder}"),
         *(f"trainer.total_training_steps={steps}", "trainer.save_freq=-1"),
     ]
+    if arm == "trl":
+        script = str(Path(__file__).with_name("sft_trl.py"))
+        command = [TRL_PYTHON, script, f"{DEMO}/models/base", str(rows), str(folder), str(steps)]
     print(f"running {arm}, {steps} steps (log: {folder}/run.log)", flush=True)
     with (folder / "run.log").open("w") as log:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -62,13 +68,13 @@ def main() -> None:
             rates, peak = run(arm, folder, options.out / "rows.parquet", options.steps)
             speeds[arm] += rates
             peaks[arm].append(peak)
-    table = Table(title=f"SFT on one CPU rank, {ROUNDS} x {options.steps} steps of 128 rows, LoRA 32")
-    for column in ("", *ARMS, "ours / stock"):
-        table.add_column(column, justify="left" if not column else "right")
     speed, peak = ({arm: median(values[arm]) for arm in ARMS} for values in (speeds, peaks))
-    for name, value in (("tokens/s (median step)", speed), ("peak memory, GiB", peak)):
-        ours, stock = value.values()
-        table.add_row(name, f"{ours:.3g}", f"{stock:.3g}", f"{ours / stock:.2f}")
+    table = Table(title=f"SFT on one CPU rank, {ROUNDS} x {options.steps} steps of 128 rows, LoRA 32")
+    for column in ("", *ARMS, *(f"ours / {arm}" for arm in ARMS[1:])):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, values in (("tokens/s (median step)", speed), ("peak memory, GiB", peak)):
+        ratios = [f"{values['ours'] / values[arm]:.2f}" for arm in ARMS[1:]]
+        table.add_row(name, *(f"{values[arm]:.3g}" for arm in ARMS), *ratios)
     Console().print(table)
     results = [{"arm": arm, "tokens_per_s": speed[arm], "peak_gib": peak[arm]} for arm in ARMS]
     bars = [

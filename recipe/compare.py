@@ -161,9 +161,11 @@ def compare_parity(config: ParityConfig, overrides: list[str]) -> bool:
 
 def main() -> None:
     verb, *arguments = sys.argv[1:] or ["--help"]
-    if verb in ("--help", "-h") or verb != "parity":
+    if verb in ("--help", "-h"):
         print(__doc__)
-        sys.exit(0 if verb in ("--help", "-h") else f"error: {verb}: expected parity")
+        return
+    if verb != "parity":
+        sys.exit(f"error: {verb}: expected parity, as in python -m recipe.compare parity")
     try:
         ok = compare_parity(*parse(arguments))
     except (ValueError, RuntimeError, FileNotFoundError) as error:

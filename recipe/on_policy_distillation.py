@@ -38,6 +38,8 @@ def check(config: DictConfig) -> None:
     if teacher.mode == "managed" and teacher.model_path:
         preflight.check_model("teacher.model_path", teacher.model_path)
         preflight.check_interpreter("teacher.python", teacher.python)
+    if teacher.mode == "external":
+        preflight.check_external_teacher(teacher, vocab_size=2)
     if config.trainer.device == "cpu":
         preflight.check_memory(config.student.path)
     student_tokenizer = preflight.load_tokenizer(config.student.path)

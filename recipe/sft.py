@@ -31,6 +31,8 @@ OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / d
 
 LINES = 20
 """Lines that a run's progress takes on the console, about."""
+SILENCE_S = 20
+"""Seconds that the other ranks wait before they complain too: torchrun ends them when rank 0 has said it."""
 
 
 def prepare_environment(environment: dict[str, Any]) -> tuple[int, int]:
@@ -125,7 +127,9 @@ def main(config: DictConfig) -> None:
     try:
         report = check(config, ranks)
     except ValueError as error:
-        sys.exit(f"error: {error}" if rank == 0 else 1)
+        if rank:
+            time.sleep(SILENCE_S)
+        sys.exit(f"error: {error}")
     if rank == 0:
         preflight.save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
         progress.line(report.as_line())

@@ -113,11 +113,12 @@ def plot_confusion(results: Mapping[str, ArmResult], path: Path) -> None:
     """One matrix an arm: rows are right answers, columns given ones, colour is the share of the row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = min(2, len(results))
     lines = -(-len(results) // columns)
-    figure = Figure(figsize=(6.6 * columns + 0.7, 6.9 * lines), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # pyright: ignore[reportOptionalMemberAccess]
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(6.6 * columns + 0.7, 6.9 * lines), layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     image = None

@@ -3,6 +3,8 @@
 Each check raises ValueError naming the configuration key and the fix. None imports torch or verl.
 """
 
+import asyncio
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from verl_ext.teacher.client import TeacherClient, TeacherResponseError, TeacherUnavailableError
+from verl_ext.teacher.config import TeacherConfig
 
 REQUIRED_COLUMNS = ("prompt", "teacher_messages", "data_source", "reward_model")
 # Resident memory of a run on the CPU with a model of negligible size: Ray, trainer, vLLM, SGLang (measured: see
@@ -44,6 +49,20 @@ def check_interpreter(key: str, python: str) -> None:
     """The teacher environment's interpreter exists."""
     if shutil.which(python) is None:
         raise ValueError(f"{key}={python}: no such interpreter; `make setup-teacher` creates the teacher environment")
+
+
+def check_external_teacher(settings: TeacherConfig, vocab_size: int) -> None:
+    """Every external server answers a real log-prob request now."""
+
+    async def probe(url: str) -> None:
+        async with TeacherClient(dataclasses.replace(settings, max_retries=0), vocab_size, [url]) as client:
+            await client.probe()
+
+    for url in settings.urls:
+        try:
+            asyncio.run(probe(url))
+        except (TeacherResponseError, TeacherUnavailableError) as error:
+            raise ValueError(f"teacher.urls: {url} does not score: {error}") from None
 
 
 def check_rows(key: str, path: str) -> list[dict[str, Any]]:

@@ -132,6 +132,8 @@ class VllmSampler:
             gpu_memory_utilization=engine.gpu_memory_utilization,
             max_model_len=min(limit, longest + sampling.max_tokens),
             enforce_eager=not on_gpu,
+            # vLLM rewinds a request's generator after a part of its prompt, which a CPU generator cannot do.
+            enable_chunked_prefill=on_gpu,
             generation_config="vllm",
             seed=sampling.seed,
         )

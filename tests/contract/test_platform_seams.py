@@ -38,7 +38,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def test_verls_process_group_comes_up_on_the_cpu_platform():
-    assert run(GROUP, VERL_PLATFORM="cpu").split("\n")[-2] == "[1.0, 1.0] gloo True"
+    assert run(GROUP, VERL_PLATFORM="cpu").split("\n")[-2] == "[1.0, 1.0] cpu:gloo True"
 
 
 def test_the_cpu_platform_is_off_unless_asked_for():

@@ -246,12 +246,16 @@ def test_a_user_sees_one_line_for_a_mistake_and_a_finished_run_says_so(inputs, t
     assert not (tmp_path / "wrong").exists()
 
 
-def test_bf16_weights_with_fp32_adapters_train(inputs, tmp_path):
+def test_bf16_weights_with_fp32_adapters_train_and_validate(inputs, tmp_path):
     mixed = (*LORA, "engine.model_dtype=bf16", "engine.mixed_precision.param_dtype=bf16", "sft.adapter_dtype=fp32")
-    rows = train(inputs, tmp_path, 2, *mixed, "trainer.total_training_steps=2", "optim.lr=1e-2")
+    validated = (f"data.val_files={inputs.rows}", "trainer.test_freq=1")
+    rows = train(inputs, tmp_path, 2, *mixed, *validated, "trainer.total_training_steps=2", "optim.lr=1e-2")
     assert rows[1]["train/loss"] != rows[0]["train/loss"]
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (described["r"], described["lora_alpha"]) == (RANK, ALPHA)
-    assert sorted(described["target_modules"])[3] == "lm_head"
+    assert "lm_head" in described["target_modules"]
+    log = (tmp_path / "logs" / "rank-0.log").read_text()
+    assert "Final validation metrics: {'val/loss': " in log
+    assert "nan" not in log.rsplit("Final validation metrics", 1)[1]

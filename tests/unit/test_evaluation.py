@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from recipe.evaluate import EvaluateConfig, judge
 from verl_ext import evaluation
 from verl_ext.evaluation import ClassRow, Proportion, accuracy_by, agreement, evaluate_answers
+from verl_ext.evaluation_report import languages_apart, plot_confusion, print_tables
 
 #         en en en en  de de de  fr
 GOLD = ["en", "en", "en", "en", "de", "de", "de", "fr"]
@@ -82,3 +84,50 @@ def test_accuracy_by_language():
 def test_bad_input(answers, gold, message):
     with pytest.raises(ValueError, match=message):
         evaluate_answers(answers, gold, LABELS)
+
+
+@pytest.fixture
+def judged():
+    """Two Russian rows, one of them Bulgarian, and two edge cases; the teacher names the first and one edge case."""
+    config = EvaluateConfig(data="d", edge="e", base="b", teacher="t", student="s")
+    rows = [{"reward_model": {"ground_truth": "ru"}, "extra_info": {"language": language}} for language in ("bg", "ru")]
+    given = {"base": ["", "en", "", ""], "teacher": ["ru", "en", "", "ot"], "student": ["ru", "ru", "en", "ot"]}
+    return judge(config, given, rows)
+
+
+def test_gold_and_agreement_are_apart(judged):
+    assert {arm: result.gold.accuracy.hits for arm, result in judged.items()} == {"base": 0, "teacher": 1, "student": 2}
+    student = judged["student"]
+    assert student.languages == {"bg": Proportion(1, 1), "ru": Proportion(1, 1)}
+    assert languages_apart(student) == ["bg", "ru"]
+    assert student.agreement == evaluation.Agreement(Proportion(1, 2), 0)  # right where the teacher is wrong
+    assert student.edge == evaluation.Agreement(Proportion(1, 1), 1)
+    assert judged["teacher"].agreement is None
+    assert [result.sees_prompt for result in judged.values()] == [False, True, False]
+
+
+def test_report_and_picture(judged, tmp_path, capsys):
+    print_tables(judged)
+    printed = capsys.readouterr().out
+    assert "1.000 (0.342-1.000)" in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    plot_confusion(judged, tmp_path / "eval.png")
+    assert (tmp_path / "eval.png").read_bytes().startswith(b"\x89PNG")
+    student = judged["student"].as_dict()
+    assert (student["accuracy"], student["agreement_with_teacher"]["value"]) == (1.0, 0.5)
+    assert student["edge_agreement_with_teacher"]["teacher_invalid"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"limit": -1}, "limit"),
+        ({"extract": "regex"}, "extract"),
+        ({"extract_prompted": "regex"}, "extract_prompted"),
+        ({"edge": "edge.parquet"}, "edge"),
+    ],
+)
+def test_an_error_names_the_key(settings, key):
+    with pytest.raises(ValueError, match=f"^{key}"):
+        EvaluateConfig(**settings)

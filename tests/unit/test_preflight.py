@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from verl_ext import preflight
+from verl_ext.teacher.config import TeacherConfig
 
 ROW = {
     "prompt": [{"role": "user", "content": "Guten Tag"}],
@@ -95,6 +96,12 @@ def test_model_paths(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="no weights"):
         preflight.check_model("student.path", str(tmp_path))
+
+
+def test_an_external_teacher_that_does_not_answer():
+    nobody = TeacherConfig(mode="external", urls=["http://127.0.0.1:9"], request_timeout_s=5)
+    with pytest.raises(ValueError, match=r"teacher\.urls: http://127\.0\.0\.1:9 does not score: no answer"):
+        preflight.check_external_teacher(nobody, vocab_size=2)
 
 
 def test_interpreter_batch_and_memory(tmp_path):

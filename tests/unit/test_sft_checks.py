@@ -62,6 +62,7 @@ def test_a_good_run_passes_and_is_counted(compose_sft):
         ("model.lora_rank=-1", r"model\.lora_rank=-1 must be >= 0"),
         ("model.lora_alpha=0", r"model\.lora_alpha=0 leaves the adapters without effect"),
         ("model.lora.rank=8", r"model\.lora\.rank=8 is Megatron's"),
+        ("engine.strategy=fsdp", r"engine\.strategy=fsdp is not supported"),
         ("sft.seed=-1", r"sft\.seed=-1"),
         ("sft.adapter_dtype=bf16", r"sft\.adapter_dtype=bf16 must be one of"),
         ("sft.renderer=qwen3_5", r"sft\.renderer=qwen3_5: not one that is exact"),

@@ -25,6 +25,8 @@ def check_run(config: DictConfig, ranks: int) -> DataReport:
     sft = settings_of(config.sft, SftConfig)
     check_optimizer(config.optim)
     check_lora(config.model, sft)
+    if config.engine.strategy != "fsdp2":
+        raise ValueError(f"engine.strategy={config.engine.strategy} is not supported here; leave it at fsdp2")
     check_frequencies(config.trainer)
     check_resume(Path(config.trainer.default_local_dir), config.trainer.resume_mode, ranks)
     preflight.check_model("student.path", config.student.path)

@@ -38,13 +38,13 @@ def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def _whole(parts: list[Any]) -> torch.Tensor:
-    """One tensor from its parts on every rank, in order."""
+    """One tensor from its parts on every rank, in order; replicas after the first are left out."""
     first = parts[0]
     if not isinstance(first, DTensor):
         return first
     placement = first.placements[-1]
-    locals_ = [part.to_local() for part in parts]
-    return torch.cat(locals_, dim=placement.dim) if isinstance(placement, Shard) else locals_[0]
+    shards = [part.to_local() for part in parts[: first.device_mesh.shape[-1]]]
+    return torch.cat(shards, dim=placement.dim) if isinstance(placement, Shard) else shards[0]
 
 
 def save_adapter(state: dict[str, torch.Tensor], rank: int, alpha: float, base: str, out: Path) -> None:

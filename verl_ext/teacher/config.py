@@ -63,6 +63,9 @@ class TeacherConfig:
     """Seconds one scoring request may take, queueing at the server included, > 0."""
     max_retries: int = 5
     """Further tries of one request after a lost connection, a timeout or a 5xx, >= 0."""
+    max_unscored_share: float = 0.1
+    """Share of a step's samples that may stay unscored (masked out of the loss, counted), in [0, 1]. Above it the run
+    stops."""
     max_concurrency: int = 64
     """Requests one client keeps in flight, >= 1."""
     trust_remote_code: bool = False
@@ -111,6 +114,9 @@ class TeacherConfig:
             _require(vars(self)[key] >= 1, key, f"{vars(self)[key]} is below 1")
         for key in ("startup_timeout_s", "request_timeout_s"):
             _require(vars(self)[key] > 0, key, f"{vars(self)[key]} is not above 0 seconds")
+        _require(
+            0 <= self.max_unscored_share <= 1, "max_unscored_share", f"{self.max_unscored_share} is not in [0, 1]"
+        )
         _require(self.max_retries >= 0, "max_retries", f"{self.max_retries} is below 0")
         if self.context_length is not None:
             _require(self.context_length >= 2, "context_length", f"{self.context_length} is below 2")

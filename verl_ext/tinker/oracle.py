@@ -68,7 +68,7 @@ class NotingTrainingClient:
 
 def train(request: dict[str, Any]) -> dict[str, Any]:
     """What the recipe's command line sends to the service, from the first request to the last."""
-    tinker = importlib.import_module("tinker")
+    tinker: Any = importlib.import_module("tinker")
     chz = importlib.import_module("chz")
     recipe = importlib.import_module("tinker_cookbook.recipes.prompt_distillation.train")
     signature = inspect.signature(tinker.ServiceClient.create_lora_training_client_async)

@@ -110,7 +110,7 @@ def optimizer(tinker: dict[str, Any], ours: dict[str, Any]) -> list[Comparison]:
     area, steps, mine = "optimizer", tinker["train"]["adam"], ours["train"]
     rates, our_rates = [step["learning_rate"] for step in steps], mine["learning_rates"]
     theirs = {key: only([step[key] for step in steps]) for key in ("beta1", "beta2", "eps", "weight_decay")}
-    clip, batch = only([step["grad_clip_norm"] for step in steps]), mine["batch_size"]
+    clip = only([step["grad_clip_norm"] for step in steps])
     close = len(rates) == len(our_rates) and all(
         math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE) for a, b in zip(rates, our_rates, strict=True)
     )
@@ -125,14 +125,7 @@ def optimizer(tinker: dict[str, Any], ours: dict[str, Any]) -> list[Comparison]:
             "",
         ),
         same(area, "betas", [theirs["beta1"], theirs["beta2"]], mine["betas"]),
-        explained(
-            area,
-            "eps",
-            theirs["eps"],
-            mine["eps"],
-            holds=math.isclose(mine["eps"] * batch, theirs["eps"], rel_tol=RELATIVE_TOLERANCE),
-            reason=f"theirs / {batch}: our loss is the mean over the batch, and Adam then takes the step of the sum",
-        ),
+        epsilon(area, theirs["eps"], mine),
         same(area, "weight decay", theirs["weight_decay"], mine["weight_decay"]),
         explained(
             area,
@@ -150,6 +143,18 @@ def optimizer(tinker: dict[str, Any], ours: dict[str, Any]) -> list[Comparison]:
             f"{tinker['loss_as_the_client_says'] or 'nothing'}, which is our mean times the batch",
         ),
     ]
+
+
+def epsilon(area: str, theirs: float, mine: dict[str, Any]) -> Comparison:
+    """Adam's eps is measured against the gradient: on a loss divided by n, n times smaller is the same step."""
+    divided_by = mine["batch_size"] / mine["loss_at_one_nat"]
+    equal = math.isclose(mine["eps"] * divided_by, theirs, rel_tol=RELATIVE_TOLERANCE)
+    if equal and divided_by == 1:
+        return same(area, "eps", theirs, mine["eps"])
+    reason = (
+        f"theirs / {text(divided_by)}: our loss is the mean over the batch, and Adam then takes the step of the sum"
+    )
+    return Comparison(area, "eps", text(theirs), text(mine["eps"]), DIFFERS, reason if equal else "")
 
 
 def adapters(tinker: dict[str, Any], ours: dict[str, Any]) -> list[Comparison]:

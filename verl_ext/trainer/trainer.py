@@ -13,6 +13,7 @@ from verl_ext.config import MethodConfig, settings_of
 from verl_ext.launch import mark_stage
 from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
 from verl_ext.metrics import MetricsFile
+from verl_ext.teacher.config import TeacherConfig
 
 NAME = "on_policy_distillation"
 # verl polls TransferQueue for finished samples every 2 s, which is half of a short step.
@@ -28,6 +29,7 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
         self.method = settings_of(config.method, MethodConfig)
+        self.teacher = settings_of(config.teacher, TeacherConfig)
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
         self._advantages_BT: torch.Tensor | None = None
         register_adv_est(config.algorithm.adv_estimator)(self._estimate)
@@ -72,7 +74,12 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         if self.method.control == "shuffled_teacher":
             teacher_logprobs_BT = _shuffle_tokens(teacher_logprobs_BT, response_mask_BT)
         metrics["teacher_kl"] = teacher_kl(rollout_logprobs_BT, teacher_logprobs_BT, response_mask_BT)
-        metrics["teacher/unscored"] = int((response_mask_BT.sum(-1) == 0).sum())
+        metrics["teacher/unscored"] = unscored = int((response_mask_BT.sum(-1) == 0).sum())
+        if unscored > self.teacher.max_unscored_share * len(response_mask_BT):
+            raise RuntimeError(
+                f"{unscored} of {len(response_mask_BT)} samples have no teacher score, more than "
+                f"teacher.max_unscored_share={self.teacher.max_unscored_share}; see teacher.log in the run directory"
+            )
         self._advantages_BT = reverse_kl_advantage(
             rollout_logprobs_BT,
             teacher_logprobs_BT,

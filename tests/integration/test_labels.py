@@ -1,0 +1,131 @@
+"""Labelling with real engines: order, resuming after a kill, and vLLM against a served SGLang."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from verl_ext import data, labels, tiny_pair
+from verl_ext.sampling import EngineConfig, Request, SamplingConfig, ServedSampler, VllmSampler
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.server import SGLangServer
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+CHUNK = 8
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,  # the smallest that vLLM's CPU attention has
+    "initializer_range": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model: what it says makes no sense, and every row gets its own."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("label-teacher")
+    texts = [s.text for s in data.file_sentences(ROOT / "data" / "sample.jsonl")]
+    tokenizer = tiny_pair.train_tokenizer(texts, data.LABELS, 400)
+    torch.manual_seed(3)
+    tiny_pair.build_model(tokenizer, SHAPE).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def command(teacher: Path, out: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "recipe.create_data", "source=file", "sentences=data/sample.jsonl", f"out_dir={out}"),
+        *(f"teacher={teacher}", "labels.extract=whole", f"labels.chunk={CHUNK}"),
+        *("sampling.max_tokens=4", "sampling.temperature=1.0", "engine.dtype=float32"),
+    ]
+
+
+def start(teacher: Path, out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(teacher, out), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(teacher: Path, out: Path) -> str:
+    process = start(teacher, out)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed[-3000:]
+    return printed
+
+
+def journal(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()[1:]]
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels that were made in one go."""
+    out = tmp_path_factory.mktemp("whole")
+    finish(teacher, out)
+    return out
+
+
+def test_rows_are_in_input_order_and_both_files_hold_them(whole: Path):
+    rows = labels.from_parquet(whole / "conversations.parquet")
+    texts = {s.index: s.text for s in data.file_sentences(ROOT / "data" / "sample.jsonl")}
+    assert [row["index"] for row in rows] == sorted(row["index"] for row in rows)
+    assert all(row["messages"][0] == {"role": "user", "content": texts[row["index"]]} for row in rows)
+    assert [row["messages"] for row in rows] == [
+        c["messages"] for c in labels.from_jsonl(whole / "conversations.jsonl")
+    ]
+    answers = {record["index"]: record["text"].strip() for record in journal(whole)}
+    assert all(row["messages"][1]["content"] == answers[row["index"]] for row in rows)
+    assert len({row["messages"][1]["content"] for row in rows}) > 5
+
+
+def test_a_killed_run_goes_on_without_sampling_again(teacher: Path, whole: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    process = start(teacher, out)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"labels: {CHUNK}/"):
+            process.kill()
+            break
+    process.wait()
+    before = journal(out)
+    assert CHUNK <= len(before) < len(journal(whole))
+    assert not (out / "conversations.jsonl").exists()
+    assert "labelled rows" in finish(teacher, out)
+    assert journal(out)[: len(before)] == before
+    manifest = json.loads((out / "labels_manifest.json").read_text())
+    assert manifest["last_sampling"]["rows"] == len(journal(whole)) - len(before)
+    # The rows' seeds make it the run that was never killed.
+    for name in ("conversations.jsonl", "conversations.parquet"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert "labels up to date" in finish(teacher, out)
+
+
+@pytest.fixture(scope="module")
+def server(teacher: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServer]:
+    config = TeacherConfig(model_path=str(teacher), python=teacher_python, startup_timeout_s=240)
+    with SGLangServer(config, tmp_path_factory.mktemp("server") / "server.log") as running:
+        running.wait_ready()
+        yield running
+
+
+def test_a_served_teacher_answers_as_vllm_does(teacher: Path, server: SGLangServer):
+    sentences = data.file_sentences(ROOT / "data" / "sample.jsonl")
+    requests = [Request(s.index, [{"role": "user", "content": s.text}]) for s in sentences]
+    sampling = SamplingConfig(temperature=0.0, max_tokens=6)
+    served = ServedSampler(
+        [server.url], str(teacher), sampling, max_concurrency=8, timeout_s=60, max_retries=1, api_key_env="NO_KEY"
+    )
+    assert served.served_models() == [str(teacher)]
+    assert served.answer(requests) == VllmSampler(
+        str(teacher), sampling, EngineConfig(dtype="float32"), requests
+    ).answer(requests)
