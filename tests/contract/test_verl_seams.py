@@ -5,12 +5,14 @@ A red test here means that verl changed under us; the adapter it names is what t
 
 import importlib.metadata
 import inspect
+import re
 
 import numpy as np
 import pytest
 import torch
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.config import AlgoConfig
 from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
 from verl.trainer.main_ppo import TaskRunnerV1
@@ -36,6 +38,7 @@ WORKER = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 OVERRIDES = [
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_score"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_teacher_logprobs"),
+    (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_agent_loop"),
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_balance_batch"),
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_build_replay_buffer"),
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_init_dataloader"),
@@ -70,6 +73,23 @@ def test_the_workers_scoring_hook_is_called_with_the_data_row():
     assert "_compute_teacher_logprobs(" in source
     assert "sample_kwargs=kwargs" in source
     assert "validate=validate" in source
+
+
+def test_the_single_turn_loop_keeps_no_state_between_samples():
+    """Why one object can serve every sample of a worker."""
+    assert not re.search(r"self\.\w+ *=[^=]", inspect.getsource(SingleTurnAgentLoop.run))
+    assert set(vars(SingleTurnAgentLoop)) <= {
+        "__init__",
+        "run",
+        "__module__",
+        "__doc__",
+        "__abstractmethods__",
+        "_abc_impl",
+    }
+
+
+def test_samples_are_not_traced_by_default():
+    assert "trace_this_sample = False" in inspect.getsource(WORKER.generate_sequences)
 
 
 def test_teacher_logprobs_leave_extra_fields_as_a_column_of_their_own():

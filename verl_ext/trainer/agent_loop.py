@@ -1,11 +1,13 @@
 """Where the teacher enters: each finished training sample is scored before it reaches the replay buffer."""
 
+import functools
 import time
 from typing import Any
 
 import ray
 import torch
-from verl.experimental.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from verl_ext.config import settings_of
@@ -22,6 +24,35 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         super().__init__(*args, **kwargs)
         self.teacher = TeacherClient(
             settings_of(self.config.teacher, TeacherConfig), vocab_size=self.model_config.hf_config.vocab_size
+        )
+
+    async def _run_agent_loop(
+        self,
+        sampling_params: dict[str, Any],
+        trajectory: dict[str, Any],
+        *,
+        agent_name: str,
+        trace: bool = True,
+        **kwargs,
+    ) -> None:
+        """verl builds a loop object through Hydra for every sample (6 ms each); the single-turn one keeps no state
+        between samples, so one object serves all."""
+        if agent_name != "single_turn_agent" or trace:
+            await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, trace=trace, **kwargs)
+            return
+        output = await self._single_turn.run(sampling_params, **kwargs)
+        await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
+
+    @functools.cached_property
+    def _single_turn(self) -> SingleTurnAgentLoop:
+        return SingleTurnAgentLoop(
+            trainer_config=DictConfigWrap(self.config),
+            server_manager=self.llm_client,
+            tokenizer=self.tokenizer,
+            processor=self.processor,
+            dataset_cls=self.dataset_cls,
+            data_config=DictConfigWrap(self.config.data),
+            hf_model_type=self.hf_model_type,
         )
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
