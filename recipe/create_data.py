@@ -260,6 +260,8 @@ def main(config: DictConfig) -> None:
             print(label(settings))
     except (ValueError, FileNotFoundError, SamplingError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the answers that it has")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / d
 
 LINES = 20
 """Lines that a run's progress takes on the console, about."""
+REQUIRED = (("student", "path"), ("data", "train_files"))
 SILENCE_S = 20
 """Seconds that the other ranks wait before they complain too: torchrun ends them when rank 0 has said it."""
 
@@ -120,6 +121,9 @@ def check(config: DictConfig, ranks: int) -> "DataReport":
 
 @hydra.main(version_base=None, config_path="../configs", config_name="sft")
 def main(config: DictConfig) -> None:
+    for group, key in REQUIRED:
+        if OmegaConf.is_missing(config[group], key):
+            sys.exit(f"error: {group}.{key} is not set: give {group}.{key}=...")
     config.run_dir = str(Path(config.run_dir).resolve())
     environment = OmegaConf.to_container(config.environment, resolve=True)
     rank, ranks = prepare_environment(environment)  # type: ignore[arg-type]

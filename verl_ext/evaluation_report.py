@@ -92,7 +92,7 @@ def class_table(results: Mapping[str, ArmResult]) -> Table:
     for language in languages_apart(first):
         parts = (result.languages[language] for result in results.values())
         rows.append((f"  {language}", *(cell("    ", part) for part in parts)))
-    title = "F1, correct / rows per class; indented: languages that share a label"
+    title = "F1, correct / rows; indented: languages of one label"
     return table_of(title, ("label", *results), rows)
 
 

@@ -126,6 +126,10 @@ def test_a_served_teacher_answers_as_vllm_does(teacher: Path, server: SGLangServ
         [server.url], str(teacher), sampling, max_concurrency=8, timeout_s=60, max_retries=1, api_key_env="NO_KEY"
     )
     assert served.served_models() == [str(teacher)]
-    assert served.answer(requests) == VllmSampler(
-        str(teacher), sampling, EngineConfig(dtype="float32"), requests
-    ).answer(requests)
+    theirs = served.answer(requests)
+    ours = VllmSampler(str(teacher), sampling, EngineConfig(dtype="float32"), requests).answer(requests)
+    assert [(a.tokens, a.finish) for a in theirs] == [(a.tokens, a.finish) for a in ours]
+    # SGLang writes U+FFFD for bytes that are no character, vLLM holds back all that follows: a random model's answers.
+    texts = [(a.text, b.text) for a, b in zip(theirs, ours, strict=True) if "\ufffd" not in a.text]
+    assert len(texts) > 5
+    assert [text for text, _ in texts] == [text for _, text in texts]

@@ -1,5 +1,6 @@
 """SFT as a user runs it: verl's trainer on real FSDP2 ranks (gloo), against a hand-written reference of Tinker's."""
 
+import asyncio
 import json
 import os
 import signal
@@ -22,6 +23,9 @@ from verl_ext.sft.dataset import ConversationDataset
 from verl_ext.sft.export import export_checkpoint
 from verl_ext.sft.lora import untie_head
 from verl_ext.sft.order import TinkerBatches
+from verl_ext.teacher.client import TeacherClient
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.server import SGLangServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -35,7 +39,7 @@ SHAPE = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
-    "head_dim": 16,
+    "head_dim": 32,  # the smallest that vLLM's CPU attention has
     "initializer_range": 0.1,
 }
 
@@ -145,6 +149,40 @@ def log_probs(model: Any, rows: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         return torch.cat([model(input_ids=row["input_ids"][None]).logits[0].log_softmax(-1) for row in rows])
 
 
+VLLM_SCORER = """
+import json, sys
+from vllm import LLM, SamplingParams
+model, sequences = sys.argv[1], json.load(open(sys.argv[2]))
+llm = LLM(model=model, dtype="float32", enforce_eager=True, max_model_len=256)
+params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0)
+outputs = llm.generate([{"prompt_token_ids": ids} for ids in sequences], params)
+scores = [[out.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))] for out, ids in zip(outputs, sequences)]
+json.dump(scores, open(sys.argv[3], "w"))
+"""
+
+
+def vllm_scores(model: Path, sequences: list[list[int]], folder: Path) -> torch.Tensor:
+    """vLLM's log-prob of every token after the first, flat."""
+    (folder / "in.json").write_text(json.dumps(sequences))
+    command_ = [sys.executable, "-c", VLLM_SCORER, str(model), str(folder / "in.json"), str(folder / "out.json")]
+    environment = os.environ | {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    subprocess.run(command_, env=environment, check=True, timeout=300)
+    return torch.tensor([score for row in json.loads((folder / "out.json").read_text()) for score in row])
+
+
+def sglang_scores(model: Path, python: str, sequences: list[list[int]], folder: Path) -> torch.Tensor:
+    """SGLang's log-prob of every token after the first, flat."""
+    config = TeacherConfig(model_path=str(model), python=python, context_length=512)
+    vocabulary = load(model).config.vocab_size
+
+    async def score(url: str) -> list[list[float]]:
+        async with TeacherClient(config, vocab_size=vocabulary, urls=[url]) as client:
+            return await asyncio.gather(*(client.score(ids[:1], ids[1:]) for ids in sequences))
+
+    with SGLangServer(config, folder / "sglang.log") as server:
+        return torch.tensor([score for row in asyncio.run(score(server.wait_ready())) for score in row])
+
+
 LORA = (f"model.lora_rank={RANK}", f"model.lora_alpha={ALPHA}")
 FULL = ("model.lora_rank=0",)
 
@@ -221,7 +259,7 @@ def uninterrupted(inputs, tmp_path_factory):
     return rows
 
 
-def test_a_user_sees_one_line_for_a_mistake_and_a_finished_run_says_so(inputs, tmp_path):
+def test_a_user_sees_one_line_for_a_mistake(inputs, tmp_path):
     wrong = subprocess.run(
         command(inputs, tmp_path / "wrong", 1, "optim.clip_grad=0.0"),
         cwd=ROOT,
@@ -244,6 +282,29 @@ def test_a_user_sees_one_line_for_a_mistake_and_a_finished_run_says_so(inputs, t
     assert unknown.returncode == 1
     assert "leraning_rate" in unknown.stderr
     assert not (tmp_path / "wrong").exists()
+    bare = [sys.executable, "-m", "recipe.sft", "sft_platform=cpu"]
+    nothing = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert nothing.returncode == 1
+    assert nothing.stderr.startswith("error: student.path is not set: give student.path=...")
+
+
+def test_the_exported_student_has_the_same_log_probs_in_every_engine(inputs, tmp_path, teacher_python):
+    """Steps large enough to move it, and a head that is no longer the embedding's."""
+    train(inputs, tmp_path, 1, *LORA, "optim.lr=1e-2")
+    student = tmp_path / "student"
+    rows = batches(inputs)[0]
+    sequences = [row["input_ids"].tolist() for row in rows]
+    model, untrained = load(student), load(inputs.base)
+    wanted, before = (
+        torch.cat([log_probs(m, [row])[:-1].gather(1, row["input_ids"][1:, None])[:, 0] for row in rows])
+        for m in (model, untrained)
+    )
+    assert (wanted - before).abs().max().item() > 0.1
+    for found in (
+        vllm_scores(student, sequences, tmp_path),
+        sglang_scores(student, teacher_python, sequences, tmp_path),
+    ):
+        assert (found - wanted).abs().max().item() < 1e-4  # nats, fp32
 
 
 def test_bf16_weights_with_fp32_adapters_train_and_validate(inputs, tmp_path):
