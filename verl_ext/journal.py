@@ -24,7 +24,7 @@ class Journal:
         header = json.dumps(settings, sort_keys=True)
         lines = self._whole_lines()
         if lines and lines[0] != header:
-            if not overwrite:
+            if len(lines) > 1 and not overwrite:
                 raise ValueError(
                     f"{path} holds answers that were sampled otherwise ({differing(json.loads(lines[0]), settings)}); "
                     "choose another out_dir or set overwrite=true"

@@ -209,6 +209,12 @@ def test_an_interrupted_run_samples_only_what_is_missing(run):
     assert third.asked == []
 
 
+def test_a_journal_without_answers_binds_nobody(run):
+    with pytest.raises(Interrupted):
+        run(ScriptedSampler(TEXTS, chunks_before_interruption=0))
+    run(ScriptedSampler(TEXTS), sampling=SamplingConfig(seed=1))
+
+
 def test_another_reading_costs_no_sampling(run):
     run(ScriptedSampler(TEXTS))
     tinker = replace(run.job.labels, policy="tinker")
