@@ -74,6 +74,7 @@ def run_stages(config: DemoConfig) -> dict[str, float]:
         "evaluate": run_verb(
             "recipe.evaluate",
             f"data={data}/heldout.parquet",
+            f"edge={data}/edge.parquet",
             f"base={base}",
             f"teacher={base}",
             f"student={run}/student",
@@ -121,6 +122,9 @@ def main(config: Any) -> None:
             table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
     print(f"{file} written; curves: tensorboard --logdir {settings.out}/run/tensorboard")
+    print(
+        "next, the same by SFT on the teacher's labels, as Tinker does it: bash examples/sft_prompt_distillation_cpu.sh"
+    )
     print("your own sentences and prompt: python -m recipe.create_data --help")
 
 

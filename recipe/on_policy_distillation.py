@@ -69,7 +69,9 @@ def train(config: DictConfig, started: float) -> None:
             from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
 
             settings = with_absolute_paths(settings_of(config.teacher, TeacherConfig))
-            teacher = as_actor(ManagedTeacher).remote(settings, str(run_dir / "teacher.log"))
+            gpus = settings.tp * settings.dp if settings.device == "cuda" else 0  # beside the trainer's own
+            actor = as_actor(ManagedTeacher).options(num_gpus=gpus)
+            teacher = actor.remote(settings, str(run_dir / "teacher.log"))
             url = ray.get(teacher.start.remote())
             pending.append(teacher.wait_ready.remote())
             # From here on the run sees a teacher that somebody else started.

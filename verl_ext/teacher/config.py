@@ -114,9 +114,7 @@ class TeacherConfig:
             _require(vars(self)[key] >= 1, key, f"{vars(self)[key]} is below 1")
         for key in ("startup_timeout_s", "request_timeout_s"):
             _require(vars(self)[key] > 0, key, f"{vars(self)[key]} is not above 0 seconds")
-        _require(
-            0 <= self.max_unscored_share <= 1, "max_unscored_share", f"{self.max_unscored_share} is not in [0, 1]"
-        )
+        _require(0 <= self.max_unscored_share <= 1, "max_unscored_share", f"{self.max_unscored_share} is not in [0, 1]")
         _require(self.max_retries >= 0, "max_retries", f"{self.max_retries} is below 0")
         if self.context_length is not None:
             _require(self.context_length >= 2, "context_length", f"{self.context_length} is below 2")
