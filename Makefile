@@ -9,7 +9,7 @@ PIP_QUIET := --quiet --disable-pip-version-check --no-input
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test unit lint integration clean
+.PHONY: help setup demo test unit lint integration trl clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -50,5 +50,15 @@ unit: .venv/.ready ## unit and contract tests: under a minute
 integration: setup ## real vLLM, SGLang and verl on the CPU
 	@$(PY) -m pytest tests/integration
 
+trl: .venv-trl/.ready ## TRL beside .venv, for benchmarks/sft_step.py: TRL_PYTHON=.venv-trl/bin/python
+
+# TRL on the very torch, transformers and peft of .venv, so that a comparison compares trainers.
+.venv-trl/.ready: requirements/trl.txt .venv/.ready
+	@$(PYTHON) -m venv .venv-trl
+	@site='import site; print(site.getsitepackages()[0])'; \
+	 $(PY) -c "$$site" > "$$(.venv-trl/bin/python -c "$$site")/trainer.pth"
+	@.venv-trl/bin/python -m pip install $(PIP_QUIET) --no-deps -r requirements/trl.txt
+	@touch $@
+
 clean: ## remove both environments and every output
-	rm -rf .venv .venv-teacher outputs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-teacher .venv-trl outputs .pytest_cache .ruff_cache

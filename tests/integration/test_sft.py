@@ -152,19 +152,24 @@ def log_probs(model: Any, rows: list[dict[str, torch.Tensor]]) -> torch.Tensor:
 VLLM_SCORER = """
 import json, sys
 from vllm import LLM, SamplingParams
-model, sequences = sys.argv[1], json.load(open(sys.argv[2]))
-llm = LLM(model=model, dtype="float32", enforce_eager=True, max_model_len=256)
+from vllm.lora.request import LoRARequest
+model, sequences, adapter = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[4]
+lora = {"enable_lora": True, "max_lora_rank": 32} if adapter else {}
+llm = LLM(model=model, dtype="float32", enforce_eager=True, max_model_len=256, **lora)
 params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0)
-outputs = llm.generate([{"prompt_token_ids": ids} for ids in sequences], params)
+request = LoRARequest("adapter", 1, adapter) if adapter else None
+# One at a time: vLLM's prompt log-probs of a batch fail with an adapter on lm_head (einsum over rows, not tokens).
+outputs = [llm.generate([{"prompt_token_ids": ids}], params, lora_request=request)[0] for ids in sequences]
 scores = [[out.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))] for out, ids in zip(outputs, sequences)]
 json.dump(scores, open(sys.argv[3], "w"))
 """
 
 
-def vllm_scores(model: Path, sequences: list[list[int]], folder: Path) -> torch.Tensor:
+def vllm_scores(model: Path, sequences: list[list[int]], folder: Path, adapter: Path | None = None) -> torch.Tensor:
     """vLLM's log-prob of every token after the first, flat."""
     (folder / "in.json").write_text(json.dumps(sequences))
-    command_ = [sys.executable, "-c", VLLM_SCORER, str(model), str(folder / "in.json"), str(folder / "out.json")]
+    files = [str(model), str(folder / "in.json"), str(folder / "out.json"), str(adapter or "")]
+    command_ = [sys.executable, "-c", VLLM_SCORER, *files]
     environment = os.environ | {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
     subprocess.run(command_, env=environment, check=True, timeout=300)
     return torch.tensor([score for row in json.loads((folder / "out.json").read_text()) for score in row])
@@ -302,6 +307,7 @@ def test_the_exported_student_has_the_same_log_probs_in_every_engine(inputs, tmp
     assert (wanted - before).abs().max().item() > 0.1
     for found in (
         vllm_scores(student, sequences, tmp_path),
+        vllm_scores(inputs.base, sequences, tmp_path, adapter=tmp_path / "adapter"),
         sglang_scores(student, teacher_python, sequences, tmp_path),
     ):
         assert (found - wanted).abs().max().item() < 1e-4  # nats, fp32
