@@ -16,6 +16,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 import recipe.sft
+from verl_ext.config import mapping_of
 from verl_ext.verbs import find_verl_configs
 
 STOCK = {
@@ -50,7 +51,7 @@ def main(config: DictConfig) -> None:
     if config.arm == "stock":
         for key, value in STOCK.items():
             OmegaConf.update(config, key, value)
-    recipe.sft.prepare_environment(OmegaConf.to_container(config.environment, resolve=True))  # type: ignore[arg-type]
+    recipe.sft.prepare_environment(mapping_of(config.environment))
     os.environ["TENSORBOARD_DIR"] = f"{config.run_dir}/tensorboard"
 
     import torch

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayError
 
 from verl_ext import preflight
-from verl_ext.config import MethodConfig, settings_of
+from verl_ext.config import MethodConfig, mapping_of, settings_of
 from verl_ext.console import RunConsole
 from verl_ext.launch import as_actor, mark_stage, ray_session
 from verl_ext.teacher.config import TeacherConfig
@@ -51,7 +51,7 @@ def check(config: DictConfig) -> None:
         max_prompt_length=config.data.max_prompt_length,
         max_response_length=config.data.max_response_length,
         teacher_context_length=teacher.context_length,
-        template_kwargs=OmegaConf.to_container(config.data.apply_chat_template_kwargs),  # type: ignore[arg-type]
+        template_kwargs=mapping_of(config.data.apply_chat_template_kwargs),
     )
 
 
@@ -60,8 +60,8 @@ def train(config: DictConfig, started: float) -> None:
     from verl_ext.trainer.runner import Runner
 
     run_dir = Path(config.run_dir)
-    ray_init = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
-    with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):  # type: ignore[arg-type]
+    ray_init = mapping_of(config.ray_kwargs.ray_init)
+    with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
         console.stage("Ray is up")
         mark_stage(run_dir, "Ray is up")
         pending = []

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from verl_ext import preflight
+from verl_ext.config import mapping_of
 from verl_ext.sft.config import SftConfig
 from verl_ext.verbs import find_verl_configs, register_schema
 
@@ -125,8 +126,7 @@ def main(config: DictConfig) -> None:
         if OmegaConf.is_missing(config[group], key):
             sys.exit(f"error: {group}.{key} is not set: give {group}.{key}=...")
     config.run_dir = str(Path(config.run_dir).resolve())
-    environment = OmegaConf.to_container(config.environment, resolve=True)
-    rank, ranks = prepare_environment(environment)  # type: ignore[arg-type]
+    rank, ranks = prepare_environment(mapping_of(config.environment))
     progress = Progress()
     try:
         report = check(config, ranks)

@@ -21,6 +21,13 @@ def settings_of(node: Any, kind: type[Settings]) -> Settings:
     return settings
 
 
+def mapping_of(node: Any) -> dict[str, Any]:
+    """The plain, resolved dictionary behind a configuration node."""
+    mapping = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(mapping, dict)
+    return {str(key): value for key, value in mapping.items()}
+
+
 @dataclass(frozen=True)
 class MethodConfig:
     """How teacher and rollout log-probs become advantages (`verl_ext.method.reverse_kl`).

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from numbers import Number
+from numbers import Real
 from pathlib import Path
 
 
@@ -15,7 +15,7 @@ class MetricsFile:
 
     def append(self, step: int, metrics: Mapping[str, object]) -> None:
         """Write one row: `step` and every scalar of `metrics`; anything else is left out."""
-        scalars = {key: float(value) for key, value in metrics.items() if isinstance(value, Number)}  # type: ignore[arg-type]
+        scalars = {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
 

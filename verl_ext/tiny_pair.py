@@ -68,13 +68,13 @@ def common(rows: Sequence[Sequence[int]]) -> int:
 def train_tokenizer(texts: Sequence[str], labels: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE with Qwen's special tokens and chat template, in which every label is one token."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]  the stub has no setter
         [
             pre_tokenizers.Split(Regex(_WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]  the same
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT, TURN_START, TURN_END],

@@ -11,11 +11,7 @@ Source: tinker-cookbook `distillation/train_on_policy.py`, `incorporate_kl_penal
 `rl/metrics.py`, `discounted_future_sum_vectorized`.
 """
 
-from typing import Literal
-
 import torch
-
-DiscountMode = Literal["fixed", "strict"]
 
 
 def sampled_reverse_kl(
@@ -62,7 +58,7 @@ def reverse_kl_advantage(
     *,
     coef: float = 1.0,
     discount: float = 0.0,
-    discount_mode: DiscountMode = "fixed",
+    discount_mode: str = "fixed",
     task_advantage: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Advantage of every sampled token, nats, (B, T): `task_advantage - coef * reverse_kl`.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext import data, labels, preflight
+from verl_ext.config import mapping_of
 from verl_ext.sampling import SamplingConfig, render
 from verl_ext.tinker.oracle import digest, pick
 
@@ -28,7 +29,6 @@ ADAPTED_BLOCKS = {
 def training(request: dict[str, Any]) -> dict[str, Any]:
     """Build the trainer as `recipe.sft` does and read its objects."""
     from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
 
     from recipe.sft import prepare_environment
     from verl_ext.verbs import find_verl_configs
@@ -36,7 +36,7 @@ def training(request: dict[str, Any]) -> dict[str, Any]:
     find_verl_configs()
     with initialize_config_dir(request["config_dir"], version_base=None):
         config = compose("sft", request["overrides"])
-    prepare_environment(OmegaConf.to_container(config.environment, resolve=True))  # type: ignore[arg-type]
+    prepare_environment(mapping_of(config.environment))
 
     from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
 

@@ -86,7 +86,7 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
             response_mask_BT,
             coef=self.method.coef,
             discount=self.method.discount,
-            discount_mode=self.method.discount_mode,  # type: ignore[arg-type]
+            discount_mode=self.method.discount_mode,
         )
         if self.method.control == "flipped_sign":
             self._advantages_BT = -self._advantages_BT
