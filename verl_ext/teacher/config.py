@@ -6,6 +6,7 @@ MODES = ("managed", "external")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = (None, "fp8")
+STORE_MODES = ("read_write", "replay")
 
 
 def _require(ok: bool, key: str, problem: str) -> None:
@@ -60,14 +61,42 @@ class TeacherConfig:
     startup_timeout_s: float = 600.0
     """Seconds until the managed server must have answered its first log-prob request, > 0."""
     request_timeout_s: float = 120.0
-    """Seconds one scoring request may take, queueing at the server included, > 0."""
+    """Seconds one request to one server may take, queueing at the server included, > 0."""
     max_retries: int = 5
-    """Further tries of one request after a lost connection, a timeout or a 5xx, >= 0."""
+    """Further tries of one request after a lost connection, a timeout, a 5xx or an unusable answer, >= 0."""
+    sample_timeout_s: float = 600.0
+    """Seconds a sample may wait for its score, all tries and queueing included, > 0. Then it stays unscored."""
     max_unscored_share: float = 0.1
     """Share of a step's samples that may stay unscored (masked out of the loss, counted), in [0, 1]. Above it the run
-    stops."""
-    max_concurrency: int = 64
-    """Requests one client keeps in flight, >= 1."""
+    saves a checkpoint and stops."""
+    max_concurrency: int = 4
+    """Requests one client keeps in flight at each server, >= 1. Each carries up to `batch_tokens`."""
+    batch_tokens: int = 16384
+    """Tokens of the sequences that one request carries at most, >= 1; a longer sequence travels alone."""
+    prime: bool = True
+    """Score the bare prompt once before its responses, so that n samples share it in the server's prefix cache."""
+    hedge_after: float = 0.0
+    """A request that takes longer than this many times the usual latency is sent to a second server too and the first
+    answer counts; 0 turns it off, else >= 1. Needs two servers."""
+    breaker_failures: int = 3
+    """Failures in a row after which a server is left alone, >= 1."""
+    breaker_cooldown_s: float = 5.0
+    """Seconds until such a server is probed again, > 0. It is re-admitted when the probe gives its old log-probs."""
+    probe_tolerance: float | None = None
+    """Nats by which the probe's log-probs may differ from the first ones seen before the server counts as another
+    model, > 0. None: 1e-3 for float32, 0.2 below that precision."""
+    max_restarts: int = 3
+    """Times a managed server that died or hangs is started again, >= 0."""
+    watch_interval_s: float = 10.0
+    """Seconds between looks at a managed server, > 0. It is restarted when dead, or silent for `request_timeout_s`."""
+    metrics_port: int = -1
+    """Port on `host` where the managed worker shows Prometheus metrics, 0 to 65535 (0 picks a free one). -1: none."""
+    store_path: str | None = None
+    """Folder of the score store; None keeps no scores. May be shared by runs on one machine."""
+    store_mode: str = "read_write"
+    """`read_write`: look up, else ask and keep. `replay`: answer from the store alone, no server is needed."""
+    store_max_gib: float = 4.0
+    """Size of the store in GiB, > 0; the scores used longest ago make room."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint."""
 
@@ -110,12 +139,31 @@ class TeacherConfig:
         _require(
             0 < self.mem_fraction_static < 1, "mem_fraction_static", f"{self.mem_fraction_static} is not in (0, 1)"
         )
-        for key in ("max_total_tokens", "tp", "dp", "max_concurrency"):
+        for key in ("max_total_tokens", "tp", "dp", "max_concurrency", "batch_tokens", "breaker_failures"):
             _require(vars(self)[key] >= 1, key, f"{vars(self)[key]} is below 1")
-        for key in ("startup_timeout_s", "request_timeout_s"):
+        for key in (
+            "startup_timeout_s",
+            "request_timeout_s",
+            "sample_timeout_s",
+            "breaker_cooldown_s",
+            "watch_interval_s",
+        ):
             _require(vars(self)[key] > 0, key, f"{vars(self)[key]} is not above 0 seconds")
         _require(0 <= self.max_unscored_share <= 1, "max_unscored_share", f"{self.max_unscored_share} is not in [0, 1]")
-        _require(self.max_retries >= 0, "max_retries", f"{self.max_retries} is below 0")
+        for key in ("max_retries", "max_restarts"):
+            _require(vars(self)[key] >= 0, key, f"{vars(self)[key]} is below 0")
+        _require(-1 <= self.metrics_port <= 65535, "metrics_port", f"{self.metrics_port} is outside -1..65535")
+        _require(
+            self.hedge_after == 0 or self.hedge_after >= 1,
+            "hedge_after",
+            f"{self.hedge_after} times the usual latency: use 0 (off) or at least 1",
+        )
+        _require(
+            self.probe_tolerance is None or self.probe_tolerance > 0,
+            "probe_tolerance",
+            f"{self.probe_tolerance} is not above 0 nats",
+        )
+        self._check_store()
         if self.context_length is not None:
             _require(self.context_length >= 2, "context_length", f"{self.context_length} is below 2")
             _require(
@@ -123,3 +171,21 @@ class TeacherConfig:
                 "max_total_tokens",
                 f"{self.max_total_tokens} cannot hold one sequence of context_length={self.context_length}",
             )
+
+    def _check_store(self) -> None:
+        _require(
+            self.store_mode in STORE_MODES, "store_mode", f"{self.store_mode!r} is none of {', '.join(STORE_MODES)}"
+        )
+        _require(self.store_max_gib > 0, "store_max_gib", f"{self.store_max_gib} is not above 0 GiB")
+        _require(
+            self.store_mode != "replay" or bool(self.store_path),
+            "store_path",
+            "missing: store_mode=replay answers from a store, give its folder",
+        )
+
+    @property
+    def probe_tolerance_nats(self) -> float:
+        """`probe_tolerance`, or what this precision allows."""
+        if self.probe_tolerance is not None:
+            return self.probe_tolerance
+        return 1e-3 if self.dtype == "float32" and self.quantization is None else 0.2
