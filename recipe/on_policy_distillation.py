@@ -9,6 +9,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 import ray
@@ -20,6 +21,7 @@ from verl_ext.config import MethodConfig, mapping_of, settings_of
 from verl_ext.console import RunConsole
 from verl_ext.launch import as_actor, mark_stage, ray_session
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.service import teachers_of
 from verl_ext.verbs import find_verl_configs, register_schema
 
 register_schema("method_schema", MethodConfig)
@@ -29,30 +31,63 @@ register_schema("teacher_schema", TeacherConfig)
 def check(config: DictConfig) -> None:
     """Refuse a run that cannot work. Raises ValueError naming the key and the fix."""
     settings_of(config.method, MethodConfig)
-    teacher = settings_of(config.teacher, TeacherConfig)
+    teachers = teachers_of(config)
     preflight.check_sampling(config.actor_rollout_ref.rollout)
     preflight.check_model("student.path", config.student.path)
     rows = preflight.check_rows("data.train_files", config.data.train_files)
     preflight.check_rows("data.val_files", config.data.val_files)
     preflight.check_batch(config.data.train_batch_size, len(rows))
-    if teacher.mode == "managed" and teacher.model_path:
-        preflight.check_model("teacher.model_path", teacher.model_path)
-        preflight.check_interpreter("teacher.python", teacher.python)
-    if teacher.mode == "external":
-        preflight.check_external_teacher(teacher, vocab_size=2)
+    preflight.check_routing(rows, teachers)
     if config.trainer.device == "cpu":
         preflight.check_memory(config.student.path)
     student_tokenizer = preflight.load_tokenizer(config.student.path)
-    if teacher.model_path and teacher.model_path != config.student.path:
-        preflight.check_same_tokenizer(student_tokenizer, preflight.load_tokenizer(teacher.model_path))
+    for teacher in teachers.values():
+        check_teacher(teacher, config.student.path, student_tokenizer)
+    context_lengths = [teacher.context_length for teacher in teachers.values() if teacher.context_length is not None]
     preflight.check_prompt_lengths(
         rows,
         student_tokenizer,
         max_prompt_length=config.data.max_prompt_length,
         max_response_length=config.data.max_response_length,
-        teacher_context_length=teacher.context_length,
+        teacher_context_length=min(context_lengths, default=None),
         template_kwargs=mapping_of(config.data.apply_chat_template_kwargs),
     )
+
+
+def check_teacher(teacher: TeacherConfig, student_path: str, student_tokenizer: Any) -> None:
+    """Refuse a teacher that cannot score this student."""
+    if teacher.mode == "managed" and teacher.model_path:
+        preflight.check_model("teacher.model_path", teacher.model_path)
+        if teacher.store_mode != "replay":
+            preflight.check_interpreter("teacher.python", teacher.python)
+    elif teacher.store_mode != "replay":
+        preflight.check_external_teacher(teacher, vocab_size=2)
+    if teacher.model_path and teacher.model_path != student_path:
+        preflight.check_same_tokenizer(student_tokenizer, preflight.load_tokenizer(teacher.model_path))
+
+
+def start_teachers(config: DictConfig) -> dict[Any, tuple[str, Any]]:
+    """Start every managed server that will be asked; from here on the run sees servers that somebody else started.
+
+    Returns, by the reference that is ready when its server is, the teacher's name and actor: an actor lives as long
+    as somebody holds it.
+    """
+    from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
+
+    ready = {}
+    for name, teacher in teachers_of(config).items():
+        if teacher.mode == "external" or teacher.store_mode == "replay":
+            continue
+        settings = with_absolute_paths(teacher)
+        gpus = settings.tp * settings.dp if settings.device == "cuda" else 0  # beside the trainer's own
+        log = Path(config.run_dir) / ("teacher.log" if not config.teachers else f"teacher-{name}.log")
+        actor = as_actor(ManagedTeacher).options(num_gpus=gpus).remote(settings, str(log))
+        url = ray.get(actor.start.remote())
+        ready[actor.wait_ready.remote()] = (name, actor)
+        node = config.teachers[name] if config.teachers else config.teacher
+        OmegaConf.update(node, "mode", "external", force_add=True)
+        OmegaConf.update(node, "urls", [url], force_add=True)
+    return ready
 
 
 def train(config: DictConfig, started: float) -> None:
@@ -64,30 +99,19 @@ def train(config: DictConfig, started: float) -> None:
     with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
         console.stage("Ray is up")
         mark_stage(run_dir, "Ray is up")
-        pending = []
-        if config.teacher.mode == "managed":
-            from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
-
-            settings = with_absolute_paths(settings_of(config.teacher, TeacherConfig))
-            gpus = settings.tp * settings.dp if settings.device == "cuda" else 0  # beside the trainer's own
-            actor = as_actor(ManagedTeacher).options(num_gpus=gpus)
-            teacher = actor.remote(settings, str(run_dir / "teacher.log"))
-            url = ray.get(teacher.start.remote())
-            pending.append(teacher.wait_ready.remote())
-            # From here on the run sees a teacher that somebody else started.
-            config.teacher.mode, config.teacher.urls = "external", [url]
+        teachers = start_teachers(config)
         training = as_actor(Runner).remote().run.remote(config)
-        pending.append(training)
+        pending = [*teachers, training]
         while training in pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=0.5)
             console.update()
             if console.seconds_since_progress() > config.stall_timeout_s:
                 raise TimeoutError(f"no step ended for stall_timeout_s={config.stall_timeout_s} seconds")
             for reference in done:
-                ray.get(reference)
+                answer = ray.get(reference)
                 if reference != training:
                     mark_stage(run_dir, "teacher answers")
-                    console.stage(f"the teacher answers log-prob requests at {config.teacher.urls[0]}")
+                    console.stage(f"the teacher {teachers[reference][0]} answers log-prob requests at {answer}")
         console.update()
     console.finish()
 

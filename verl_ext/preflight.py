@@ -4,9 +4,9 @@ Each check raises ValueError naming the configuration key and the fix. None impo
 """
 
 import asyncio
-import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_ext.teacher.client import TeacherClient, TeacherResponseError, TeacherUnavailableError
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.pool import TeacherPool
+from verl_ext.teacher.scorer import TeacherError
+from verl_ext.teacher.service import teacher_of_row
 
 REQUIRED_COLUMNS = ("prompt", "teacher_messages", "data_source", "reward_model")
 # Resident memory of a run on the CPU with a model of negligible size: Ray, trainer, vLLM, SGLang (measured: see
@@ -51,18 +53,17 @@ def check_interpreter(key: str, python: str) -> None:
         raise ValueError(f"{key}={python}: no such interpreter; `make setup-teacher` creates the teacher environment")
 
 
-def check_external_teacher(settings: TeacherConfig, vocab_size: int) -> None:
-    """Every external server answers a real log-prob request now."""
+def check_external_teacher(settings: TeacherConfig, vocab_size: int) -> list[float]:
+    """Every external server answers a real log-prob request now, and all alike; the probe's log-probs, nats."""
 
-    async def probe(url: str) -> None:
-        async with TeacherClient(dataclasses.replace(settings, max_retries=0), vocab_size, [url]) as client:
-            await client.probe()
+    async def probe() -> list[float]:
+        async with TeacherPool(settings, vocab_size) as pool:
+            return await pool.probe()
 
-    for url in settings.urls:
-        try:
-            asyncio.run(probe(url))
-        except (TeacherResponseError, TeacherUnavailableError) as error:
-            raise ValueError(f"teacher.urls: {url} does not score: {error}") from None
+    try:
+        return asyncio.run(probe())
+    except TeacherError as error:
+        raise ValueError(f"teacher.urls: a server does not score: {error}") from None
 
 
 def check_rows(key: str, path: str) -> list[dict[str, Any]]:
@@ -89,6 +90,15 @@ def check_rows(key: str, path: str) -> list[dict[str, Any]]:
             if not messages or not all((message.get("content") or "").strip() for message in messages):
                 raise ValueError(f"{key}={path} row {number}: {column} is empty")
     return rows
+
+
+def check_routing(rows: list[dict[str, Any]], teachers: Mapping[str, TeacherConfig]) -> None:
+    """Every row names one of the run's teachers, where there are several."""
+    for number, row in enumerate(rows):
+        try:
+            teacher_of_row(row, teachers)
+        except ValueError as error:
+            raise ValueError(f"data.train_files row {number}: {error}") from None
 
 
 def check_batch(train_batch_size: int, rows: int) -> None:

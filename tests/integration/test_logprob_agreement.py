@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from verl_ext.teacher.client import TeacherClient
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.pool import TeacherPool
+from verl_ext.teacher.scorer import Score, ScoreRequest
 from verl_ext.teacher.server import SGLangServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -62,8 +63,9 @@ def sglang_logprobs(tiny_qwen3: Path, teacher_python: str, sequences, tmp_path_f
     config = TeacherConfig(model_path=str(tiny_qwen3), python=teacher_python, context_length=512)
 
     async def score(url: str) -> list[list[float]]:
-        async with TeacherClient(config, vocab_size=258, urls=[url]) as client:
-            return await asyncio.gather(*(client.score(ids[:PROMPT], ids[PROMPT:]) for ids in sequences))
+        async with TeacherPool(config, vocab_size=258, urls=[url]) as pool:
+            outcomes = await pool.score([ScoreRequest(ids[:PROMPT], ids[PROMPT:]) for ids in sequences])
+            return [outcome.logprobs.tolist() for outcome in outcomes if isinstance(outcome, Score)]
 
     with SGLangServer(config, tmp_path_factory.mktemp("agreement") / "teacher.log") as server:
         return torch.tensor(asyncio.run(score(server.wait_ready()))).flatten()

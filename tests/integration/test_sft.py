@@ -23,8 +23,9 @@ from verl_ext.sft.dataset import ConversationDataset
 from verl_ext.sft.export import export_checkpoint
 from verl_ext.sft.lora import untie_head
 from verl_ext.sft.order import TinkerBatches
-from verl_ext.teacher.client import TeacherClient
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.pool import TeacherPool
+from verl_ext.teacher.scorer import Score, ScoreRequest
 from verl_ext.teacher.server import SGLangServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -181,8 +182,9 @@ def sglang_scores(model: Path, python: str, sequences: list[list[int]], folder: 
     vocabulary = load(model).config.vocab_size
 
     async def score(url: str) -> list[list[float]]:
-        async with TeacherClient(config, vocab_size=vocabulary, urls=[url]) as client:
-            return await asyncio.gather(*(client.score(ids[:1], ids[1:]) for ids in sequences))
+        async with TeacherPool(config, vocab_size=vocabulary, urls=[url]) as pool:
+            outcomes = await pool.score([ScoreRequest(ids[:1], ids[1:]) for ids in sequences])
+            return [outcome.logprobs.tolist() for outcome in outcomes if isinstance(outcome, Score)]
 
     with SGLangServer(config, folder / "sglang.log") as server:
         return torch.tensor([score for row in asyncio.run(score(server.wait_ready())) for score in row])

@@ -1,7 +1,7 @@
 """A real SGLang server on the CPU: its log-probs against transformers, and that nothing of it stays behind."""
 
-import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -12,15 +12,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from verl_ext.teacher.client import TeacherClient, TeacherResponseError
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
+from verl_ext.teacher.pool import TeacherPool
+from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherResponseError
 from verl_ext.teacher.server import SGLangServer, group_members
 
 torch.set_num_threads(1)  # the server needs the other core
@@ -28,6 +30,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-4  # nats, fp32
+VOCAB = 258
 API_KEY = "a-secret-for-the-test"
 Sequences = list[tuple[list[int], list[int]]]
 
@@ -35,7 +38,11 @@ Sequences = list[tuple[list[int], list[int]]]
 @pytest.fixture(scope="module")
 def server(tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServer]:
     config = TeacherConfig(
-        model_path=str(tiny_qwen3), python=teacher_python, startup_timeout_s=240, context_length=1024
+        model_path=str(tiny_qwen3),
+        python=teacher_python,
+        startup_timeout_s=240,
+        context_length=1024,
+        extra_args=["--chunked-prefill-size", "128"],  # so that a longer prompt is scored in chunks
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(config.api_key_env, API_KEY)
@@ -44,17 +51,16 @@ def server(tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempP
             yield server
 
 
-def make_client(server: SGLangServer, model: Path) -> TeacherClient:
-    vocab_size = AutoModelForCausalLM.from_pretrained(model).config.vocab_size
-    return TeacherClient(server.config, vocab_size, [server.url])
+def open_pool(server: SGLangServer, **changes: Any) -> TeacherPool:
+    return TeacherPool(dataclasses.replace(server.config, **changes), VOCAB, [server.url])
 
 
-def random_sequences(count: int, vocab_size: int = 258, seed: int = 1) -> Sequences:
+def random_sequences(count: int, seed: int = 1) -> Sequences:
     """Prompts of 1 to 300 tokens in groups of four that share one, responses of 1 to 60."""
     rng = random.Random(seed)
 
     def tokens(longest: int) -> list[int]:
-        return [rng.randrange(vocab_size) for _ in range(rng.randint(1, longest))]
+        return [rng.randrange(VOCAB) for _ in range(rng.randint(1, longest))]
 
     prompts = [tokens(300) for _ in range((count + 3) // 4)]
     return [(prompts[i // 4], tokens(60)) for i in range(count)]
@@ -71,50 +77,106 @@ def reference_logprobs(model: torch.nn.Module, sequences: Sequences) -> list[flo
     return out
 
 
-async def score_all(client: TeacherClient, sequences: Sequences, prime: bool = True) -> list[float]:
-    if prime:
-        await asyncio.gather(*(client.prime(list(p)) for p in {tuple(prompt) for prompt, _ in sequences}))
-    scores = await asyncio.gather(*(client.score(prompt, response) for prompt, response in sequences))
-    return [logprob for score in scores for logprob in score]
+async def score_all(pool: TeacherPool, sequences: Sequences, **more: Any) -> list[float]:
+    """Scores in the order of `sequences`, asked for in another one."""
+    order = random.Random(3).sample(range(len(sequences)), len(sequences))
+    outcomes = await pool.score([ScoreRequest(*sequences[i], **more) for i in order])
+    scores = dict(zip(order, outcomes, strict=True))
+    return [float(logprob) for i in range(len(sequences)) for logprob in scored(scores[i]).logprobs]
+
+
+def scored(outcome: object) -> Score:
+    assert isinstance(outcome, Score), outcome
+    return outcome
 
 
 def greatest_difference(left: list[float], right: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(left, right, strict=True))
 
 
-async def test_logprobs_equal_transformers_and_the_controls_do_not(server: SGLangServer, tiny_qwen3: Path) -> None:
-    sequences = random_sequences(72)
+@pytest.fixture(scope="module")
+def reference(tiny_qwen3: Path) -> tuple[Sequences, list[float]]:
+    """Sequences with 5,000 response tokens, and transformers' log-probs."""
+    sequences = random_sequences(170)
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
     expected = reference_logprobs(model, sequences)
-    async with make_client(server, tiny_qwen3) as client:
-        await client.probe()
-        scored = await score_all(client, sequences)
-        assert client.stats.cached_tokens > 0.5 * sum(len(prompt) for prompt, _ in sequences)  # primed prompts are used
-    difference = greatest_difference(scored, expected)
-    print(f"\n{len(scored)} log-probs, greatest difference to transformers {difference:.2e} nats")
-    assert len(scored) > 2000
-    assert difference < TOLERANCE
+    assert len(expected) > 5000
+    return sequences, expected
 
-    # The tolerance would not pass these: one position off, and one norm scaled by 1.001.
-    assert greatest_difference(scored[1:], expected[:-1]) > 100 * TOLERANCE
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({"prime": False, "max_concurrency": 1, "batch_tokens": 1}, {}),  # first, so that nothing is cached
+        ({"prime": True, "max_concurrency": 4, "batch_tokens": 2048}, {}),
+        ({"prime": True, "max_concurrency": 2, "batch_tokens": 16384}, {"top_k": 8, "token_ids": (5, 3)}),
+    ],
+    ids=["one by one", "primed and batched", "cached, with top-k"],
+)
+async def test_every_path_equals_transformers_and_a_shift_does_not(
+    server: SGLangServer, reference: tuple[Sequences, list[float]], settings: dict[str, Any], more: dict[str, Any]
+) -> None:
+    sequences, expected = reference
+    prompt_tokens = sum(len(prompt) for prompt, _ in sequences)
+    async with open_pool(server, **settings) as pool:
+        found = await score_all(pool, sequences, **more)
+        metrics = pool.metrics()
+    difference = greatest_difference(found, expected)
+    print(f"\n{len(found)} log-probs, greatest difference to transformers {difference:.2e} nats, {metrics}")
+    assert difference < TOLERANCE
+    assert greatest_difference(found[1:], expected[:-1]) > 100 * TOLERANCE  # one position off would be seen
+    if settings["prime"]:
+        assert metrics["cached_tokens"] > 0.6 * prompt_tokens
+
+
+async def test_one_norm_scaled_by_a_thousandth_is_seen(
+    server: SGLangServer, tiny_qwen3: Path, reference: tuple[Sequences, list[float]]
+) -> None:
+    sequences = reference[0][:40]
+    async with open_pool(server) as pool:
+        found = await score_all(pool, sequences)
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
     with torch.no_grad():
         model.model.norm.weight.mul_(1.001)
-    assert greatest_difference(scored, reference_logprobs(model, sequences)) > 10 * TOLERANCE
+    assert greatest_difference(found, reference_logprobs(model, sequences)) > 10 * TOLERANCE
+
+
+async def test_top_k_and_fixed_ids_equal_transformers(server: SGLangServer, tiny_qwen3: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
+    (prompt, response), mask = random_sequences(1, seed=5)[0], [1, 0, 1, 1]
+    response, token_ids = response[:4], (7, 200, 3)
+    async with open_pool(server) as pool:
+        (outcome,) = await pool.score([ScoreRequest(prompt, response, mask, top_k=VOCAB, token_ids=token_ids)])
+    score = scored(outcome)
+    with torch.no_grad():
+        logprobs_RV = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    logprobs_RV[1] = 0  # masked
+    assert score.top_ids is not None
+    assert score.top_logprobs is not None
+    assert score.token_logprobs is not None
+    of_top = logprobs_RV.gather(1, torch.from_numpy(score.top_ids).long())
+    torch.testing.assert_close(torch.from_numpy(score.top_logprobs), of_top, atol=TOLERANCE, rtol=0)
+    assert [sorted(score.top_ids[i].tolist()) for i in (0, 2, 3)] == [list(range(VOCAB))] * 3
+    torch.testing.assert_close(
+        torch.from_numpy(score.token_logprobs), logprobs_RV[:, list(token_ids)], atol=TOLERANCE, rtol=0
+    )
 
 
 async def test_long_and_edge_requests(server: SGLangServer, tiny_qwen3: Path) -> None:
     """The extremes of what a run sends: one token, the last vocabulary id, a full context, more than the context."""
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
     rng = random.Random(2)
-    last = model.config.vocab_size - 1
+    last = VOCAB - 1
     long = [rng.randrange(last) for _ in range(1000)]
     sequences = [([5], [6]), ([last], [last, 3, last]), (long[:10], long[10:]), (long[:990], long[990:])]
-    async with make_client(server, tiny_qwen3) as client:
-        scored = await score_all(client, sequences, prime=False)
-        assert greatest_difference(scored, reference_logprobs(model, sequences)) < TOLERANCE
-        with pytest.raises(TeacherResponseError, match="400"):
-            await client.score(long, long)
-        await client.probe()  # and the server lives on
+    async with open_pool(server) as pool:
+        found = await score_all(pool, sequences)
+        assert greatest_difference(found, reference_logprobs(model, sequences)) < TOLERANCE
+        too_long, good = await pool.score([ScoreRequest(long, long), ScoreRequest([1], [2])])
+        assert isinstance(too_long, TeacherResponseError)
+        assert "400" in str(too_long)
+        scored(good)
+        await pool.probe()  # and the server lives on
 
 
 async def test_api_key_is_needed_and_shows_nowhere(server: SGLangServer) -> None:
@@ -207,8 +269,8 @@ async def test_managed_teacher_serves_and_dies_with_its_actor(
         actor = ManagedTeacher.remote(config, str(tmp_path / "log"))
         ray.get(actor.start.remote(), timeout=60)
         url = ray.get(actor.wait_ready.remote(), timeout=240)
-        async with TeacherClient(config, 258, [url]) as client:
-            await client.probe()
+        async with TeacherPool(config, VOCAB, [url]) as pool:
+            await pool.probe()
         group = group_of_port(int(url.rpartition(":")[2]))
         assert len(group_members(group)) >= 4
         ray.kill(actor)

@@ -84,8 +84,8 @@ def test_server_arguments_for_cpu_and_gpu() -> None:
 def test_teacher_modules_import_nothing_heavy() -> None:
     """Every Ray worker pays for these imports; torch alone costs seconds."""
     code = (
-        "import sys, verl_ext.teacher.client, verl_ext.teacher.server; "
-        "sys.exit(','.join({'torch', 'transformers', 'verl', 'ray', 'numpy'} & set(sys.modules)) or 0)"
+        "import sys, verl_ext.teacher.pool, verl_ext.teacher.server; "
+        "sys.exit(','.join({'torch', 'transformers', 'verl', 'ray'} & set(sys.modules)) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -13,11 +13,15 @@ Source: tinker-cookbook `distillation/train_on_policy.py`, `incorporate_kl_penal
 
 import torch
 
+NORMALIZATIONS = ("token", "sequence")
+
 
 def sampled_reverse_kl(
     rollout_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor, response_mask: torch.Tensor
 ) -> torch.Tensor:
     """Per-token `rollout - teacher` in nats, (B, T); exactly 0 where `response_mask` is 0.
+
+    Half-precision log-probs are taken to float32 first, so that nothing but their own rounding is lost.
 
     Args:
         rollout_logprobs: log-probs of the sampled tokens under the sampler, nats, (B, T).
@@ -30,8 +34,9 @@ def sampled_reverse_kl(
     shapes = {tuple(t.shape) for t in (rollout_logprobs, teacher_logprobs, response_mask)}
     if len(shapes) != 1:
         raise ValueError(f"rollout_logprobs, teacher_logprobs and response_mask must share one (B, T), got {shapes}")
+    dtype = torch.promote_types(torch.promote_types(rollout_logprobs.dtype, teacher_logprobs.dtype), torch.float32)
     # `where`, not a product: padding may hold anything, and 0 * nan is nan.
-    return torch.where(response_mask.bool(), rollout_logprobs - teacher_logprobs, 0.0)
+    return torch.where(response_mask.bool(), rollout_logprobs.to(dtype) - teacher_logprobs.to(dtype), 0.0)
 
 
 def teacher_kl(rollout_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor, response_mask: torch.Tensor) -> float:
@@ -44,10 +49,15 @@ def teacher_kl(rollout_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor, r
 
 
 def discounted_future_sum(x_BT: torch.Tensor, discount: float) -> torch.Tensor:
-    """`out[b, t] = sum_k discount**k * x[b, t + k]` over the whole row, (B, T)."""
-    out_BT = x_BT.clone()
-    for t in range(x_BT.shape[1] - 2, -1, -1):
-        out_BT[:, t] += discount * out_BT[:, t + 1]
+    """`out[b, t] = sum_k discount**k * x[b, t + k]` over the whole row, (B, T).
+
+    By doubling: once `out` sums the next `reach` terms, adding it shifted by `reach` makes it sum twice as many.
+    """
+    out_BT, reach = x_BT.clone(), 1
+    while reach < x_BT.shape[1]:
+        # The right-hand side is computed in full before it is written, so the overlap is safe.
+        out_BT[:, :-reach] = out_BT[:, :-reach] + discount**reach * out_BT[:, reach:]
+        reach *= 2
     return out_BT
 
 
@@ -60,10 +70,16 @@ def reverse_kl_advantage(
     discount: float = 0.0,
     discount_mode: str = "fixed",
     task_advantage: torch.Tensor | None = None,
+    baseline: torch.Tensor | None = None,
+    clip: float | None = None,
+    normalization: str = "token",
 ) -> torch.Tensor:
-    """Advantage of every sampled token, nats, (B, T): `task_advantage - coef * reverse_kl`.
+    """Advantage of every sampled token, nats, (B, T).
 
-    No clamp, no normalisation, no centring, as in Tinker.
+        advantage_t = task_advantage_t - coef / norm * (sum_k discount**k * reverse_kl_{t+k} - baseline_t)
+
+    By default no clip, no baseline and no normalisation, as in Tinker. The baseline is subtracted *after*
+    discounting: a baseline of position t + k depends on token t, and would bias the gradient of t.
 
     Args:
         rollout_logprobs: log-probs of the sampled tokens under the sampler, nats, (B, T).
@@ -71,13 +87,17 @@ def reverse_kl_advantage(
         response_mask: 1 on tokens that the student sampled, else 0, (B, T).
         coef: weight of the reverse KL, >= 0.
         discount: in [0, 1]; a token is also charged for the discounted reverse KL of the tokens after it.
-            0 charges each token for itself alone.
+            0 charges each token for itself alone; 1 gives the gradient of the sequence's KL.
         discount_mode: `fixed` keeps the advantage 0 outside `response_mask`. `strict` copies Tinker, whose
             discounted sum leaks onto earlier masked tokens (prompt, tool output); it exists for conformance.
-        task_advantage: added to the reverse-KL term after discounting, (B, T).
+        task_advantage: added to the reverse-KL term last; neither discounted nor normalised, (B, T).
+        baseline: nats, (B, T); unbiased when entry t does not depend on token t (`baselines`,
+            `divergence.TokenDivergence.expected_reverse_kl_N`). None subtracts nothing.
+        clip: bound of the absolute reverse KL of one token, nats, > 0. Biased. None for no bound.
+        normalization: `token` has norm 1; `sequence` has norm = the number of response tokens of the row.
 
     Raises:
-        ValueError: on a shape mismatch, or a coefficient, discount or mode out of range.
+        ValueError: on a shape mismatch, or a setting out of range.
     """
     if coef < 0:
         raise ValueError(f"coef must be >= 0, got {coef}")
@@ -85,13 +105,26 @@ def reverse_kl_advantage(
         raise ValueError(f"discount must be in [0, 1], got {discount}")
     if discount_mode not in ("fixed", "strict"):
         raise ValueError(f"discount_mode must be 'fixed' or 'strict', got {discount_mode!r}")
-    advantages_BT = -coef * sampled_reverse_kl(rollout_logprobs, teacher_logprobs, response_mask)
+    if clip is not None and clip <= 0:
+        raise ValueError(f"clip must be > 0 nats, or None for no clip, got {clip}")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be 'token' or 'sequence', got {normalization!r}")
+    for name, term in (("task_advantage", task_advantage), ("baseline", baseline)):
+        if term is not None and term.shape != response_mask.shape:
+            raise ValueError(f"{name} must be (B, T) = {tuple(response_mask.shape)}, got {tuple(term.shape)}")
+    mask_BT = response_mask.bool()
+    charge_BT = sampled_reverse_kl(rollout_logprobs, teacher_logprobs, response_mask)
+    if clip is not None:
+        charge_BT = charge_BT.clamp(-clip, clip)
     if discount > 0:
-        advantages_BT = discounted_future_sum(advantages_BT, discount)
+        charge_BT = discounted_future_sum(charge_BT, discount)
+    if baseline is not None:
+        charge_BT = charge_BT - torch.where(mask_BT, baseline, 0.0)
+    if normalization == "sequence":
+        charge_BT = charge_BT / mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    advantages_BT = -coef * charge_BT
     if task_advantage is not None:
-        if task_advantage.shape != response_mask.shape:
-            raise ValueError(f"task_advantage must be (B, T) = {tuple(response_mask.shape)}")
         advantages_BT = advantages_BT + task_advantage
     if discount_mode == "fixed":
-        advantages_BT = torch.where(response_mask.bool(), advantages_BT, 0.0)
+        advantages_BT = torch.where(mask_BT, advantages_BT, 0.0)
     return advantages_BT

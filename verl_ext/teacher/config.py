@@ -91,6 +91,9 @@ class TeacherConfig:
     """Seconds between looks at a managed server, > 0. It is restarted when dead, or silent for `request_timeout_s`."""
     metrics_port: int = -1
     """Port on `host` where the managed worker shows Prometheus metrics, 0 to 65535 (0 picks a free one). -1: none."""
+    fingerprint: str | None = None
+    """Identity under which scores are stored. None: a hash of the model's files, its precision and SGLang's version.
+    Give one for an external server whose files are not on this machine."""
     store_path: str | None = None
     """Folder of the score store; None keeps no scores. May be shared by runs on one machine."""
     store_mode: str = "read_write"

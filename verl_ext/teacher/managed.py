@@ -1,34 +1,48 @@
 """The managed teacher: a Ray actor that owns one SGLang server. The server dies with the actor."""
 
+import asyncio
 import dataclasses
 from pathlib import Path
 
 import ray
 
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.prometheus import MetricsServer
 from verl_ext.teacher.server import SGLangServer
+from verl_ext.teacher.supervisor import Supervisor, TeacherStatus
 
 
 @ray.remote(num_cpus=0)
 class ManagedTeacher:
     """`start()` gives the URL at once, so that SGLang loads while the trainer does; `wait_ready()` waits for answers.
 
+    From then on a server that dies or hangs is started again on its port (`verl_ext/teacher/supervisor.py`).
     The server sees the GPUs that Ray gives the actor: ask for `tp * dp` with
     `ManagedTeacher.options(num_gpus=...)`. Pass `with_absolute_paths(config)`: an actor has another working directory.
     """
 
     def __init__(self, config: TeacherConfig, log_path: str) -> None:
-        self._server = SGLangServer(config, Path(log_path))
+        self._supervisor = Supervisor(SGLangServer(config, Path(log_path)))
+        self._metrics = MetricsServer(self._supervisor) if config.metrics_port >= 0 else None
 
     def start(self) -> str:
-        self._server.start()
-        return self._server.url
+        return self._supervisor.start()
 
-    def wait_ready(self) -> str:
-        return self._server.wait_ready()
+    async def wait_ready(self) -> str:
+        """In a thread, so that `status()` and `stop()` answer meanwhile."""
+        return await asyncio.to_thread(self._supervisor.wait_ready)
+
+    def status(self) -> TeacherStatus:
+        return self._supervisor.status()
+
+    def metrics_url(self) -> str | None:
+        """Where Prometheus finds the metrics; None unless `teacher.metrics_port` is set."""
+        return None if self._metrics is None else self._metrics.url
 
     def stop(self) -> None:
-        self._server.stop()
+        self._supervisor.stop()
+        if self._metrics is not None:
+            self._metrics.close()
 
 
 def with_absolute_paths(config: TeacherConfig) -> TeacherConfig:

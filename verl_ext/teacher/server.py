@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
@@ -23,8 +23,19 @@ GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.25
 STOP_TIMEOUT_S = 30.0
 LOG_TAIL_LINES = 25
+LOG_READ_BYTES = 1 << 18
 # What belongs to the trainer's interpreter or engine and would break the teacher's.
-LEAKS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_PRELOAD", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
+LEAKS = (
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "VIRTUAL_ENV",
+    "LD_PRELOAD",
+    "KMP_AFFINITY",
+    "GOMP_CPU_AFFINITY",
+    "PROMETHEUS_MULTIPROC_DIR",
+)
+METRICS_TIMEOUT_S = 5.0  # half of Prometheus' own default for a scrape
+ERROR_LINE = re.compile(r"\w(Error|Exception)\b|[Oo]ut of memory")
 
 
 class SGLangServer:
@@ -38,26 +49,36 @@ class SGLangServer:
         self.port = config.port
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: Path | None = None
+        self._log_start = 0
 
     @property
     def url(self) -> str:
         """Base URL; known once `start` was called."""
-        host = "127.0.0.1" if self.config.host == "0.0.0.0" else self.config.host
-        return f"http://{host}:{self.port}"
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def host(self) -> str:
+        """Where to reach what listens on `config.host`."""
+        return "127.0.0.1" if self.config.host == "0.0.0.0" else self.config.host
 
     @property
     def has_api_key(self) -> bool:
         return bool(os.environ.get(self.config.api_key_env, ""))
 
     def start(self) -> None:
-        """Start the server and return at once. Raises ValueError if it cannot possibly start."""
+        """Start the server and return at once; a second start, after `stop`, takes the same port.
+
+        Raises:
+            ValueError: if it cannot possibly start.
+        """
         python = Path(self.config.python).expanduser().absolute()  # not resolve(): a venv's python is a symlink
         if not python.is_file():
             raise ValueError(f"teacher.python: no file {python}; create the teacher environment or give its python")
         model_path = self.config.model_path or ""
         if model_path.startswith(("/", ".", "~")) and not Path(model_path).expanduser().is_dir():
             raise ValueError(f"teacher.model_path: no folder {model_path}")
-        self.port = _claim_port(self.config.host, self.config.port)
+        check_quantized_weights(self.config)
+        self.port = _claim_port(self.config.host, self.port)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         # SGLang leaves its sockets behind in TMPDIR; one folder of our own is removed by stop().
         self._scratch = Path(tempfile.mkdtemp(prefix="teacher-"))
@@ -65,6 +86,7 @@ class SGLangServer:
         if api_key := os.environ.get(self.config.api_key_env, ""):
             command += _hide_key(api_key, self._scratch / "key.yaml")
         with open(self.log_path, "ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(GUARD), str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
@@ -77,19 +99,22 @@ class SGLangServer:
 
     def poll(self) -> int | None:
         """Exit status of a server that ended, None while it runs."""
-        return None if self._process is None else self._process.poll()
+        process = self._process  # stop() may take it away from another thread
+        return None if process is None else process.poll()
 
     def wait_ready(self, timeout_s: float | None = None) -> str:
         """Block until a log-prob request succeeds; return the URL. Stops the server where it fails."""
         timeout_s = self.config.startup_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
+            if self._process is None:
+                raise RuntimeError("the teacher was stopped before it answered")
             if (status := self.poll()) is not None:
                 self.stop()
                 raise RuntimeError(
                     f"the teacher ended with status {status}; end of {self.log_path}:\n{self.log_tail()}"
                 )
-            if self._answers(max(1.0, deadline - time.monotonic())):
+            if self.answers(max(1.0, deadline - time.monotonic())):
                 return self.url
             time.sleep(POLL_S)
         self.stop()
@@ -97,7 +122,7 @@ class SGLangServer:
             f"the teacher did not answer within {timeout_s:.0f} s (teacher.startup_timeout_s); {self.log_tail()}"
         )
 
-    def _answers(self, timeout_s: float) -> bool:
+    def answers(self, timeout_s: float) -> bool:
         """True if a real log-prob request succeeds. /health is green also on servers that die on the first one."""
         body = {
             "input_ids": [0, 0],
@@ -105,22 +130,41 @@ class SGLangServer:
             "return_logprob": True,
             "logprob_start_len": 0,
         }
+        try:
+            answer = json.loads(self._request("/generate", json.dumps(body).encode(), timeout_s))
+            return len(answer["meta_info"]["input_token_logprobs"]) == 2
+        except (OSError, HTTPException, ValueError, KeyError, TypeError):  # no answer, or not one of SGLang's
+            return False
+
+    def metrics_text(self) -> str:
+        """SGLang's own metrics in Prometheus' text format; empty while it does not give them."""
+        try:
+            return self._request("/metrics", None, METRICS_TIMEOUT_S).decode()
+        except (OSError, HTTPException):
+            return ""
+
+    def _request(self, path: str, body: bytes | None, timeout_s: float) -> bytes:
         headers = {"Content-Type": "application/json"}
         if api_key := os.environ.get(self.config.api_key_env, ""):
             headers["Authorization"] = f"Bearer {api_key}"
-        request = urllib.request.Request(f"{self.url}/generate", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(f"{self.url}{path}", body, headers)
         # No proxy: the server is on this machine or this network, whatever http_proxy says.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=timeout_s) as response:
-                return len(json.load(response)["meta_info"]["input_token_logprobs"]) == 2
-        except (urllib.error.URLError, HTTPException, OSError):
-            return False
+        with opener.open(request, timeout=timeout_s) as response:
+            return response.read()
 
     def log_tail(self) -> str:
         """The last lines of the server's log, for an error message."""
         lines = self.log_path.read_text(errors="replace").splitlines()
         return "\n".join([f"end of {self.log_path}:", *lines[-LOG_TAIL_LINES:]])
+
+    def last_error(self) -> str:
+        """The last line of the log since `start` that names an error, else the last line there."""
+        with open(self.log_path, "rb") as log:
+            log.seek(max(self._log_start, self.log_path.stat().st_size - LOG_READ_BYTES))
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if ERROR_LINE.search(line)]
+        return (errors or lines or ["no output"])[-1]
 
     def stop(self) -> None:
         """Kill every process of the server. Safe to call twice.
@@ -172,6 +216,8 @@ def build_arguments(config: TeacherConfig, port: int) -> list[str]:
         arguments += ["--enable-fp32-lm-head"]
     if config.trust_remote_code:
         arguments += ["--trust-remote-code"]
+    if config.metrics_port >= 0:
+        arguments += ["--enable-metrics"]
     if config.device == "cpu":
         # The two back ends that are plain torch; the others need kernels that have no CPU wheel.
         arguments += ["--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
@@ -180,12 +226,37 @@ def build_arguments(config: TeacherConfig, port: int) -> list[str]:
     return [*arguments, *config.extra_args]
 
 
+def check_quantized_weights(config: TeacherConfig) -> None:
+    """Refuse a checkpoint that brings quantised weights where they cannot run.
+
+    `config.quantization` says nothing about these: SGLang reads `quantization_config` from the checkpoint's own
+    config.json. Only a local folder is looked at; for a hub name SGLang itself fails.
+
+    Raises:
+        ValueError: naming the key and the fix.
+    """
+    file = Path(config.model_path or "").expanduser() / "config.json"
+    quantized = json.loads(file.read_text()).get("quantization_config") if file.is_file() else None
+    if quantized is None:
+        return
+    weights = f"{file.parent} holds {quantized.get('quant_method', 'quantised')} weights (quantization_config)"
+    if config.device == "cpu":
+        raise ValueError(
+            f"teacher.model_path: {weights}, which need a GPU: set teacher.device=cuda, or give the bf16 checkpoint"
+        )
+    if config.dtype == "float32":
+        raise ValueError(f"teacher.dtype: {weights}, which SGLang does not run in float32: set teacher.dtype=bfloat16")
+
+
 def build_environment(config: TeacherConfig, python: Path) -> dict[str, str]:
     """This process's environment, less what belongs to the trainer, plus what the teacher needs."""
     environment = {name: value for name, value in os.environ.items() if name not in LEAKS}
     environment.pop(config.api_key_env, None)
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"  # JIT builds look for ninja there
     environment["PYTHONSAFEPATH"] = "1"  # `-m` would put the working directory, our checkout, first
+    # Without it SGLang 0.5.12 to 0.5.15 (first name) keep fp32 logits of a whole prefill: 8,192 tokens at a vocabulary
+    # of 152k are 5 GB a copy, ~17 GB in all. From 0.5.17 (second name) it is the default; we do not leave it to that.
+    environment |= {"SGLANG_ENABLE_LOGITS_PROCESSER_CHUNK": "1", "SGLANG_ENABLE_LOGPROB_CHUNK": "1"}
     if config.model_path is not None and Path(config.model_path).expanduser().is_dir():
         environment["HF_HUB_OFFLINE"] = "1"  # a local folder needs no look-up, and a look-up may hang
     if config.device == "cpu":

@@ -1,7 +1,9 @@
 """Where the teacher enters: each finished training sample is scored before it reaches the replay buffer."""
 
+import asyncio
 import functools
 import time
+import zlib
 from typing import Any
 
 import ray
@@ -10,9 +12,9 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigW
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from verl_ext.config import settings_of
-from verl_ext.teacher.client import TeacherClient, TeacherResponseError, TeacherUnavailableError
-from verl_ext.teacher.config import TeacherConfig
+from verl_ext.config import MethodConfig, settings_of
+from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError
+from verl_ext.teacher.service import RoutedScorer, open_scorer, teacher_of_row, teachers_of
 from verl_ext.trainer.ray_classes import plain_class
 from verl_ext.trainer.reward import exact_match
 
@@ -22,9 +24,20 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.teacher = TeacherClient(
-            settings_of(self.config.teacher, TeacherConfig), vocab_size=self.model_config.hf_config.vocab_size
-        )
+        self.teachers = teachers_of(self.config)
+        self.teacher = RoutedScorer({name: open_scorer(settings) for name, settings in self.teachers.items()})
+        self.top_k = settings_of(self.config.method, MethodConfig).top_k
+        if self.top_k < 0:
+            self.top_k = len(self.tokenizer)
+        self._primes: set[asyncio.Task[None]] = set()
+
+    async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
+        """The teacher reads the prompt while the student writes: its n samples then share the prefix."""
+        if not trajectory["validate"]:
+            task = asyncio.create_task(self.teacher.prime(self._request(prompt, [], None)))
+            self._primes.add(task)
+            task.add_done_callback(self._primes.discard)
+        await super()._run_prompt(prompt, sampling_params, trajectory, trace)
 
     async def _run_agent_loop(
         self,
@@ -37,6 +50,9 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
     ) -> None:
         """verl builds a loop object through Hydra for every sample (6 ms each); the single-turn one keeps no state
         between samples, so one object serves all."""
+        if self.config.seeded_rollout and not trajectory["validate"]:
+            sample = f"{self.config.data.seed}/{trajectory['step']}/{kwargs['index']}/{kwargs['session_id']}"
+            sampling_params = sampling_params | {"seed": zlib.crc32(sample.encode())}
         if agent_name != "single_turn_agent" or trace:
             await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, trace=trace, **kwargs)
             return
@@ -81,24 +97,53 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         if validate:
             return
         assert sample_kwargs is not None
+        request = self._request(sample_kwargs, response_ids, output.response_mask)
+        start = time.perf_counter()
+        (outcome,) = await self.teacher.score([request])
+        if not isinstance(outcome, Score):
+            print(f"teacher: sample left unscored: {outcome}")
+            output.response_mask = [0] * len(response_ids)
+        sample_kwargs |= top_fields(outcome, request)  # verl puts the row's fields into TransferQueue after this
+        output.extra_fields |= {
+            "teacher_logprobs": logprobs_or_zeros(outcome, request),
+            "teacher_unscored": not isinstance(outcome, Score),
+            "teacher_from_store": isinstance(outcome, Score) and outcome.from_store,
+            "teacher_start": start,
+            "teacher_end": time.perf_counter(),
+            "teacher_tokens": len(request.prompt_ids) + len(response_ids),
+            # What the scorer did since the last sample; the trainer adds them up.
+            "teacher_metrics": self.teacher.metrics(),
+        }
+
+    def _request(self, row: dict, response_ids: list[int], response_mask: list[int] | None) -> ScoreRequest:
+        """The response under the teacher's prompt of a data row."""
         teacher_prompt_ids = self.tokenizer.apply_chat_template(
-            list(sample_kwargs["teacher_messages"]),
+            list(row["teacher_messages"]),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
             **self.config.data.get("apply_chat_template_kwargs", {}),
         )
-        start = time.perf_counter()
-        try:
-            teacher_logprobs = await self.teacher.score(teacher_prompt_ids, response_ids)
-        except (TeacherResponseError, TeacherUnavailableError) as error:
-            print(f"teacher: sample left unscored: {error}")
-            teacher_logprobs = [0.0] * len(response_ids)
-            output.response_mask = [0] * len(response_ids)
-        output.extra_fields["teacher_logprobs"] = torch.tensor(teacher_logprobs, dtype=torch.float32)
-        output.extra_fields["teacher_start"] = start
-        output.extra_fields["teacher_end"] = time.perf_counter()
-        output.extra_fields["teacher_tokens"] = len(teacher_prompt_ids) + len(response_ids)
+        name = teacher_of_row(row, self.teachers)
+        return ScoreRequest(teacher_prompt_ids, response_ids, response_mask, name, top_k=self.top_k)
+
+
+def logprobs_or_zeros(outcome: Score | TeacherError, request: ScoreRequest) -> torch.Tensor:
+    """Teacher log-probs of the response, nats, (R,). Zeros stand in for a sample whose whole mask is 0."""
+    return torch.from_numpy(outcome.logprobs) if isinstance(outcome, Score) else torch.zeros(len(request.response_ids))
+
+
+def top_fields(outcome: Score | TeacherError, request: ScoreRequest) -> dict[str, torch.Tensor]:
+    """The K most likely tokens and their log-probs in nats, (R, K) each; nothing where none were asked for."""
+    if not request.top_k:
+        return {}
+    shape = (len(request.response_ids), request.top_k)
+    ids, logprobs = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)
+    if isinstance(outcome, Score):
+        assert outcome.top_ids is not None
+        assert outcome.top_logprobs is not None
+        ids, logprobs = torch.from_numpy(outcome.top_ids), torch.from_numpy(outcome.top_logprobs)
+    return {"teacher_top_ids": ids, "teacher_top_logprobs": logprobs}
 
 
 class DistillationAgentLoopManager(AgentLoopManagerTQ):

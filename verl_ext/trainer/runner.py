@@ -4,6 +4,8 @@ from typing import Any
 
 import ray
 
+from verl_ext.config import MethodConfig, check_method
+
 
 @ray.remote(num_cpus=0)
 class Runner:
@@ -26,5 +28,16 @@ class Runner:
 
         mark_stage(config.run_dir, "trainer process imported verl")
         assert_platform(config.trainer.device)
+        ask_for_reference(config, check_method(config))
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         plain_class(TaskRunnerV1)().run(config)
+
+
+def ask_for_reference(config: Any, method: MethodConfig) -> None:
+    """Let verl keep the frozen first student where `guards.reference_kl_coef` needs it.
+
+    verl's own use for it, a penalty on the task reward, gets no weight: the term is in our advantage.
+    """
+    if method.guards.reference_kl_coef:
+        config.algorithm.use_kl_in_reward = True
+        config.algorithm.kl_ctrl.kl_coef = 0.0

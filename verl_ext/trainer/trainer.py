@@ -1,19 +1,21 @@
-"""verl's synchronous trainer with the reverse KL to the teacher as its advantage."""
+"""verl's synchronous trainer, taught by the teacher's log-probs (`MethodConfig` says how)."""
 
+import functools
 from typing import Any
 
 import torch
-import transfer_queue as tq
 from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.utils.config import omega_conf_to_dataclass
 
-from verl_ext.config import MethodConfig, settings_of
+from verl_ext.config import POLICY_LOSSES, PolicyLossConfig, check_method, settings_of
 from verl_ext.launch import mark_stage
-from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
 from verl_ext.metrics import MetricsFile
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, with_controlled_teacher
+from verl_ext.trainer.losses import loss_from_logits
 
 NAME = "on_policy_distillation"
 # verl polls TransferQueue for finished samples every 2 s, which is half of a short step.
@@ -27,8 +29,9 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
     def __init__(self, config: DictConfig) -> None:
         # verl takes every mode but the literal "sync" for an asynchronous one (another buffer, batch size 1).
         config.trainer.v1.trainer_mode = "sync"
+        self.method = check_method(config)
+        set_policy_loss(config.actor_rollout_ref.actor, self.method.policy_loss)
         super().__init__(config)
-        self.method = settings_of(config.method, MethodConfig)
         self.teacher = settings_of(config.teacher, TeacherConfig)
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
         self._advantages_BT: torch.Tensor | None = None
@@ -60,37 +63,34 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         return batch
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
-        """Reverse-KL advantages, handed to verl through its estimator seam.
+        """Our advantages, handed to verl through its estimator seam.
 
-        verl passes estimators the task reward only, so the teacher's log-probs are fetched here and
-        `_estimate` closes over the result; rollout correction then applies as it does to any estimator.
+        verl passes estimators the task reward only, so everything else is fetched here and `_estimate` closes over
+        the result; rollout correction then applies as it does to any estimator.
         """
-        fields = ["rollout_log_probs", "teacher_logprobs", "response_mask", "extra_fields"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        metrics.update(_teacher_metrics(data.pop("extra_fields").tolist()))
-        data = data.to_padded_tensor()
-        rollout_logprobs_BT, response_mask_BT = data["rollout_log_probs"], data["response_mask"]
-        teacher_logprobs_BT = data["teacher_logprobs"]
-        if self.method.control == "shuffled_teacher":
-            teacher_logprobs_BT = _shuffle_tokens(teacher_logprobs_BT, response_mask_BT)
-        metrics["teacher_kl"] = teacher_kl(rollout_logprobs_BT, teacher_logprobs_BT, response_mask_BT)
+        samples, notes = fetch(batch, self.method)
+        metrics.update(_teacher_metrics(notes))
+        self._check_unscored(samples.mask_BT, metrics)
+        step = self.global_steps - 1
+        guarded, found = guard(
+            samples, self.method.guards, step=step, max_response_length=self.config.data.max_response_length
+        )
+        metrics.update(found)
+        if guarded.mask_BT is not samples.mask_BT:
+            store_mask(batch, guarded)
+        taught = with_controlled_teacher(guarded, self.method.control, step=step, vocabulary=len(self.tokenizer))
+        self._advantages_BT, found = advantages(taught, self.method)
+        metrics.update(found)
+        return super()._compute_advantage(batch, metrics)
+
+    def _check_unscored(self, response_mask_BT: torch.Tensor, metrics: dict) -> None:
+        """Count the samples that no teacher could score; give up when there are too many."""
         metrics["teacher/unscored"] = unscored = int((response_mask_BT.sum(-1) == 0).sum())
         if unscored > self.teacher.max_unscored_share * len(response_mask_BT):
             raise RuntimeError(
                 f"{unscored} of {len(response_mask_BT)} samples have no teacher score, more than "
                 f"teacher.max_unscored_share={self.teacher.max_unscored_share}; see teacher.log in the run directory"
             )
-        self._advantages_BT = reverse_kl_advantage(
-            rollout_logprobs_BT,
-            teacher_logprobs_BT,
-            response_mask_BT,
-            coef=self.method.coef,
-            discount=self.method.discount,
-            discount_mode=self.method.discount_mode,
-        )
-        if self.method.control == "flipped_sign":
-            self._advantages_BT = -self._advantages_BT
-        return super()._compute_advantage(batch, metrics)
 
     def _estimate(self, token_level_rewards: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """verl's estimator seam: (advantages, returns), both (B, T)."""
@@ -100,7 +100,26 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
 
     def on_init_end(self) -> None:
         mark_stage(self.config.run_dir, "actor and vLLM hold the weights")
+        if self.method.needs_student_logits:
+            self._let_the_loss_read_logits()
         super().on_init_end()
+
+    def _let_the_loss_read_logits(self) -> None:
+        """Give the actor our loss, and ask for its logits with every update.
+
+        verl's engine hands logits to a loss where the batch says `distillation_use_topk`, and its trainer says so for
+        its own distillation only, in `_update_actor` just before it calls the workers.
+        """
+        actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
+        self.actor_rollout_wg.set_loss_fn(functools.partial(loss_from_logits, config=actor, method=self.method))
+        update = self.actor_rollout_wg.update_actor
+
+        def update_from_logits(batch: Any) -> Any:
+            # Without `distillation_only` verl also makes the log-probs of the sampled tokens.
+            batch.extra_info |= {"distillation_use_topk": True, "distillation_only": self.method.is_direct}
+            return update(batch)
+
+        self.actor_rollout_wg.update_actor = update_from_logits
 
     def on_train_begin(self) -> None:
         mark_stage(self.config.run_dir, "agent loop is up")
@@ -119,6 +138,13 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         self.metrics_file.append(global_steps, metrics)
 
 
+def set_policy_loss(actor: DictConfig, settings: PolicyLossConfig) -> None:
+    """Where verl reads what `method.policy_loss` says. A loss of verl's own (`policy_loss.loss_mode`) is left alone."""
+    if actor.policy_loss.loss_mode in POLICY_LOSSES:
+        actor.policy_loss.loss_mode = settings.kind
+        actor.clip_ratio_low, actor.clip_ratio_high = 1.0 - settings.low, settings.high - 1.0
+
+
 def order_by_length(lengths: list[int], share: int) -> list[int]:
     """Row indices with each run of `share` rows sorted by length; `share` may not divide the number of rows."""
     starts = range(0, len(lengths), share)
@@ -135,11 +161,3 @@ def _teacher_metrics(extra_fields: list[dict]) -> dict[str, float]:
         reached = max(reached, end)
     tokens = sum(row["teacher_tokens"] for row in extra_fields)
     return {"teacher/seconds": busy, "teacher/tokens_per_second": tokens / busy if busy else 0.0}
-
-
-def _shuffle_tokens(values_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Permute `values_BT` among the positions where `mask_BT` is 1: same numbers, wrong tokens."""
-    shuffled_BT, mask_BT = values_BT.clone(), mask_BT.bool()
-    valid = values_BT[mask_BT]
-    shuffled_BT[mask_BT] = valid[torch.randperm(len(valid))]
-    return shuffled_BT

@@ -1,0 +1,142 @@
+"""One arm of `benchmarks.plan_memory`: real FSDP2 steps of verl's actor in this process, and what memory they took.
+
+`python -m benchmarks.plan_memory_arm OUT.json LENGTH [overrides of configs/on_policy_distillation.yaml]`
+
+The worker, engine, loss and optimizer are the ones that `recipe.on_policy_distillation` runs (verl's TrainingWorker under
+gloo, one rank); rows are random tokens of full length. Every allocation above 64 KiB is a mapping of its own
+(MALLOC_MMAP_THRESHOLD_, set by the parent), so that memory that is freed is returned at once.
+"""
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import recipe.on_policy_distillation  # noqa: F401  registers the schemas
+from recipe.sft import prepare_environment
+from verl_ext.config import mapping_of
+from verl_ext.verbs import find_verl_configs
+
+STEPS = 3
+PROMPT_LENGTH = 16
+
+
+def resident(key: str) -> int:
+    """`VmRSS` or `VmHWM` of this process, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def reset_peak() -> None:
+    """Make VmHWM the memory resident now (man 5 proc, clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def rows(config: Any, length: int, vocab_size: int) -> Any:
+    """A mini-batch as verl's trainer sends it to the actor: nested (B, T) tokens, (B, T response) advantages."""
+    import torch
+    from tensordict import TensorDict
+    from verl.utils import tensordict_utils as tu
+
+    batch = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+
+    tokens = torch.randint(0, vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+    split = [PROMPT_LENGTH, length - PROMPT_LENGTH]
+
+    def jagged(values: Any) -> Any:
+        return torch.nested.as_nested_tensor(list(values), layout=torch.jagged)
+
+    prompts, responses = tokens.split(split, dim=1)
+    mask = torch.ones_like(responses)
+    data = TensorDict(
+        {
+            "input_ids": jagged(tokens),
+            "position_ids": jagged(torch.arange(length).expand(batch, -1)),
+            "prompts": jagged(prompts),
+            "responses": jagged(responses),
+            "response_mask": jagged(mask),
+            "loss_mask": jagged(mask),
+            "old_log_probs": jagged(mask * -1.0),
+            "advantages": jagged(mask * 1.0),
+        },
+        batch_size=[batch],
+    )
+    actor = config.actor_rollout_ref.actor
+    tu.assign_non_tensor(
+        data,
+        calculate_entropy=actor.calculate_entropy,
+        global_batch_size=batch,
+        mini_batch_size=batch,
+        epochs=1,
+        seed=0,
+        dataloader_kwargs={"shuffle": False},
+        temperature=1.0,
+    )
+    return data
+
+
+def build(config: Any) -> Any:
+    """verl's actor as ActorRolloutRefWorker builds it."""
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.config import HFModelConfig
+    from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
+    from verl.workers.utils.losses import ppo_loss
+
+    actor_node = config.actor_rollout_ref.actor
+    actor: Any = omega_conf_to_dataclass(actor_node)
+    model: Any = omega_conf_to_dataclass(config.actor_rollout_ref.model, dataclass_type=HFModelConfig)
+    actor.model_config = model
+    actor.engine.use_dynamic_bsz = actor_node.use_dynamic_bsz
+    actor.engine.micro_batch_size_per_gpu = actor_node.ppo_micro_batch_size_per_gpu
+    actor.engine.max_token_len_per_gpu = actor_node.ppo_max_token_len_per_gpu
+    actor.optim.total_training_steps = STEPS
+    worker: Any = TrainingWorker(
+        TrainingWorkerConfig(
+            model_type="language_model",
+            model_config=model,
+            engine_config=actor.engine,
+            optimizer_config=actor.optim,
+            checkpoint_config=actor.checkpoint,
+        )
+    )
+    worker.reset()
+    worker.set_loss_fn(partial(ppo_loss, config=actor))
+    return worker
+
+
+def main() -> None:
+    out, length, *overrides = sys.argv[1:]
+    find_verl_configs()
+    with initialize_config_dir(str(Path("configs").resolve()), version_base=None):
+        config = compose("on_policy_distillation", ["platform=cpu", *overrides])
+    OmegaConf.resolve(config)
+    prepare_environment(mapping_of(config.ray_kwargs.ray_init.runtime_env.env_vars))
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+
+    import torch
+    import verl.workers.engine_workers
+    from verl.utils.distributed import initialize_global_process_group
+
+    initialize_global_process_group()
+    torch.set_num_threads(1)
+    before = resident("VmRSS")
+    reset_peak()
+    worker = build(config)
+    loaded, load_peak = resident("VmRSS") - before, resident("VmHWM") - before
+    peaks = []
+    for _ in range(STEPS):
+        data = rows(config, int(length), worker.model_config.hf_config.vocab_size)
+        reset_peak()
+        worker.train_mini_batch(data=data)
+        peaks.append(resident("VmHWM") - before)
+    result = {"loaded": loaded, "load_peak": load_peak, "peaks": peaks, "resident": resident("VmRSS") - before}
+    Path(out).write_text(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Losses and aggregations, against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from verl_ext.method.policy_loss import (
+    AGGREGATIONS,
+    aggregate,
+    importance_sampling_loss,
+    ppo_clip_loss,
+    truncated_importance_sampling_loss,
+)
+
+# Ratios 1, 2 and 1/2 from three log-prob pairs; rows differ in the sign of the advantage.
+ROLLOUT_BT = torch.tensor([[-1.0, -1.0 - math.log(2), -1.0 + math.log(2)]] * 2)
+ADVANTAGES_BT = torch.tensor([[3.0, 3.0, 3.0], [-3.0, -3.0, -3.0]])
+
+
+def value_and_gradient(loss, **settings) -> tuple[torch.Tensor, torch.Tensor]:
+    logprobs_BT = torch.full((2, 3), -1.0, requires_grad=True)
+    loss_BT = loss(logprobs_BT, ROLLOUT_BT, ADVANTAGES_BT, **settings)
+    loss_BT.sum().backward()
+    assert logprobs_BT.grad is not None
+    return loss_BT.detach(), logprobs_BT.grad
+
+
+def assert_rows(found: torch.Tensor, rows: list[list[float]]) -> None:
+    torch.testing.assert_close(found, torch.tensor(rows), atol=1e-6, rtol=1e-6)
+
+
+def test_importance_sampling_is_ratio_times_advantage():
+    loss_BT, gradient_BT = value_and_gradient(importance_sampling_loss)
+    assert_rows(loss_BT, [[-3.0, -6.0, -1.5], [3.0, 6.0, 1.5]])
+    # d(-ratio * A) / dlogp = -ratio * A
+    assert_rows(gradient_BT, loss_BT.tolist())
+
+
+def test_ppo_stops_only_tokens_that_went_past_their_bound():
+    loss_BT, gradient_BT = value_and_gradient(ppo_clip_loss, clip_low=0.2, clip_high=0.3)
+    # A > 0: ratio 2 is cut to 1.3, ratio 0.5 is kept (min). A < 0: 2 is kept, 0.5 is cut to 0.8.
+    assert_rows(loss_BT, [[-3.0, -3.9, -1.5], [3.0, 6.0, 2.4]])
+    assert_rows(gradient_BT, [[-3.0, 0.0, -1.5], [3.0, 6.0, 0.0]])
+
+
+def test_truncation_clamps_the_weight_and_keeps_every_gradient():
+    _, gradient_BT = value_and_gradient(truncated_importance_sampling_loss, low=0.8, high=1.5, outside="clamp")
+    assert_rows(gradient_BT, [[-3.0, -4.5, -2.4], [3.0, 4.5, 2.4]])
+
+
+def test_truncation_by_mask_drops_what_is_outside():
+    _, gradient_BT = value_and_gradient(truncated_importance_sampling_loss, low=0.8, high=1.5, outside="mask")
+    assert_rows(gradient_BT, [[-3.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
+
+
+def test_truncation_beyond_all_ratios_is_importance_sampling():
+    for outside in ("clamp", "mask"):
+        _, found = value_and_gradient(truncated_importance_sampling_loss, low=0.0, high=10.0, outside=outside)
+        assert_rows(found, value_and_gradient(importance_sampling_loss)[1].tolist())
+
+
+LOSS_BT = torch.tensor([[1.0, 2.0, math.nan], [4.0, math.nan, 8.0], [math.nan] * 3])
+MASK_BT = torch.tensor([[1, 1, 0], [1, 0, 1], [0, 0, 0]])
+DENOMINATORS = {"batch_num_tokens": 8, "global_batch_size": 4, "loss_scale_factor": 5}
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("token-sum", 15.0),
+        ("token-mean", 15.0 / 8),
+        ("seq-mean-token-sum", 15.0 / 4),
+        ("seq-mean-token-sum-norm", 15.0 / (4 * 5)),
+        # (3 / 2 + 12 / 2 + 0) / 4
+        ("seq-mean-token-mean", 7.5 / 4),
+    ],
+)
+def test_aggregate_by_hand(how, expected):
+    assert aggregate(LOSS_BT, MASK_BT, how, **DENOMINATORS).item() == pytest.approx(expected)
+    assert aggregate(LOSS_BT, MASK_BT, how, **DENOMINATORS, dp_size=2).item() == pytest.approx(2 * expected)
+
+
+@pytest.mark.parametrize("how", [how for how in AGGREGATIONS if how != "token-sum"])
+def test_a_missing_global_denominator_is_refused_not_guessed(how):
+    with pytest.raises(ValueError, match=rf"{how} needs .* of the global batch"):
+        aggregate(LOSS_BT, MASK_BT, how)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: aggregate(x, x, "mean"), "must be one of token-sum"),
+        (lambda x: ppo_clip_loss(x, x, x, clip_low=1.1, clip_high=0.2), "clip_low must be"),
+        (lambda x: ppo_clip_loss(x, x, x, clip_low=0.1, clip_high=-0.2), "clip_high must be"),
+        (lambda x: truncated_importance_sampling_loss(x, x, x, low=1.1, high=2.0, outside="mask"), "low and high"),
+        (lambda x: truncated_importance_sampling_loss(x, x, x, low=0.1, high=2.0, outside="drop"), "outside must be"),
+    ],
+)
+def test_bad_settings_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros(1, 1))

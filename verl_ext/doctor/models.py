@@ -1,0 +1,126 @@
+"""The student's own samples, and transformers' opinion of a teacher's weights.
+
+Log-probs are nats at temperature 1, over the model's whole vocabulary; `R` response tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from verl_ext.engine_env import prepare_engine_environment
+from verl_ext.teacher.scorer import ScoreRequest
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer of the student to one row."""
+
+    prompt_ids: list[int]
+    """What the student saw."""
+    teacher_prompt_ids: list[int]
+    """What the teacher sees."""
+    response_ids: list[int]
+    """The answer, R token ids, the end token included."""
+    rollout_logprobs: np.ndarray
+    """The sampler's own, float32, (R,)."""
+    teacher: str
+    """Name of the row's teacher."""
+
+    def request(self, *, own_prompt: bool) -> ScoreRequest:
+        """To be scored under the student's own prompt, or the teacher's."""
+        return ScoreRequest(self.prompt_ids if own_prompt else self.teacher_prompt_ids, self.response_ids)
+
+    def probe_request(self) -> ScoreRequest:
+        """The teacher's prompt and the answer, scored from the middle on: many tokens even where answers are short."""
+        ids = [*self.teacher_prompt_ids, *self.response_ids]
+        half = max(1, len(self.teacher_prompt_ids) // 2)
+        return ScoreRequest(ids[:half], ids[half:])
+
+
+Sampled = list[tuple[list[int], np.ndarray]]
+
+
+def sample_with_vllm(
+    model: str, prompts: Sequence[list[int]], *, max_tokens: int, dtype: str, tp: int, memory: float, seed: int
+) -> Sampled:
+    """Response ids and their log-probs, a prompt each, from the engine that training samples with."""
+    on_gpu = prepare_engine_environment()
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=model,
+        dtype=dtype,  # pyright: ignore[reportArgumentType]  vLLM checks it
+        tensor_parallel_size=tp,
+        gpu_memory_utilization=memory,
+        max_model_len=max(map(len, prompts)) + max_tokens,
+        enforce_eager=True,
+        generation_config="vllm",
+        seed=seed,
+        disable_log_stats=True,
+        enable_chunked_prefill=on_gpu,  # as in VllmSampler: on a CPU it cannot rewind a seeded request
+    )
+    parameters = [
+        SamplingParams(temperature=1.0, top_p=1.0, top_k=-1, max_tokens=max_tokens, logprobs=0, seed=seed + index)
+        for index in range(len(prompts))
+    ]
+    sampled: Sampled = []
+    for output in llm.generate([{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=False):
+        answer = output.outputs[0]
+        assert answer.logprobs is not None  # asked for
+        ids = list(answer.token_ids)
+        chosen = [entry[token].logprob for entry, token in zip(answer.logprobs, ids, strict=True)]
+        sampled.append((ids, np.array(chosen, np.float32)))
+    return sampled
+
+
+def sample_with_transformers(
+    model: str, prompts: Sequence[list[int]], *, max_tokens: int, dtype: str, device: str, seed: int
+) -> Sampled:
+    """The same, one prompt at a time, by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    set_seed(seed)
+    student = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
+    sampled: Sampled = []
+    for prompt in prompts:
+        out = student.generate(
+            torch.tensor([prompt], device=device),
+            do_sample=True,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            max_new_tokens=max_tokens,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        response = out.sequences[0, len(prompt) :]
+        table_RV = torch.cat(out.logits).float().log_softmax(-1)
+        chosen_R = table_RV.gather(1, response[:, None])[:, 0]
+        sampled.append((response.tolist(), chosen_R.cpu().numpy()))
+    return sampled
+
+
+def transformers_logprobs(
+    model: str, requests: Sequence[ScoreRequest], *, dtype: str, device: str
+) -> list[np.ndarray]:
+    """Log-probs of the responses, one sequence at a time, without padding; float32, `(R,)` a request."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    teacher = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
+    expected = []
+    with torch.no_grad():
+        for request in requests:
+            ids = torch.tensor([[*request.prompt_ids, *request.response_ids]], device=device)
+            first = len(request.prompt_ids)
+            table_RV = teacher(ids).logits[0, first - 1 : -1].float().log_softmax(-1)
+            expected.append(table_RV.gather(1, ids[0, first:, None])[:, 0].cpu().numpy())
+    return expected
+
+
+def weights_bytes(folder: Path) -> int:
+    """Size of a model's weight files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

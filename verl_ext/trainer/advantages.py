@@ -1,0 +1,165 @@
+"""From what a step fetched to its advantages: which tokens are trained, what each is charged, and what to report.
+
+Pure but for `fetch` and `store_mask`, which read and write TransferQueue. Shapes: `B` samples, `T` response tokens,
+right-padded; log-probs in nats.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from verl.workers.utils.padding import response_to_nested
+
+from verl_ext.config import GuardsConfig, MethodConfig
+from verl_ext.method import baselines, controls, guards
+from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
+
+RANDOM_TEACHER_SEED = 0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of one step."""
+
+    token_ids_BT: torch.Tensor
+    """What the student sampled and tools answered."""
+    mask_BT: torch.Tensor
+    """1 on tokens that are trained."""
+    lengths_B: torch.Tensor
+    """Response tokens of each row, tools' included."""
+    student_logprobs_BT: torch.Tensor
+    """The sampler's, or the trainer's own with `method.student_logprobs=old`."""
+    teacher_logprobs_BT: torch.Tensor
+    rewards_B: torch.Tensor
+    """The task's reward of each sample."""
+    groups_B: torch.Tensor
+    """Integer id of the prompt that each sample answers."""
+    reference_logprobs_BT: torch.Tensor | None = None
+    """Of the frozen first student; None unless `guards.reference_kl_coef` asks for them."""
+
+
+def fetch(batch: Any, method: MethodConfig) -> tuple[Samples, list[dict[str, Any]]]:
+    """The step's samples out of TransferQueue, and the agent loop's notes on each."""
+    student = "old_log_probs" if method.student_logprobs == "old" else "rollout_log_probs"
+    fields = ["uid", "extra_fields", "responses", "response_mask", "rm_scores", "teacher_logprobs", student]
+    if method.guards.reference_kl_coef:
+        fields.append("ref_log_prob")
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    prompts: dict[str, int] = {}
+    groups = [prompts.setdefault(uid, len(prompts)) for uid in data.pop("uid").tolist()]
+    notes = data.pop("extra_fields").tolist()
+    lengths_B = data["response_mask"].offsets().diff()
+    data = data.to_padded_tensor()
+    samples = Samples(
+        token_ids_BT=data["responses"],
+        mask_BT=data["response_mask"],
+        lengths_B=lengths_B,
+        student_logprobs_BT=data[student],
+        # verl's synthetic padding samples keep the teacher's row of the sample that they were made from.
+        teacher_logprobs_BT=data["teacher_logprobs"][:, : data["response_mask"].shape[1]],
+        rewards_B=data["rm_scores"].sum(-1),
+        groups_B=torch.tensor(groups),
+        reference_logprobs_BT=data.get("ref_log_prob", None),
+    )
+    return samples, notes
+
+
+def store_mask(batch: Any, samples: Samples) -> None:
+    """Make the trained tokens known to verl: it counts and sums over `response_mask` and `loss_mask`."""
+    shape = torch.nested.as_nested_tensor(
+        [torch.empty(int(length)) for length in samples.lengths_B], layout=torch.jagged
+    )
+    mask = response_to_nested(samples.mask_BT, shape)
+    fields = TensorDict({"response_mask": mask, "loss_mask": mask}, batch_size=len(batch))
+    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+
+def guard(
+    samples: Samples, settings: GuardsConfig, *, step: int, max_response_length: int
+) -> tuple[Samples, dict[str, float]]:
+    """The samples with the guarded mask, and one metric a guard. `step` counts from 0."""
+    mask_BT, metrics = samples.mask_BT, {}
+    if settings.repetition_ngram:
+        _, found = guards.repetition_alarm(
+            samples.token_ids_BT, mask_BT, ngram=settings.repetition_ngram, limit=settings.repetition_limit
+        )
+        metrics |= found
+    if settings.truncated_mask:
+        mask_BT, found = guards.truncation_mask(mask_BT, samples.lengths_B >= max_response_length)
+        metrics |= found
+    if settings.special_token_mask:
+        mask_BT, found = guards.special_token_mask(mask_BT, samples.token_ids_BT, settings.special_token_mask)
+        metrics |= found
+    if settings.prefix_steps:
+        fraction = guards.prefix_fraction(step, settings.prefix_start, settings.prefix_steps)
+        mask_BT, found = guards.prefix_mask(mask_BT, fraction)
+        metrics |= found
+    return dataclasses.replace(samples, mask_BT=mask_BT), metrics
+
+
+def with_controlled_teacher(samples: Samples, control: str, *, step: int, vocabulary: int) -> Samples:
+    """The samples with the teacher that `method.control` names in place of the real one."""
+    if control == "shuffled_teacher":
+        order = torch.Generator().manual_seed(step)
+        teacher_BT = controls.shuffle_tokens(samples.teacher_logprobs_BT, samples.mask_BT, generator=order)
+    elif control == "random_teacher":
+        same_every_step = torch.Generator().manual_seed(RANDOM_TEACHER_SEED)
+        teacher_BT = controls.random_teacher(samples.token_ids_BT, vocabulary, generator=same_every_step)
+    elif control == "teacher_is_student":
+        teacher_BT = controls.student_as_teacher(samples.student_logprobs_BT)
+    else:
+        return samples
+    return dataclasses.replace(samples, teacher_logprobs_BT=teacher_BT)
+
+
+def advantages(samples: Samples, method: MethodConfig) -> tuple[torch.Tensor, dict[str, float]]:
+    """The advantage of every token, nats, (B, T), and what to report.
+
+    A baseline of `expected_reverse_kl` is not in it: the actor adds it, which has the student's logits.
+    """
+    log_probs = (samples.student_logprobs_BT, samples.teacher_logprobs_BT, samples.mask_BT)
+    mask_BT = samples.mask_BT.bool()
+    metrics = {"teacher_kl": teacher_kl(*log_probs)}
+    task_BT = None
+    if method.task_reward.coef:
+        task_B = baselines.task_advantage(samples.rewards_B, samples.groups_B, std=method.task_reward.std)
+        task_BT = torch.where(mask_BT, method.task_reward.coef * task_B[:, None], 0.0)
+    shape = {"discount": method.discount, "clip": method.clip}
+    baseline_BT = None
+    if method.baseline in ("group", "batch"):
+        charge_BT = -reverse_kl_advantage(*log_probs, **shape)
+        one_group_B = torch.zeros_like(samples.groups_B)
+        groups_B = samples.groups_B if method.baseline == "group" else one_group_B
+        baseline_BT = baselines.group_baseline(charge_BT, groups_B, mask_BT)
+    advantages_BT = reverse_kl_advantage(
+        *log_probs,
+        **shape,
+        coef=method.coef,
+        discount_mode=method.discount_mode,
+        normalization=method.normalization,
+        task_advantage=task_BT,
+        baseline=baseline_BT,
+    )
+    if samples.reference_logprobs_BT is not None:
+        gap_BT = guards.reference_kl(samples.student_logprobs_BT, samples.reference_logprobs_BT, kind="k1")
+        charge_BT = torch.where(mask_BT, gap_BT, 0.0)
+        metrics["guards/reference_kl"] = float(charge_BT.sum() / mask_BT.sum().clamp(min=1))
+        advantages_BT = advantages_BT - method.guards.reference_kl_coef * charge_BT
+    if method.control == "flipped_sign":
+        advantages_BT = controls.flipped_sign(advantages_BT)
+    if method.control == "constant_negative":
+        advantages_BT = controls.constant_negative_advantage(mask_BT, magnitude=method.coef)
+    return advantages_BT, metrics | _spread(advantages_BT[mask_BT])
+
+
+def _spread(advantages_n: torch.Tensor) -> dict[str, float]:
+    """Mean and variance over the trained tokens; a baseline shows in the second."""
+    if len(advantages_n) == 0:
+        return {}
+    return {
+        "advantage/mean": advantages_n.mean().item(),
+        "advantage/variance": advantages_n.var(unbiased=False).item(),
+    }
