@@ -4,6 +4,7 @@
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +14,15 @@ from benchmarks.kl_estimators import (
     OFF_POLICY,
     direct,
     full_baseline,
+    grouped,
     off_policy,
+    population_baseline,
     sampled,
     support,
     tool_gradient,
 )
 from benchmarks.kl_laboratory import (
+    Estimator,
     World,
     descend,
     make_world,
@@ -59,14 +63,16 @@ def measure(world: World) -> list[dict]:
     return rows
 
 
-def baseline_ratios(vocabulary: int) -> list[float]:
-    """Variance with the expected reverse KL baseline over variance without, for six worlds."""
-    ratios = []
-    for seed in range(6):
-        world = make_world(vocabulary, 2, seed)
-        with_it = sampled(world, world.student_SV, baseline=full_baseline)
-        ratios.append(with_it.variance() / sampled(world, world.student_SV).variance())
-    return ratios
+def variance_ratios(vocabulary: int, estimator: Estimator) -> list[float]:
+    """Variance of a row over that of the plain sampled reverse KL, for six worlds, in order."""
+    worlds = [make_world(vocabulary, 2, seed) for seed in range(6)]
+    pairs = [(estimator(w, w.student_SV), sampled(w, w.student_SV)) for w in worlds]
+    return sorted(found.variance() / plain.variance() for found, plain in pairs)
+
+
+with_expected = partial(sampled, baseline=full_baseline)
+with_population = partial(sampled, baseline=population_baseline)
+with_group = partial(grouped, leave_one_out=True, tokens=True)
 
 
 def mass_gap(world: World, **settings) -> float:
@@ -108,7 +114,7 @@ def claims(world: World, rows: list[dict]) -> list[tuple[str, float, float]]:
         ("direct forward KL: mass outside the top-k, error with tail / without", gap[True] / gap[False], 0.1),
         ("direct reverse KL over top-k: KL left with tail / without", tails, 0.5),
         ("tool's token, discount 1: gradient of fixed / strict", tool_gradient("fixed") / tool_gradient("strict"), 0.0),
-        ("expected reverse KL baseline, V = 16: largest variance ratio", max(baseline_ratios(16)), 1.0),
+        ("expected reverse KL baseline, V = 16: largest variance ratio", max(variance_ratios(16, with_expected)), 1.0),
         ("direct / sampled reverse KL: noise of a row", noise, 1.0),
     ]
 
@@ -129,9 +135,13 @@ def print_tables(world: World, rows: list[dict]) -> list[dict]:
         off = float((draws.mean() - aim_P).norm() / aim_P.norm())
         off_rows.append({"name": name, "off": off, "noise": draws.variance() ** 0.5 / float(aim_P.norm())})
         print(f"| {name} | {'0' if off < EXACT else f'{off:.2f}'} | {off_rows[-1]['noise']:.2f} |")
-    print("\n| V | variance with the expected reverse KL baseline / without, six worlds |\n|---|---|")
-    for vocabulary in (4, 8, 16, 32):
-        print(f"| {vocabulary} | {', '.join(f'{ratio:.2f}' for ratio in sorted(baseline_ratios(vocabulary)))} |")
+    print("\n| baseline | V | variance with / without, six worlds |\n|---|---|---|")
+    arms = [("expected reverse KL", vocabulary, with_expected) for vocabulary in (4, 8, 16, 32)]
+    arms += [(f"group of {size}, leave one out", 3, partial(with_group, size=size)) for size in (2, 3, 4, 5)]
+    arms += [("group of all", vocabulary, with_population) for vocabulary in (3, 8, 32)]
+    for name, vocabulary, estimator in arms:
+        ratios = variance_ratios(vocabulary, estimator)
+        print(f"| {name} | {vocabulary} | {', '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return off_rows
 
 
@@ -140,7 +150,7 @@ def plot(rows: list[dict], initial: float, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.fonttype"] = "none"
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "estimators"}
     from matplotlib import pyplot
 
     shown = [row for row in rows if "kl_exact" in row][::-1]

@@ -71,6 +71,12 @@ def sampled_token_baseline(world: World, logits_SV: torch.Tensor) -> torch.Tenso
     return found.expected_reverse_kl_N.reshape(world.states_NT.shape)
 
 
+def population_baseline(world: World, logits_SV: torch.Tensor) -> torch.Tensor:
+    """The mean over response tokens that the group baseline tends to in large groups."""
+    visits_S = visits(world, logits_SV)
+    return (visits_S @ state_kl(world, logits_SV) / visits_S.sum()).expand(world.tokens_NT.shape)
+
+
 def sampled(world: World, logits_SV: torch.Tensor, *, baseline: Callable | None = None, **settings) -> Draws:
     """The sampled reverse KL as an advantage."""
     baseline_NT = None if baseline is None else baseline(world, logits_SV)

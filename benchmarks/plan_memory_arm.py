@@ -1,10 +1,8 @@
-"""One arm of `benchmarks.plan_memory`: real FSDP2 steps of verl's actor in this process, and what memory they took.
+"""One arm of `benchmarks.plan_memory`: real FSDP2 steps of verl's actor in this process, and the memory they took.
 
-`python -m benchmarks.plan_memory_arm OUT.json LENGTH [overrides of configs/on_policy_distillation.yaml]`
-
-The worker, engine, loss and optimizer are the ones that `recipe.on_policy_distillation` runs (verl's TrainingWorker under
-gloo, one rank); rows are random tokens of full length. Every allocation above 64 KiB is a mapping of its own
-(MALLOC_MMAP_THRESHOLD_, set by the parent), so that memory that is freed is returned at once.
+`python -m benchmarks.plan_memory_arm OUT.json OVERRIDE...` (of configs/on_policy_distillation.yaml). Worker, engine,
+loss and optimizer are those of `recipe.on_policy_distillation` (verl's TrainingWorker on gloo, one rank); rows are
+random tokens of full length. The parent sets MALLOC_MMAP_THRESHOLD_, so that freed tensors leave the process at once.
 """
 
 import json
@@ -22,8 +20,8 @@ from recipe.sft import prepare_environment
 from verl_ext.config import mapping_of
 from verl_ext.verbs import find_verl_configs
 
-STEPS = 3
-PROMPT_LENGTH = 16
+STEPS = 2
+"""The first makes the optimizer's state; the second is measured with it."""
 
 
 def resident(key: str) -> int:
@@ -37,21 +35,21 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def rows(config: Any, length: int, vocab_size: int) -> Any:
+def rows(config: Any, vocab_size: int) -> Any:
     """A mini-batch as verl's trainer sends it to the actor: nested (B, T) tokens, (B, T response) advantages."""
     import torch
     from tensordict import TensorDict
     from verl.utils import tensordict_utils as tu
 
     batch = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
-
+    lengths = [config.data.max_prompt_length, config.data.max_response_length]
+    length = sum(lengths)
     tokens = torch.randint(0, vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
-    split = [PROMPT_LENGTH, length - PROMPT_LENGTH]
 
     def jagged(values: Any) -> Any:
         return torch.nested.as_nested_tensor(list(values), layout=torch.jagged)
 
-    prompts, responses = tokens.split(split, dim=1)
+    prompts, responses = tokens.split(lengths, dim=1)
     mask = torch.ones_like(responses)
     data = TensorDict(
         {
@@ -83,8 +81,8 @@ def rows(config: Any, length: int, vocab_size: int) -> Any:
 def build(config: Any) -> Any:
     """verl's actor as ActorRolloutRefWorker builds it."""
     from verl.utils.config import omega_conf_to_dataclass
-    from verl.workers.config import HFModelConfig
-    from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
+    from verl.workers.config import HFModelConfig, TrainingWorkerConfig
+    from verl.workers.engine_workers import TrainingWorker
     from verl.workers.utils.losses import ppo_loss
 
     actor_node = config.actor_rollout_ref.actor
@@ -110,7 +108,7 @@ def build(config: Any) -> Any:
 
 
 def main() -> None:
-    out, length, *overrides = sys.argv[1:]
+    out, *overrides = sys.argv[1:]
     find_verl_configs()
     with initialize_config_dir(str(Path("configs").resolve()), version_base=None):
         config = compose("on_policy_distillation", ["platform=cpu", *overrides])
@@ -119,23 +117,18 @@ def main() -> None:
     os.environ["LOCAL_WORLD_SIZE"] = "1"
 
     import torch
-    import verl.workers.engine_workers
+    import verl.workers.engine_workers  # noqa: F401  its imports are no part of the measurement
     from verl.utils.distributed import initialize_global_process_group
 
     initialize_global_process_group()
     torch.set_num_threads(1)
     before = resident("VmRSS")
-    reset_peak()
     worker = build(config)
-    loaded, load_peak = resident("VmRSS") - before, resident("VmHWM") - before
-    peaks = []
     for _ in range(STEPS):
-        data = rows(config, int(length), worker.model_config.hf_config.vocab_size)
+        data = rows(config, worker.model_config.hf_config.vocab_size)
         reset_peak()
         worker.train_mini_batch(data=data)
-        peaks.append(resident("VmHWM") - before)
-    result = {"loaded": loaded, "load_peak": load_peak, "peaks": peaks, "resident": resident("VmRSS") - before}
-    Path(out).write_text(json.dumps(result) + "\n")
+    Path(out).write_text(json.dumps({"peak": resident("VmHWM") - before}) + "\n")
 
 
 if __name__ == "__main__":

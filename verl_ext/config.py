@@ -250,6 +250,11 @@ def check_method(config: Any) -> MethodConfig:
             "method.student_logprobs=old needs the trainer's own log-probs, which "
             "algorithm.rollout_correction.bypass_mode=true does not compute: set it to false"
         )
+    if method.is_direct and config.actor_rollout_ref.actor.use_kl_loss:
+        raise ValueError(
+            f"actor_rollout_ref.actor.use_kl_loss=true is part of verl's policy loss, and method.loss={method.loss} "
+            "has none: set it to false"
+        )
     if method.needs_student_logits and config.actor_rollout_ref.model.use_fused_kernels:
         raise ValueError(
             f"actor_rollout_ref.model.use_fused_kernels=true makes no logits, and method.loss={method.loss}, "

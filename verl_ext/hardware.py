@@ -70,6 +70,8 @@ def hardware_of(node: Any) -> HardwareConfig:
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(HardwareConfig), node))
     except (ConfigKeyError, MissingMandatoryValue, ValidationError) as error:
-        raise ValueError(f"hardware: {str(error).splitlines()[0]}; see HardwareConfig in verl_ext/hardware.py") from None
+        raise ValueError(
+            f"hardware: {str(error).splitlines()[0]}; see HardwareConfig in verl_ext/hardware.py"
+        ) from None
     assert isinstance(settings, HardwareConfig)
     return settings

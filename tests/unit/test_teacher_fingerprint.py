@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from aiohttp import web
@@ -41,12 +40,12 @@ class TransformersScorer:
     def __init__(self, model: Qwen3ForCausalLM) -> None:
         self.model = model
 
-    @torch.no_grad()
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | TeacherError]:
         scores: list[Score | TeacherError] = []
         for request in requests:
             ids = torch.tensor([[*request.prompt_ids, *request.response_ids]])
-            logprobs_TV = self.model(ids).logits[0].float().log_softmax(-1)
+            with torch.no_grad():
+                logprobs_TV = self.model(ids).logits[0].log_softmax(-1)
             first = len(request.prompt_ids) - 1
             picked_R = logprobs_TV[first:-1].gather(1, ids[0, first + 1 :, None])[:, 0]
             scores.append(Score(picked_R.numpy()))
@@ -228,7 +227,7 @@ def test_an_interpreter_without_sglang(python: str) -> None:
         sglang_version_of(python)
 
 
-def test_a_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_that_is_not_here(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"teacher\.model_path: nobody/nothing is neither a folder nor"):
         model_folder(TeacherConfig(model_path="nobody/nothing"))
     with pytest.raises(ValueError, match=r"teacher\.model_path"):
@@ -262,8 +261,12 @@ async def test_noise_of_a_thousandth_shows_in_the_probe(model: Qwen3ForCausalLM)
     noisy = await take_probe(
         TransformersScorer(with_noise(model, 1e-3)), dataclasses.replace(FINGERPRINT, model="n"), sequences
     )
-    assert record.complaint(same, 1e-5) is None
-    complaint = record.complaint(noisy, 1e-4)
+    assert record.complaint(same) is None
+    assert (
+        dataclasses.replace(record, fingerprint=dataclasses.replace(FINGERPRINT, dtype="bfloat16")).complaint(noisy)
+        is None
+    )
+    complaint = record.complaint(noisy)
     assert complaint is not None
     assert "not the teacher that was recorded" in complaint
     assert "model 'm' is now 'n'" in complaint
@@ -353,20 +356,20 @@ async def test_servers_that_do_not_say(model_info: Any, server_info: Any, error:
     with pytest.raises(error, match=message) as caught:
         await served_fingerprint([url], SECRET)
     await runner.cleanup()
-    assert SECRET not in str(caught.value) + repr(caught.value.__cause__.args if caught.value.__cause__ else "")
+    assert SECRET not in str(caught.value) + repr(caught.value.__cause__)
 
 
 async def test_an_external_teacher_is_recognised_by_its_probe(store: ScoreStore, model: Qwen3ForCausalLM) -> None:
     first = await recognise(SERVED, TransformersScorer(model), VOCAB, store)
-    # Far below the tolerance, as between two GPUs: the same teacher, though no float is the same.
-    near = await recognise(SERVED, TransformersScorer(with_noise(model, 1e-5)), VOCAB, store)
-    far = await recognise(SERVED, TransformersScorer(with_noise(model, 0.05)), VOCAB, store)
+    # Below the tolerance, as between two runs of one server: the same teacher, though few floats are the same.
+    near = await recognise(SERVED, TransformersScorer(with_noise(model, 1e-6)), VOCAB, store)
+    far = await recognise(SERVED, TransformersScorer(with_noise(model, 1e-3)), VOCAB, store)
     other = await recognise(dataclasses.replace(SERVED, sglang_version="0.6"), TransformersScorer(model), VOCAB, store)
     assert near == first
     assert len({first.id, far.id, other.id}) == 3
     assert list(store.teachers()) == [first.id, far.id, other.id]
     assert await recognise(SERVED, TransformersScorer(model), VOCAB, store) == first  # the nearest, not the last
-    assert await recognise(SERVED, TransformersScorer(with_noise(model, 0.05)), VOCAB, store, 50.0) == far
+    assert await recognise(SERVED, TransformersScorer(with_noise(model, 1e-3)), VOCAB, store, 50.0) == far
     loose = dataclasses.replace(SERVED, dtype="bfloat16")
     bf16 = await recognise(loose, TransformersScorer(model), VOCAB, store)
     assert await recognise(loose, TransformersScorer(with_noise(model, 1e-3)), VOCAB, store) == bf16

@@ -92,9 +92,7 @@ class ReverseKL:
 
 def reverse_kl(rollout_logprobs: Logprobs, teacher_logprobs: Logprobs) -> ReverseKL:
     """Of the student's own samples under the teacher."""
-    gap = np.concatenate(
-        [a.astype(np.float64) - b for a, b in zip(rollout_logprobs, teacher_logprobs, strict=True)]
-    )
+    gap = np.concatenate([a.astype(np.float64) - b for a, b in zip(rollout_logprobs, teacher_logprobs, strict=True)])
     return ReverseKL(float(gap.mean()), float(np.abs(gap).max()), int(gap.size))
 
 

@@ -69,9 +69,10 @@ class DoctorConfig:
         if not 0 <= self.max_sign_changes <= 1:
             raise ValueError(f"doctor.max_sign_changes={self.max_sign_changes} must be in [0, 1]")
 
-    def tolerance(self, teacher: TeacherConfig) -> Tolerance:
-        """What is allowed at the teacher's precision, where it is not set."""
-        usual = FP32 if teacher.dtype == "float32" and teacher.quantization is None else BELOW_FP32
+    def tolerance(self, teacher: TeacherConfig, sampler_dtype: str = "float32") -> Tolerance:
+        """What is allowed at the precision of the teacher, and of the sampler it is compared with, where not set."""
+        exact = teacher.dtype == sampler_dtype == "float32" and teacher.quantization is None
+        usual = FP32 if exact else BELOW_FP32
         return Tolerance(
             usual.mean if self.mean_nats is None else self.mean_nats,
             usual.max if self.max_nats is None else self.max_nats,

@@ -6,6 +6,7 @@ Log-probs are nats at temperature 1, over the model's whole vocabulary; `R` resp
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,9 +69,9 @@ def sample_with_vllm(
     sampled: Sampled = []
     for output in llm.generate([{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=False):
         answer = output.outputs[0]
-        assert answer.logprobs is not None  # asked for
-        ids = list(answer.token_ids)
-        chosen = [entry[token].logprob for entry, token in zip(answer.logprobs, ids, strict=True)]
+        ids, logprobs = list(answer.token_ids), answer.logprobs
+        assert isinstance(logprobs, list)  # asked for
+        chosen = [entry[token].logprob for entry, token in zip(logprobs, ids, strict=True)]
         sampled.append((ids, np.array(chosen, np.float32)))
     return sampled
 
@@ -80,10 +81,9 @@ def sample_with_transformers(
 ) -> Sampled:
     """The same, one prompt at a time, by transformers."""
     import torch
-    from transformers import AutoModelForCausalLM, set_seed
 
-    set_seed(seed)
-    student = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
+    torch.manual_seed(seed)
+    student = _load(model, dtype, device)
     sampled: Sampled = []
     for prompt in prompts:
         out = student.generate(
@@ -103,14 +103,11 @@ def sample_with_transformers(
     return sampled
 
 
-def transformers_logprobs(
-    model: str, requests: Sequence[ScoreRequest], *, dtype: str, device: str
-) -> list[np.ndarray]:
+def transformers_logprobs(model: str, requests: Sequence[ScoreRequest], *, dtype: str, device: str) -> list[np.ndarray]:
     """Log-probs of the responses, one sequence at a time, without padding; float32, `(R,)` a request."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    teacher = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
+    teacher = _load(model, dtype, device)
     expected = []
     with torch.no_grad():
         for request in requests:
@@ -119,6 +116,15 @@ def transformers_logprobs(
             table_RV = teacher(ids).logits[0, first - 1 : -1].float().log_softmax(-1)
             expected.append(table_RV.gather(1, ids[0, first:, None])[:, 0].cpu().numpy())
     return expected
+
+
+def _load(model: str, dtype: str, device: str) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would run through the table
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    return loaded.to(device).eval()
 
 
 def weights_bytes(folder: Path) -> int:

@@ -28,7 +28,9 @@ def judge_record(then: ProbeRecord, now: ProbeRecord, tolerance: float) -> Findi
     fix = "serve the recorded teacher, or delete doctor.record's file to record this one"
     if "model" in changed:
         before, after = (str(value)[:12] for value in changed["model"])
-        return Finding(NAME, FAIL, f"another teacher: its files hash to {after}, were {before}; {by_probe}", fix, numbers)
+        return Finding(
+            NAME, FAIL, f"another teacher: its files hash to {after}, were {before}; {by_probe}", fix, numbers
+        )
     if gap > tolerance:
         named = f"; {', '.join(changed)} changed" if changed else ""
         return Finding(NAME, FAIL, f"another teacher: {by_probe}, allowed are {tolerance:g}{named}", fix, numbers)

@@ -27,16 +27,14 @@ async def score_all(scorer: Scorer, requests: Sequence[ScoreRequest]) -> list[np
     return logprobs
 
 
-async def repeated(
-    scorer: Scorer, requests: Sequence[ScoreRequest], repeats: int, seed: int
-) -> list[list[np.ndarray]]:
-    """The same requests `repeats` times, in the order given: first all at once, then shuffled in parts of other sizes."""
+async def repeated(scorer: Scorer, requests: Sequence[ScoreRequest], repeats: int, seed: int) -> list[list[np.ndarray]]:
+    """Score the same requests `repeats` times: all at once, then shuffled, in parts of 1, 2, 3 ... requests."""
     passes = [await score_all(scorer, requests)]
     shuffler = random.Random(seed)
     for number in range(1, repeats):
         order = shuffler.sample(range(len(requests)), len(requests))
         found: dict[int, np.ndarray] = {}
-        for start in range(0, len(order), number):  # parts of 1, 2, 3 ... requests
+        for start in range(0, len(order), number):
             part = order[start : start + number]
             found |= dict(zip(part, await score_all(scorer, [requests[i] for i in part]), strict=True))
         passes.append([found[i] for i in range(len(requests))])

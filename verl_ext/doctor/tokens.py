@@ -34,7 +34,9 @@ def check_templates(student: Any, teacher: Any, rows: Rows, template_kwargs: Map
             if left != right:
                 line, student_line, teacher_line = first_difference(left, right)
                 seen = f"row {number} {column}, line {line}: student {student_line!r}, teacher {teacher_line!r}"
-                fix = "copy one chat_template.jinja to both folders: the teacher's prompt is rendered with the student's"
+                fix = (
+                    "copy one chat_template.jinja to both folders: the teacher's prompt is rendered with the student's"
+                )
                 return Finding(name, FAIL, seen, fix, {"student": left, "teacher": right})
     if student.chat_template != teacher.chat_template:
         return Finding(name, WARN, f"two texts that render {len(rows)} rows alike", "compare the two, or use one")
@@ -122,9 +124,7 @@ def check_rendered(student_prompt: str, teacher_prompt: str, *, same_weights: bo
 
 
 def _text(tokenizer: Any, messages: Any, template_kwargs: Mapping[str, Any]) -> str:
-    return tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=False, **template_kwargs
-    )
+    return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **template_kwargs)
 
 
 def _shortened(text: str) -> str:

@@ -18,6 +18,7 @@ through `out_dtype`, elsewhere widened block by block. Autocast is off inside, s
 An id outside [0, V) makes its token NaN; to raise, the device would have to be waited for.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -63,9 +64,15 @@ def _logits_gradient_(
 
 
 def _native_half(hidden_ND: torch.Tensor, weight_bD: torch.Tensor) -> bool:
-    """Whether a product of these half-precision tensors can return its fp32 accumulator."""
+    """Whether a product of these half-precision tensors can return its fp32 accumulator (meta: counted as CUDA)."""
     halves = (torch.bfloat16, torch.float16)
-    return hidden_ND.is_cuda and hidden_ND.dtype == weight_bD.dtype and hidden_ND.dtype in halves
+    capable = hidden_ND.device.type in ("cuda", "meta")
+    return capable and hidden_ND.dtype == weight_bD.dtype and hidden_ND.dtype in halves
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager:
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def _block_logits(
@@ -79,6 +86,23 @@ def _block_logits(
     if bias_b is not None:
         logits_Nb += bias_b
     return logits_Nb.div_(temperature)
+
+
+def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left @ right, at least fp32 throughout."""
+    if _native_half(left, right):
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(left, wide(right))
+
+
+def _write_product_(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """out = left @ right, rounded once to the dtype of `out`."""
+    right = right if _native_half(left, right) else wide(right)
+    if out.dtype == left.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)
 
 
 def _blocks(tokens: int, vocabulary: int, chunk_tokens: int) -> list[slice]:
@@ -102,7 +126,7 @@ class _BucketsOfHidden(torch.autograd.Function):
         ctx.blocks = _blocks(hidden_ND.shape[0], weight_VD.shape[0], chunk_tokens)
         ctx.temperature = temperature
         buckets_NS: torch.Tensor | None = None
-        with torch.autocast(hidden_ND.device.type, enabled=False):
+        with _no_autocast(hidden_ND.device):
             for block in ctx.blocks:
                 bias_b = None if bias_V is None else bias_V[block]
                 # Nested, so that the block is free before the next is made.
@@ -123,7 +147,7 @@ class _BucketsOfHidden(torch.autograd.Function):
         grad_hidden_ND = torch.zeros_like(wide(hidden_ND)) if hidden_wanted else None
         grad_weight_VD = torch.empty_like(weight_VD) if weight_wanted else None
         grad_bias_V = torch.empty_like(bias_V) if bias_wanted else None
-        with torch.autocast(hidden_ND.device.type, enabled=False):
+        with _no_autocast(hidden_ND.device):
             for block in ctx.blocks:
                 weight_bD = weight_VD[block]
                 bias_b = None if bias_V is None else bias_V[block]
@@ -134,15 +158,10 @@ class _BucketsOfHidden(torch.autograd.Function):
                     grad_bias_V[block] = grad_Nb.sum(0)
                 if _native_half(hidden_ND, weight_bD):
                     grad_Nb = grad_Nb.to(weight_bD.dtype)
-                    if grad_hidden_ND is not None:
-                        grad_hidden_ND += torch.mm(grad_Nb, weight_bD, out_dtype=torch.float32)
-                    if grad_weight_VD is not None:
-                        torch.mm(grad_Nb.t(), hidden_ND, out=grad_weight_VD[block])
-                else:
-                    if grad_hidden_ND is not None:
-                        grad_hidden_ND.addmm_(grad_Nb, wide(weight_bD))
-                    if grad_weight_VD is not None:
-                        grad_weight_VD[block] = grad_Nb.t() @ wide(hidden_ND)
+                if grad_hidden_ND is not None:
+                    _add_product_(grad_hidden_ND, grad_Nb, weight_bD)
+                if grad_weight_VD is not None:
+                    _write_product_(grad_weight_VD[block], grad_Nb.t(), hidden_ND)
                 del grad_Nb
         grad_hidden_ND = None if grad_hidden_ND is None else grad_hidden_ND.to(hidden_ND.dtype)
         return grad_hidden_ND, grad_weight_VD, grad_bias_V, None, None, None

@@ -33,7 +33,8 @@ def random_teacher(
     Args:
         token_ids_BT: sampled ids in [0, vocabulary), (B, T).
     """
-    return torch.log_softmax(torch.randn(vocabulary, generator=generator), dim=-1)[token_ids_BT]
+    logprobs_V = torch.randn(vocabulary, generator=generator).log_softmax(-1)
+    return logprobs_V.to(token_ids_BT.device)[token_ids_BT]
 
 
 def student_as_teacher(rollout_logprobs_BT: torch.Tensor) -> torch.Tensor:
@@ -44,8 +45,8 @@ def student_as_teacher(rollout_logprobs_BT: torch.Tensor) -> torch.Tensor:
 def constant_negative_advantage(mask_BT: torch.Tensor, *, magnitude: float) -> torch.Tensor:
     """`-magnitude` on every response token, 0 elsewhere, (B, T): no teacher at all.
 
-    Its expected gradient is 0 on-policy (a constant is a baseline); what it does, it does through variance and through
-    the ratio off-policy. The control of arXiv 2608.31046, which it is said to have matched a teacher's advantage.
+    Its expected gradient is 0 on-policy (a constant is a baseline): what it does, it does by variance, and off-policy
+    by the ratio. Source: arXiv 2608.31046, where it is reported to match the teacher's advantage.
 
     Args:
         mask_BT: 1 on response tokens, (B, T).

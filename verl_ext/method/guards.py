@@ -39,7 +39,7 @@ def repetition_share(token_ids_BT: torch.Tensor, mask_BT: torch.Tensor, *, ngram
     """
     if ngram < 1:
         raise ValueError(f"ngram must be >= 1, got {ngram}")
-    share_B = torch.zeros(len(token_ids_BT))
+    share_B = torch.zeros(len(token_ids_BT), device=token_ids_BT.device)
     for row, (ids_T, keep_T) in enumerate(zip(token_ids_BT, mask_BT.bool(), strict=True)):
         ids = ids_T[keep_T]
         if len(ids) >= ngram:

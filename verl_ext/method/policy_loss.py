@@ -141,7 +141,7 @@ def aggregate(
         "seq-mean-token-mean": {"global_batch_size": global_batch_size},
         "seq-mean-token-sum-norm": {"global_batch_size": global_batch_size, "loss_scale_factor": loss_scale_factor},
     }.get(how, {})
-    denominator = float(dp_size) ** -1
+    denominator = 1.0
     for key, value in needed.items():
         if value is None or value <= 0:
             raise ValueError(f"{how} needs {key} > 0 of the global batch, got {value}")
@@ -149,4 +149,4 @@ def aggregate(
     sum_B = torch.where(mask_BT.bool(), loss_BT, 0.0).sum(-1)
     if how == "seq-mean-token-mean":
         sum_B = sum_B / mask_BT.bool().sum(-1).clamp(min=1)
-    return sum_B.sum() / denominator
+    return sum_B.sum() * dp_size / denominator

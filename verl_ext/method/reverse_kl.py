@@ -99,16 +99,7 @@ def reverse_kl_advantage(
     Raises:
         ValueError: on a shape mismatch, or a setting out of range.
     """
-    if coef < 0:
-        raise ValueError(f"coef must be >= 0, got {coef}")
-    if not 0.0 <= discount <= 1.0:
-        raise ValueError(f"discount must be in [0, 1], got {discount}")
-    if discount_mode not in ("fixed", "strict"):
-        raise ValueError(f"discount_mode must be 'fixed' or 'strict', got {discount_mode!r}")
-    if clip is not None and clip <= 0:
-        raise ValueError(f"clip must be > 0 nats, or None for no clip, got {clip}")
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization must be 'token' or 'sequence', got {normalization!r}")
+    _check_settings(coef, discount, discount_mode, clip, normalization)
     for name, term in (("task_advantage", task_advantage), ("baseline", baseline)):
         if term is not None and term.shape != response_mask.shape:
             raise ValueError(f"{name} must be (B, T) = {tuple(response_mask.shape)}, got {tuple(term.shape)}")
@@ -128,3 +119,16 @@ def reverse_kl_advantage(
     if discount_mode == "fixed":
         advantages_BT = torch.where(mask_BT, advantages_BT, 0.0)
     return advantages_BT
+
+
+def _check_settings(coef: float, discount: float, discount_mode: str, clip: float | None, normalization: str) -> None:
+    if coef < 0:
+        raise ValueError(f"coef must be >= 0, got {coef}")
+    if not 0.0 <= discount <= 1.0:
+        raise ValueError(f"discount must be in [0, 1], got {discount}")
+    if discount_mode not in ("fixed", "strict"):
+        raise ValueError(f"discount_mode must be 'fixed' or 'strict', got {discount_mode!r}")
+    if clip is not None and clip <= 0:
+        raise ValueError(f"clip must be > 0 nats, or None for no clip, got {clip}")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be 'token' or 'sequence', got {normalization!r}")

@@ -109,8 +109,10 @@ class ModelShape:
         }
         unknown = [name for name in targets if name not in (*shapes, "lm_head")]
         if unknown:
-            raise ValueError(f"actor_rollout_ref.model.target_modules: {', '.join(unknown)}: the planner knows "
-                             f"{', '.join(shapes)} and lm_head")
+            raise ValueError(
+                f"actor_rollout_ref.model.target_modules: {', '.join(unknown)}: the planner knows "
+                f"{', '.join(shapes)} and lm_head"
+            )
         adapted = [name for name in targets if name in shapes and not (self.experts and name not in ATTENTION)]
         head = self.hidden + self.vocab if "lm_head" in targets else 0
         return rank * (self.layers * sum(sum(shapes[name]) for name in adapted) + head)
@@ -152,10 +154,7 @@ def load_shape(key: str, path: str) -> ModelShape:
         ValueError: naming `key`, if neither is there, or the model is none that the planner knows.
     """
     file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
-    if file.is_file():
-        config = json.loads(file.read_text())
-    else:
-        config = published().get(path)
+    config = json.loads(file.read_text()) if file.is_file() else published().get(path)
     if config is None:
         raise ValueError(
             f"{key}={path}: no such folder, and none of the published models whose numbers are in {PUBLISHED.name}; "
@@ -172,5 +171,7 @@ def load_shape(key: str, path: str) -> ModelShape:
 def published() -> dict[str, dict[str, Any]]:
     """Configurations of the published models by hub name, as far as memory depends on them."""
     data = json.loads(PUBLISHED.read_text())
-    return {name: data["common"] | data["shapes"][model["shape"]] | model.get("also", {})
-            for name, model in data["models"].items()}
+    return {
+        name: data["common"] | data["shapes"][model["shape"]] | model.get("also", {})
+        for name, model in data["models"].items()
+    }

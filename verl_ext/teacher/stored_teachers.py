@@ -25,7 +25,6 @@ from verl_ext.teacher.scorer import Scorer, TeacherResponseError, TeacherUnavail
 from verl_ext.teacher.store import ScoreStore
 
 INFO_TIMEOUT_S = 30.0
-FP32_TOLERANCE, LOW_TOLERANCE = 1e-3, 0.2  # nats
 
 
 async def fingerprint_for_store(
@@ -89,9 +88,8 @@ async def served_fingerprint(urls: Sequence[str], api_key: str = "") -> TeacherF
                 continue
             return _read_info(url, model, server)
     raise TeacherUnavailableError(
-        f"teacher.urls: none of {', '.join(urls)} says what it serves: "
-        f"{type(error).__name__}: {error}"  # not repr: it shows the Authorization header
-    ) from error
+        f"teacher.urls: none of {', '.join(urls)} says what it serves: {type(error).__name__}: {error}"
+    )  # no `from error`, no repr: they hold the Authorization header
 
 
 async def recognise(
@@ -99,19 +97,16 @@ async def recognise(
 ) -> TeacherFingerprint:
     """The fingerprint under which this server's scores are in `store`; a new one is recorded there.
 
-    `scorer` asks the server itself. `tolerance` in nats (`teacher.probe_tolerance`), None: what its precision allows.
+    `scorer` asks the server itself. `tolerance` in nats (`teacher.probe_tolerance`); None: as its precision allows.
 
     Raises:
         TeacherError: if it does not score the probe.
     """
     now = await take_probe(scorer, served, probe_sequences(vocab_size))
-    if tolerance is None:
-        exact = served.dtype == "float32" and served.quantization is None
-        tolerance = FP32_TOLERANCE if exact else LOW_TOLERANCE
     known = [record for record in _records(store) if dataclasses.replace(record.fingerprint, model="") == served]
     near = [record for record in known if record.sequences == now.sequences]
     best = min(near, key=now.greatest_difference, default=None)
-    if best is not None and now.greatest_difference(best) <= tolerance:
+    if best is not None and best.complaint(now, tolerance) is None:
         return best.fingerprint
     digest = hashlib.sha256()
     for row in now.logprobs:

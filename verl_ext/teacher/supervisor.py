@@ -4,7 +4,7 @@ import dataclasses
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 from verl_ext.teacher.server import SGLangServer
 
@@ -150,4 +150,4 @@ class Supervisor:
 
     def _log(self, line: str) -> None:
         with open(self.server.log_path, "a") as log:
-            log.write(f"[{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC] teacher supervisor: {line}\n")
+            log.write(f"[{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC] teacher supervisor: {line}\n")

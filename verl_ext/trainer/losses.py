@@ -122,7 +122,7 @@ def loss_from_logits(
         data["response_mask"],
     )
     loss, metrics = ppo_loss(config, model_output, data, dp_group)
-    return loss, metrics | _divergence_metrics(model_output, data)
+    return loss, metrics | _divergence_metrics(method, model_output, data)
 
 
 def add_expected_baseline(
@@ -199,14 +199,12 @@ def _direct_loss(
         entropy = aggregate(entropy_BT, mask_BT, config.loss_agg_mode, **batch)
         metrics["actor/entropy_loss"] = Metric(value=entropy, aggregation=AggregationType.SUM)
         loss = loss - config.entropy_coeff * entropy
-    return loss, metrics | _divergence_metrics(model_output, data)
+    return loss, metrics | _divergence_metrics(method, model_output, data)
 
 
-def _divergence_metrics(model_output: dict[str, Tensor], data: Any) -> dict[str, Any]:
+def _divergence_metrics(method: MethodConfig, model_output: dict[str, Tensor], data: Any) -> dict[str, Any]:
     """Means over the response tokens of a micro-batch."""
     mask_BT = _mask(data)
-    means = {
-        f"actor/{name}": _mean(no_padding_2_padding(model_output[name].detach(), data), mask_BT)
-        for name in ("divergence", "expected_reverse_kl", "student_mass", "teacher_mass")
-    }
+    names = ("divergence",) * method.is_direct + ("expected_reverse_kl", "student_mass", "teacher_mass")
+    means = {f"actor/{name}": _mean(no_padding_2_padding(model_output[name].detach(), data), mask_BT) for name in names}
     return Metric.from_dict(means, aggregation=AggregationType.MEAN)

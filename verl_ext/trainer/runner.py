@@ -41,3 +41,6 @@ def ask_for_reference(config: Any, method: MethodConfig) -> None:
     if method.guards.reference_kl_coef:
         config.algorithm.use_kl_in_reward = True
         config.algorithm.kl_ctrl.kl_coef = 0.0
+        actor = config.actor_rollout_ref
+        if actor.ref.log_prob_micro_batch_size_per_gpu is None:
+            actor.ref.log_prob_micro_batch_size_per_gpu = actor.rollout.log_prob_micro_batch_size_per_gpu

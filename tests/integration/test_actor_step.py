@@ -18,6 +18,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
 LR, BETAS, EPS = 1e-3, (0.9, 0.95), 1e-8
 STEPS = 2  # the second one sees both moments of Adam and a ratio other than 1
 ROWS = [(3, "xxxx"), (5, "xx.xxx"), (2, "x"), (4, "xxx.x"), (6, "xxx"), (3, "....."), (2, "xxxxxx"), (4, "xx")]
@@ -205,7 +207,10 @@ def made(compose_run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     request = {"config": f"{folder}/actor.yaml", "out": str(folder), "vocabulary": len(tokenizer)}
     (folder / "request.json").write_text(json.dumps(request))
     with contextlib.ExitStack() as stack:
-        children = [stack.enter_context(start(folder, rank, ranks)) for ranks in (1, 2) for rank in range(ranks)]
+        groups = [(ranks, free_port()) for ranks in (1, 2)]
+        children = [
+            stack.enter_context(start(folder, rank, ranks, port)) for ranks, port in groups for rank in range(ranks)
+        ]
         outputs = [process.communicate(timeout=240)[0] for process in children]
     for process, output in zip(children, outputs, strict=True):
         if process.returncode:
@@ -213,18 +218,16 @@ def made(compose_run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     return folder, make_rows(len(tokenizer))
 
 
-@functools.cache
-def free_port(ranks: int) -> int:
-    """One port a group of ranks."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def start(folder: Path, rank: int, ranks: int) -> subprocess.Popen[str]:
+def start(folder: Path, rank: int, ranks: int, port: int) -> subprocess.Popen[str]:
     environment = {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": "0"}
     environment |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(ranks))}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", __file__, str(folder / "request.json"), str(rank), str(ranks)],
         env=os.environ | environment,

@@ -1,0 +1,197 @@
+"""The few numbers of a composed training configuration that decide its memory."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from verl_ext.plan.shape import PROJECTIONS, ModelShape, load_shape
+
+BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
+KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """verl's FSDP2 actor; sizes are of one rank."""
+
+    nodes: int
+    ranks_per_node: int
+    shards: int
+    """Ranks that one copy of the weights is divided among."""
+    weight_bytes: int
+    """Bytes of a stored parameter, of its gradient and of each of its two Adam moments."""
+    compute_bytes: int
+    """Bytes of a gathered parameter and of an activation."""
+    tokens: int
+    """Of the largest micro-batch, padding included."""
+    longest: int
+    """Tokens of the longest prompt and response together."""
+    lora_rank: int
+    """0 trains every weight."""
+    targets: tuple[str, ...]
+    """Modules with an adapter."""
+    checkpointing: bool
+    """Activations are recomputed layer by layer."""
+    fused: bool
+    """Log-probs are made in chunks, without the logits of a whole micro-batch."""
+    entropy: bool
+    """The policy's entropy is a metric."""
+    compiled: bool
+    """The entropy is one compiled kernel."""
+    param_offload: bool
+    optimizer_offload: bool
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """vLLM, on the trainer's devices."""
+
+    tp: int
+    weight_bytes: int
+    memory_fraction: float
+    """Share of a device that vLLM takes while awake."""
+    kv_cache_gib: float
+    """KV cache on a CPU, where there is no share."""
+    max_sequences: int
+    max_batched_tokens: int
+    max_model_len: int
+    sleeps: bool
+    """Weights and KV cache are given back while the trainer updates."""
+    bucket: int
+    """Bytes that travel at once in a weight sync."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The SGLang server."""
+
+    path: str
+    mode: str
+    device: str
+    tp: int
+    dp: int
+    weight_bytes: int
+    quantized: bool
+    """FP8 weights, made while loading or stored so."""
+    memory_fraction: float
+    """Share of a device for weights and KV cache."""
+    max_total_tokens: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, as far as memory depends on it."""
+
+    student_path: str
+    student: ModelShape
+    teacher_shape: ModelShape
+    device: str
+    """`cpu` or `cuda`."""
+    sequences: int
+    """Of a mini-batch: prompts times samples of each."""
+    trainer: Trainer
+    rollout: Rollout
+    teacher: Teacher
+
+    @property
+    def trained(self) -> int:
+        """Parameters that get a gradient."""
+        return self.adapters or self.student.total
+
+    @property
+    def adapters(self) -> int:
+        """Parameters of LoRA's adapters."""
+        return self.student.lora(self.trainer.lora_rank, self.trainer.targets) if self.trainer.lora_rank else 0
+
+
+def _targets(value: Any) -> tuple[str, ...]:
+    if value == "all-linear":
+        return PROJECTIONS  # PEFT leaves the output head out
+    return tuple(value) if isinstance(value, (list, ListConfig)) else (value,)
+
+
+def _read_trainer(config: DictConfig) -> Trainer:
+    part, model, actor = config.actor_rollout_ref, config.actor_rollout_ref.model, config.actor_rollout_ref.actor
+    engine = actor.fsdp_config
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    mixed = engine.get("mixed_precision") or {"param_dtype": "bf16"}
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    share = max(1, actor.ppo_mini_batch_size * part.rollout.n // ranks)
+    sequences = share if actor.use_dynamic_bsz else min(share, actor.ppo_micro_batch_size_per_gpu)
+    tokens = sequences * longest
+    if actor.use_dynamic_bsz:
+        tokens = min(tokens, max(actor.ppo_max_token_len_per_gpu, longest))
+    return Trainer(
+        nodes=config.trainer.nnodes,
+        ranks_per_node=config.trainer.n_gpus_per_node,
+        shards=ranks if engine.fsdp_size == -1 else min(engine.fsdp_size, ranks),
+        weight_bytes=BYTES[engine.model_dtype],
+        compute_bytes=BYTES[mixed["param_dtype"]],
+        tokens=tokens // engine.ulysses_sequence_parallel_size,
+        longest=longest,
+        lora_rank=model.lora_rank,
+        targets=_targets(model.target_modules),
+        checkpointing=model.enable_gradient_checkpointing,
+        fused=model.use_fused_kernels,
+        entropy=actor.calculate_entropy,
+        compiled=engine.use_torch_compile and model.use_remove_padding,
+        param_offload=engine.param_offload,
+        optimizer_offload=engine.optimizer_offload,
+    )
+
+
+def _read_rollout(config: DictConfig) -> Rollout:
+    rollout = config.actor_rollout_ref.rollout
+    variables = config.ray_kwargs.ray_init.runtime_env.env_vars
+    return Rollout(
+        tp=rollout.tensor_model_parallel_size,
+        weight_bytes=BYTES[rollout.dtype],
+        memory_fraction=rollout.gpu_memory_utilization,
+        kv_cache_gib=float(variables.get(KV_CACHE_VARIABLE, 0)),
+        max_sequences=rollout.max_num_seqs,
+        max_batched_tokens=rollout.max_num_batched_tokens,
+        max_model_len=rollout.max_model_len or config.data.max_prompt_length + config.data.max_response_length,
+        sleeps=rollout.free_cache_engine,
+        bucket=rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20,
+    )
+
+
+def read_run(config: DictConfig) -> Run:
+    """The run that a composed `configs/on_policy_distillation.yaml` describes.
+
+    Raises:
+        ValueError: naming the key, if a model's numbers cannot be found.
+    """
+    student = load_shape("student.path", config.student.path)
+    teacher_shape = load_shape("teacher.model_path", config.teacher.model_path)
+    teacher = config.teacher
+    return Run(
+        student_path=config.student.path,
+        student=student,
+        teacher_shape=teacher_shape,
+        device=config.trainer.device,
+        sequences=config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n,
+        trainer=_read_trainer(config),
+        rollout=_read_rollout(config),
+        teacher=Teacher(
+            path=teacher.model_path,
+            mode=teacher.mode,
+            device=teacher.device,
+            tp=teacher.tp,
+            dp=teacher.dp,
+            weight_bytes=BYTES[teacher.dtype],
+            quantized=teacher.quantization == "fp8" or teacher_shape.fp8,
+            memory_fraction=teacher.mem_fraction_static,
+            max_total_tokens=teacher.max_total_tokens,
+        ),
+    )
+
+
+def changed(run: Run, part: str, **values: Any) -> Run:
+    """The run with fields of `trainer`, `rollout` or `teacher` replaced."""
+    return replace(run, **{part: replace(vars(run)[part], **values)})
