@@ -21,7 +21,7 @@ from verl_ext.config import MethodConfig, mapping_of, settings_of
 from verl_ext.console import RunConsole
 from verl_ext.launch import as_actor, mark_stage, ray_session
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.service import teachers_of
+from verl_ext.teacher.service import identify, teachers_of
 from verl_ext.verbs import find_verl_configs, register_schema
 
 register_schema("method_schema", MethodConfig)
@@ -76,6 +76,9 @@ def start_teachers(config: DictConfig) -> dict[Any, tuple[str, Any]]:
 
     ready = {}
     for name, teacher in teachers_of(config).items():
+        node = config.teachers[name] if config.teachers else config.teacher
+        for key, value in identify(teacher).items():
+            OmegaConf.update(node, key, value, force_add=True)
         if teacher.mode == "external" or teacher.store_mode == "replay":
             continue
         settings = with_absolute_paths(teacher)
@@ -84,7 +87,6 @@ def start_teachers(config: DictConfig) -> dict[Any, tuple[str, Any]]:
         actor = as_actor(ManagedTeacher).options(num_gpus=gpus).remote(settings, str(log))
         url = ray.get(actor.start.remote())
         ready[actor.wait_ready.remote()] = (name, actor)
-        node = config.teachers[name] if config.teachers else config.teacher
         OmegaConf.update(node, "mode", "external", force_add=True)
         OmegaConf.update(node, "urls", [url], force_add=True)
     return ready

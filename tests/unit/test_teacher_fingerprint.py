@@ -68,7 +68,7 @@ def with_noise(model: Qwen3ForCausalLM, share: float) -> Qwen3ForCausalLM:
     """A copy with relative noise in one norm's weights."""
     copy = Qwen3ForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
-    weight = copy.model.layers[0].input_layernorm.weight
+    weight = copy.get_parameter("model.layers.0.input_layernorm.weight")
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     weight.data *= 1 + share * noise
     return copy.eval()

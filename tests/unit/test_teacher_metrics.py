@@ -5,12 +5,12 @@ import pytest
 from verl_ext.trainer.teacher_metrics import teacher_metrics
 
 
-def sample(start: float, end: float, *, unscored: bool = False, from_store: bool = False, **counts: float) -> dict:
+def sample(start: float, end: float, *, error: str = "", from_store: bool = False, **counts: float) -> dict:
     return {
         "teacher_start": start,
         "teacher_end": end,
         "teacher_tokens": 10,
-        "teacher_unscored": unscored,
+        "teacher_error": error,
         "teacher_from_store": from_store,
         "teacher_metrics": counts,
     }
@@ -20,7 +20,7 @@ def test_counts_add_up_and_levels_do_not():
     found = teacher_metrics(
         [
             sample(0, 2, sequences=2, tokens=40, cached_tokens=10, queue_seconds=1.0, servers_left_alone=1, retries=1),
-            sample(1, 3, unscored=True),
+            sample(1, 3, error="gone"),
             sample(7, 8, from_store=True, sequences=2, tokens=40, cached_tokens=30, queue_seconds=1.0, store_bytes=5),
         ]
     )

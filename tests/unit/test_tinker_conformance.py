@@ -11,7 +11,7 @@ from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "tinker_kl.json").read_text())
 CASES = GOLDEN["cases"]
-TOLERANCE = {"atol": 1e-6, "rtol": 0}
+TOLERANCE = {"atol": 1e-6, "rtol": 1e-6}  # fp32; the two add up a discounted sum in different orders
 
 
 def padded(rows: list[list[float]], value: float = 0.0) -> torch.Tensor:

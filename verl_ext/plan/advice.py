@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from verl_ext.hardware import HardwareConfig
 from verl_ext.plan.layout import overflows, problems
 from verl_ext.plan.run import Run, changed
-from verl_ext.plan.shape import PROJECTIONS
 
 ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
 FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -38,7 +37,7 @@ def _trainer_changes(run: Run) -> Iterator[Change]:
     if trainer.weight_bytes == 4 and run.device == "cuda":
         yield Change(f"{ACTOR}.fsdp_config.model_dtype=bf16", changed(run, "trainer", weight_bytes=2))
     if not trainer.lora_rank:
-        yield Change("update=lora", changed(run, "trainer", lora_rank=32, targets=PROJECTIONS))
+        yield Change("update=lora", changed(run, "trainer", lora_rank=32, targets=run.student.projections))
 
 
 def _fractions_near(value: float) -> list[float]:

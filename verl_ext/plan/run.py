@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from verl_ext.plan.shape import PROJECTIONS, ModelShape, load_shape
+from verl_ext.plan.shape import ModelShape, load_shape
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
@@ -109,13 +109,13 @@ class Run:
         return self.student.lora(self.trainer.lora_rank, self.trainer.targets) if self.trainer.lora_rank else 0
 
 
-def _targets(value: Any) -> tuple[str, ...]:
+def _targets(value: Any, student: ModelShape) -> tuple[str, ...]:
     if value == "all-linear":
-        return PROJECTIONS  # PEFT leaves the output head out
+        return student.projections  # PEFT leaves the output head out
     return tuple(value) if isinstance(value, (list, ListConfig)) else (value,)
 
 
-def _read_trainer(config: DictConfig) -> Trainer:
+def _read_trainer(config: DictConfig, student: ModelShape) -> Trainer:
     part, model, actor = config.actor_rollout_ref, config.actor_rollout_ref.model, config.actor_rollout_ref.actor
     engine = actor.fsdp_config
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
@@ -135,7 +135,7 @@ def _read_trainer(config: DictConfig) -> Trainer:
         tokens=tokens // engine.ulysses_sequence_parallel_size,
         longest=longest,
         lora_rank=model.lora_rank,
-        targets=_targets(model.target_modules),
+        targets=_targets(model.target_modules, student),
         checkpointing=model.enable_gradient_checkpointing,
         fused=model.use_fused_kernels,
         entropy=actor.calculate_entropy,
@@ -165,18 +165,18 @@ def read_run(config: DictConfig) -> Run:
     """The run that a composed `configs/on_policy_distillation.yaml` describes.
 
     Raises:
-        ValueError: naming the key, if a model's numbers cannot be found.
+        ValueError: naming the key, if a model's numbers cannot be found, or the student lacks an adapted module.
     """
     student = load_shape("student.path", config.student.path)
     teacher_shape = load_shape("teacher.model_path", config.teacher.model_path)
     teacher = config.teacher
-    return Run(
+    run = Run(
         student_path=config.student.path,
         student=student,
         teacher_shape=teacher_shape,
         device=config.trainer.device,
         sequences=config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n,
-        trainer=_read_trainer(config),
+        trainer=_read_trainer(config, student),
         rollout=_read_rollout(config),
         teacher=Teacher(
             path=teacher.model_path,
@@ -190,6 +190,8 @@ def read_run(config: DictConfig) -> Run:
             max_total_tokens=teacher.max_total_tokens,
         ),
     )
+    _ = run.adapters  # refuses modules that the student does not have
+    return run
 
 
 def changed(run: Run, part: str, **values: Any) -> Run:

@@ -92,30 +92,35 @@ class ModelShape:
         routers = self.experts * self.hidden
         return self.layers * (self.layer - 2 * self.hidden - 2 * self.head_size - routers)
 
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Linear modules of a layer, which LoRA adapts. Experts are none in transformers 5."""
+        return ATTENTION if self.experts else PROJECTIONS
+
     def lora(self, rank: int, targets: Sequence[str]) -> int:
-        """Parameters of adapters of `rank` on `targets` (PEFT). Experts, being no linear modules, get none.
+        """Parameters of PEFT's adapters of `rank` on `targets`.
 
         Raises:
-            ValueError: if a target is none of this model's modules.
+            ValueError: if a target is no module of this model that we adapt.
         """
-        shapes = {
-            "q_proj": (self.hidden, self.query),
-            "k_proj": (self.hidden, self.key),
-            "v_proj": (self.hidden, self.key),
-            "o_proj": (self.query, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
+        inputs_and_outputs = {
+            "q_proj": self.hidden + self.query,
+            "k_proj": self.hidden + self.key,
+            "v_proj": self.hidden + self.key,
+            "o_proj": self.query + self.hidden,
+            "gate_proj": self.hidden + self.intermediate,
+            "up_proj": self.hidden + self.intermediate,
+            "down_proj": self.intermediate + self.hidden,
         }
-        unknown = [name for name in targets if name not in (*shapes, "lm_head")]
+        known = self.projections
+        unknown = [name for name in targets if name not in (*known, "lm_head")]
         if unknown:
             raise ValueError(
-                f"actor_rollout_ref.model.target_modules: {', '.join(unknown)}: the planner knows "
-                f"{', '.join(shapes)} and lm_head"
+                f"actor_rollout_ref.model.target_modules: {', '.join(unknown)} is nothing that can be adapted here; "
+                f"take of {', '.join(known)} and lm_head"
             )
-        adapted = [name for name in targets if name in shapes and not (self.experts and name not in ATTENTION)]
         head = self.hidden + self.vocab if "lm_head" in targets else 0
-        return rank * (self.layers * sum(sum(shapes[name]) for name in adapted) + head)
+        return rank * (self.layers * sum(inputs_and_outputs[name] for name in targets if name in known) + head)
 
 
 def shape_from(config: Mapping[str, Any]) -> ModelShape:

@@ -17,7 +17,7 @@ PROBE_SEED = 20260101
 PROBE_SEQUENCES = 8
 PROBE_TOKENS = 64
 # Nats at the worst token. In float32 SGLang and transformers agree to 2e-6 on the demo's model, and 0.1 % noise in any
-# one of its norms moves it by 6e-5 or more. Below that precision rounding alone gives about 0.1.
+# one of its norms moves it by 5e-5 or more. Below that precision rounding alone gives about 0.1.
 FLOAT32_TOLERANCE, LOW_TOLERANCE = 3e-5, 0.2
 
 

@@ -35,7 +35,8 @@ LEAKS = (
     "PROMETHEUS_MULTIPROC_DIR",
 )
 METRICS_TIMEOUT_S = 5.0  # half of Prometheus' own default for a scrape
-ERROR_LINE = re.compile(r"\w(Error|Exception)\b|[Oo]ut of memory")
+# Lines that say why a server ended, the most telling first.
+CAUSES = (re.compile(r"\w(Error|Exception)\b|[Oo]ut of memory"), re.compile(r"crashed with exit code"))
 
 
 class SGLangServer:
@@ -159,12 +160,14 @@ class SGLangServer:
         return "\n".join([f"end of {self.log_path}:", *lines[-LOG_TAIL_LINES:]])
 
     def last_error(self) -> str:
-        """The last line of the log since `start` that names an error, else the last line there."""
+        """The last line of the log since `start` that names an error or a crash, else the last line there."""
         with open(self.log_path, "rb") as log:
             log.seek(max(self._log_start, self.log_path.stat().st_size - LOG_READ_BYTES))
             lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if ERROR_LINE.search(line)]
-        return (errors or lines or ["no output"])[-1]
+        for cause in CAUSES:
+            if named := [line for line in lines if cause.search(line)]:
+                return named[-1]
+        return lines[-1] if lines else "no output"
 
     def stop(self) -> None:
         """Kill every process of the server. Safe to call twice.

@@ -12,6 +12,7 @@ from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.pool import TeacherPool
 from verl_ext.teacher.scorer import DEFAULT_TEACHER, Score, Scorer, ScoreRequest, TeacherError
 from verl_ext.teacher.store import ScoreStore, StoredScorer
+from verl_ext.teacher.stored_teachers import fingerprint_for_store
 
 COLUMN = "teacher"
 """The data's column that names a row's teacher, where `teachers` lists several."""
@@ -54,17 +55,52 @@ def vocab_size_of(model_path: str, *, trust_remote_code: bool) -> int:
     return AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).vocab_size
 
 
+def identify(settings: TeacherConfig) -> dict[str, str]:
+    """What the driver adds to the settings of a teacher with a store, so that every worker finds the same scores.
+
+    Call it when external servers answer; of a managed teacher it reads the model's files, the first time all of them.
+
+    Raises:
+        ValueError: naming the key, if the store, the model's files or SGLang cannot be read.
+        TeacherError: if an external server does not score.
+    """
+    if settings.store_path is None:
+        return {}
+    folder = Path(settings.store_path).expanduser().absolute()
+    if settings.fingerprint is not None:
+        return {"store_path": str(folder)}
+
+    async def ask(store: ScoreStore) -> str:
+        if settings.mode == "managed" or settings.store_mode == "replay":
+            return (await fingerprint_for_store(settings, store, [], None, 0)).id
+        async with TeacherPool(settings, vocab_size := _vocab_size(settings)) as pool:
+            return (await fingerprint_for_store(settings, store, settings.urls, pool, vocab_size)).id
+
+    store = _open_store(settings)
+    try:
+        return {"store_path": str(folder), "fingerprint": asyncio.run(ask(store))}
+    finally:
+        store.close()
+
+
+def _vocab_size(settings: TeacherConfig) -> int:
+    assert settings.model_path is not None  # student.path is its default
+    return vocab_size_of(settings.model_path, trust_remote_code=settings.trust_remote_code)
+
+
+def _open_store(settings: TeacherConfig) -> ScoreStore:
+    assert settings.store_path is not None
+    return ScoreStore(Path(settings.store_path).expanduser(), int(settings.store_max_gib * 2**30))
+
+
 def open_scorer(settings: TeacherConfig) -> Scorer:
     """The scorer of one teacher whose servers run, or whose store answers for it (`store_mode=replay`)."""
-    assert settings.model_path is not None  # student.path is its default
-    vocab_size = vocab_size_of(settings.model_path, trust_remote_code=settings.trust_remote_code)
-    pool = None if settings.store_mode == "replay" else TeacherPool(settings, vocab_size)
+    pool = None if settings.store_mode == "replay" else TeacherPool(settings, _vocab_size(settings))
     if settings.store_path is None:
         assert pool is not None  # TeacherConfig: replay needs a store
         return pool
-    assert settings.fingerprint is not None  # the driver filled it in
-    store = ScoreStore(Path(settings.store_path), int(settings.store_max_gib * 2**30))
-    return StoredScorer(pool, store, settings.fingerprint, settings.store_mode)
+    assert settings.fingerprint is not None  # from identify()
+    return StoredScorer(pool, _open_store(settings), settings.fingerprint, settings.store_mode)
 
 
 class RoutedScorer:

@@ -1,7 +1,9 @@
 """Where the teacher enters: each finished training sample is scored before it reaches the replay buffer."""
 
 import asyncio
+import contextlib
 import functools
+import sqlite3
 import time
 import zlib
 from typing import Any
@@ -15,6 +17,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl_ext.config import MethodConfig, settings_of
 from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError
 from verl_ext.teacher.service import RoutedScorer, open_scorer, teacher_of_row, teachers_of
+from verl_ext.teacher.store import StoreError
 from verl_ext.trainer.ray_classes import plain_class
 from verl_ext.trainer.reward import exact_match
 
@@ -34,10 +37,14 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         """The teacher reads the prompt while the student writes: its n samples then share the prefix."""
         if not trajectory["validate"]:
-            task = asyncio.create_task(self.teacher.prime(self._request(prompt, [], None)))
+            task = asyncio.create_task(self._prime(self._request(prompt, [], None)))
             self._primes.add(task)
             task.add_done_callback(self._primes.discard)
         await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+
+    async def _prime(self, request: ScoreRequest) -> None:
+        with contextlib.suppress(ValueError, sqlite3.Error):  # scoring the samples will say it
+            await self.teacher.prime(request)
 
     async def _run_agent_loop(
         self,
@@ -99,14 +106,14 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         assert sample_kwargs is not None
         request = self._request(sample_kwargs, response_ids, output.response_mask)
         start = time.perf_counter()
-        (outcome,) = await self.teacher.score([request])
+        outcome = await self._score(request)
         if not isinstance(outcome, Score):
             print(f"teacher: sample left unscored: {outcome}")
             output.response_mask = [0] * len(response_ids)
-        sample_kwargs |= top_fields(outcome, request)  # verl puts the row's fields into TransferQueue after this
+        sample_kwargs.update(top_fields(outcome, request))  # verl puts this row's fields into TransferQueue next
         output.extra_fields |= {
             "teacher_logprobs": logprobs_or_zeros(outcome, request),
-            "teacher_unscored": not isinstance(outcome, Score),
+            "teacher_error": "" if isinstance(outcome, Score) else str(outcome),
             "teacher_from_store": isinstance(outcome, Score) and outcome.from_store,
             "teacher_start": start,
             "teacher_end": time.perf_counter(),
@@ -114,6 +121,14 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             # What the scorer did since the last sample; the trainer adds them up.
             "teacher_metrics": self.teacher.metrics(),
         }
+
+    async def _score(self, request: ScoreRequest) -> Score | TeacherError:
+        """An error of ours ends as an unscored sample too: verl would wait for the group of a sample that raises."""
+        try:
+            (outcome,) = await self.teacher.score([request])
+        except (ValueError, StoreError, sqlite3.Error) as error:  # an id that must not be sent; a damaged store
+            return TeacherError(str(error))
+        return outcome
 
     def _request(self, row: dict, response_ids: list[int], response_mask: list[int] | None) -> ScoreRequest:
         """The response under the teacher's prompt of a data row."""

@@ -21,7 +21,7 @@ def teacher_metrics(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
             counts[name] = max(counts.get(name, 0.0), value) if _is_level(name) else counts.get(name, 0.0) + value
     busy = _busy_seconds([(sample["teacher_start"], sample["teacher_end"]) for sample in samples])
     tokens = sum(sample["teacher_tokens"] for sample in samples)
-    unscored = sum(sample["teacher_unscored"] for sample in samples)
+    unscored = sum(bool(sample["teacher_error"]) for sample in samples)
     found: dict[str, float] = {
         "seconds": busy,
         "tokens_per_second": tokens / busy if busy else 0.0,

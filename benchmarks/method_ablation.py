@@ -1,0 +1,162 @@
+"""What each estimator, loss, baseline and control does to the demo's student: short runs with real engines, one table.
+
+    python -m benchmarks.method_ablation --arms reverse_kl,forward_kl --json ablation.json
+
+About 3 minutes an arm on two quiet cores. An arm whose result is in `--out` is not run again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.runs import DEMO, launch, report
+from verl_ext.preflight import write_json
+
+TOP_K = "method.top_k=32"
+DECOUPLED = "algorithm.rollout_correction.bypass_mode=false"
+FOUR_UPDATES = "actor_rollout_ref.actor.ppo_mini_batch_size=8"
+"""Of 32 prompts: the later updates of a step are off-policy, which is where policy losses differ."""
+TWO_SIDED = ("method.policy_loss.low=0.5", "method.policy_loss.high=2.0")
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "reverse_kl": (),
+    "discount_0.9": ("method.discount=0.9",),
+    "clip_5_nats": ("method.clip=5.0",),
+    "sequence_normalization": ("method.normalization=sequence",),
+    "old_logprobs": ("method.student_logprobs=old", DECOUPLED),
+    "baseline_expected": ("method.baseline=expected_reverse_kl", TOP_K),
+    "baseline_group": ("method.baseline=group",),
+    "baseline_batch": ("method.baseline=batch",),
+    "task_reward": ("method.task_reward.coef=1.0",),
+    "forward_kl": ("method.loss=forward_kl", TOP_K),
+    "forward_kl_no_tail": ("method.loss=forward_kl", TOP_K, "method.tail=false"),
+    "forward_kl_whole_vocabulary": ("method.loss=forward_kl", "method.top_k=-1"),
+    "reverse_kl_direct": ("method.loss=reverse_kl", TOP_K),
+    "jensen_shannon": ("method.loss=jensen_shannon", TOP_K),
+    "skewed_forward_kl": ("method.loss=skewed_forward_kl", "method.mix=0.1", TOP_K),
+    "skewed_reverse_kl": ("method.loss=skewed_reverse_kl", "method.mix=0.1", TOP_K),
+    "4_updates": (FOUR_UPDATES,),
+    "4_updates_ppo_clip": (FOUR_UPDATES, "method.policy_loss.kind=ppo_clip"),
+    "4_updates_truncated": (FOUR_UPDATES, "method.policy_loss.kind=truncated_importance_sampling", *TWO_SIDED),
+    "4_updates_masked": (FOUR_UPDATES, "method.policy_loss.kind=masked_importance_sampling", *TWO_SIDED),
+}
+CONTROLS: dict[str, tuple[str, ...]] = {
+    name: (f"method.control={name}",)
+    for name in ("flipped_sign", "shuffled_teacher", "random_teacher", "teacher_is_student", "constant_negative")
+}
+OFF_POLICY_CONTROLS: dict[str, tuple[str, ...]] = {"no_weight_sync": ("method.control=no_weight_sync",)}
+"""Learns, from ever older samples: in the table, without a bar."""
+ARMS = METHODS | CONTROLS | OFF_POLICY_CONTROLS
+
+ENOUGH = 0.9
+"""Share of the teacher's accuracy that every method must reach."""
+TOO_MUCH = 0.5
+"""Share that no control may reach."""
+
+
+def teacher_accuracy(out: Path) -> float:
+    """Held-out accuracy of the base with the prompt, measured once."""
+    file = out / "teacher.json"
+    if not file.exists():
+        base, heldout = DEMO / "models/base", DEMO / "data/heldout.parquet"
+        settings = (f"data={heldout}", f"teacher={base}", f"out={file}", "max_tokens=8", "dtype=float32")
+        subprocess.run([sys.executable, "-m", "recipe.evaluate", *settings], check=True)
+    return json.loads(file.read_text())["teacher"]["accuracy"]
+
+
+def run_arm(name: str, out: Path, steps: int) -> dict[str, Any]:
+    """Metrics of every step of one arm; read from its file if it was run before."""
+    file = out / f"{name}-{steps}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    validate = ("trainer.test_freq=1", "data.val_batch_size=300", "trainer.resume_mode=disable")
+    folder = out / name
+    (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was cut off
+    rows = launch("recipe.on_policy_distillation", folder, steps, *validate, *ARMS[name]).rows
+    result = {"arm": name, "overrides": list(ARMS[name]), "steps": [of_step(row) for row in rows]}
+    write_json(file, result)
+    return result
+
+
+def of_step(row: dict[str, float]) -> dict[str, float | int | None]:
+    """What the table needs of one row of metrics.jsonl."""
+    (accuracy,) = (value for key, value in row.items() if key.startswith("val-core/") and "/mean@" in key)
+    return {
+        "step": int(row["step"]),
+        "accuracy": accuracy,
+        "teacher_kl": row["teacher_kl"],
+        "entropy": row["actor/entropy_loss"],
+        "advantage_variance": row["advantage/variance"],
+        "seconds": row["timing_s/step"],
+    }
+
+
+def summary(result: dict[str, Any], target: float, samples_a_step: int) -> dict[str, Any]:
+    """One line of the table. `target`: the accuracy that counts as learned."""
+    steps = result["steps"]
+    reached = next((row["step"] for row in steps if row["accuracy"] >= target), None)
+    seconds = sorted(row["seconds"] for row in steps)
+    return {
+        "arm": result["arm"],
+        "steps_to_target": reached,
+        "samples_to_target": None if reached is None else reached * samples_a_step,
+        "best_accuracy": max(row["accuracy"] for row in steps),
+        "final_accuracy": steps[-1]["accuracy"],
+        "final_teacher_kl": steps[-1]["teacher_kl"],
+        "median_seconds": seconds[len(seconds) // 2],
+    }
+
+
+def bars(rows: list[dict[str, Any]], teacher: float) -> list[tuple[str, float, float]]:
+    """Every method learns, no control does."""
+    found = []
+    for row in rows:
+        if row["arm"] in METHODS:
+            found.append((f"{row['arm']}_missing", max(0.0, ENOUGH * teacher - row["best_accuracy"]), 0.0))
+        elif row["arm"] in CONTROLS:
+            found.append((f"{row['arm']}_accuracy", row["final_accuracy"], TOO_MUCH * teacher))
+    return found
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="estimators, losses, baselines and controls side by side")
+    parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--steps", type=int, default=12, help="training steps of each arm")
+    parser.add_argument("--out", type=Path, default=Path("outputs/method_ablation"), help="folder of runs and results")
+    parser.add_argument("--json", type=Path, help="write the table and the bars here")
+    options = parser.parse_args()
+    options.arms = options.arms.split(",")
+    unknown = [name for name in options.arms if name not in ARMS]
+    if unknown:
+        parser.error(f"--arms: no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
+    return options
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="left" if column == "arm" else "right")
+    for row in rows:
+        cells = ("-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
+        table.add_row(*cells)
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    options = parse()
+    options.out.mkdir(parents=True, exist_ok=True)
+    teacher = teacher_accuracy(options.out)
+    results = [run_arm(name, options.out, options.steps) for name in options.arms]
+    rows = [summary(result, ENOUGH * teacher, samples_a_step=128) for result in results]
+    show(rows, f"target: {ENOUGH} x the teacher's accuracy of {teacher:.3f}; 32 prompts x 4 samples a step")
+    report(rows, bars(rows, teacher), options.json)
+
+
+if __name__ == "__main__":
+    main()

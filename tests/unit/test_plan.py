@@ -1,0 +1,280 @@
+"""The planner's counts are transformers' and PEFT's, its bytes are worked out by hand, its refusals name the key."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from rich.console import Console
+
+from recipe.plan import command_line, explain
+from verl_ext.hardware import GIB, HardwareConfig, hardware_of
+from verl_ext.plan import memory
+from verl_ext.plan.advice import single_changes
+from verl_ext.plan.layout import overflows, pools, problems
+from verl_ext.plan.report import draw
+from verl_ext.plan.run import Rollout, Run, Teacher, Trainer, changed
+from verl_ext.plan.shape import ATTENTION, PROJECTIONS, load_shape, published, shape_from
+
+DENSE = {
+    "model_type": "qwen3",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+}
+UNTIED = DENSE | {"tie_word_embeddings": False}
+EXPERTS = {"model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
+MODELS = {"tied": DENSE, "untied": UNTIED, "experts": UNTIED | EXPERTS}
+
+
+def meta_model(config):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **settings))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_equal_the_meta_models(name):
+    model = meta_model(MODELS[name])
+    shape = shape_from(MODELS[name])
+    assert shape.total == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.layer == sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    linears = [module for module in model.model.modules() if isinstance(module, torch.nn.Linear)]
+    experts = [p for key, p in model.named_parameters() if ".experts." in key]
+    assert shape.linear == sum(module.weight.numel() for module in linears) + sum(p.numel() for p in experts)
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("tied", PROJECTIONS),
+        ("untied", (*PROJECTIONS, "lm_head")),
+        ("untied", ("q_proj", "v_proj")),
+        ("experts", ATTENTION),
+    ],
+)
+def test_adapters_equal_pefts(name, targets):
+    from peft import LoraConfig, get_peft_model
+
+    with torch.device("meta"):
+        adapted = get_peft_model(meta_model(MODELS[name]), LoraConfig(r=8, target_modules=list(targets)))
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert shape_from(MODELS[name]).lora(8, targets) == trained
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-4B-Instruct-2507", 4_022_468_096),
+        ("Qwen/Qwen3-8B-Base", 8_190_735_360),
+        ("Qwen/Qwen3-14B", 14_768_307_200),
+        ("Qwen/Qwen3-32B", 32_762_123_264),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", 30_532_122_624),
+    ],
+)
+def test_the_published_sizes_hold(name, total):
+    shape = shape_from(published()[name])
+    assert shape.total == total
+    assert shape.active == (total if not shape.experts else 3_353_032_704)  # "3.3 B active"
+
+
+def test_experts_are_not_adapted():
+    with pytest.raises(ValueError, match=r"target_modules: gate_proj"):
+        shape_from(MODELS["experts"]).lora(8, ("q_proj", "gate_proj"))
+
+
+def test_a_local_folder_goes_before_the_table_and_an_unknown_model_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(DENSE))
+    assert load_shape("student.path", str(tmp_path)) == shape_from(DENSE)
+    with pytest.raises(ValueError, match=r"student\.path=someone/else: no such folder.*config\.json"):
+        load_shape("student.path", "someone/else")
+    (tmp_path / "config.json").write_text(json.dumps(DENSE | {"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="model_type 'gpt2'"):
+        load_shape("student.path", str(tmp_path))
+
+
+def test_bytes_worked_out_by_hand():
+    shape = shape_from(UNTIED | EXPERTS)
+    assert memory.kv_bytes(shape, tp=1) == 2 * 3 * 2 * 16 * 2
+    assert memory.kv_bytes(shape, tp=4) == 2 * 3 * 1 * 16 * 2  # two heads on four ranks: each holds one
+    assert memory.stored_bytes(shape, 2, fp8=False) == 2 * shape.total
+    assert memory.largest_tensor(shape) == 2 * 4 * 32 * 24
+    # H=32, Q=64, K=32, I=48: 6H + 4(Q + K) + 4I fp32 numbers; LoRA: 4H + 3(Q + K) + 4I, and rank 8 x 7.
+    dense = shape_from(DENSE)
+    assert memory.layer_activations(dense, 4, lora_rank=0, modules=0) == 4 * (192 + 384 + 192)
+    assert memory.layer_activations(dense, 4, lora_rank=8, modules=7) == 4 * (128 + 288 + 192 + 56)
+
+
+TRAINER = Trainer(
+    nodes=1,
+    ranks_per_node=4,
+    shards=4,
+    weight_bytes=4,
+    compute_bytes=2,
+    tokens=8192,
+    longest=2048,
+    lora_rank=0,
+    targets=PROJECTIONS,
+    checkpointing=True,
+    fused=True,
+    entropy=True,
+    compiled=True,
+    param_offload=False,
+    optimizer_offload=False,
+)
+ROLLOUT = Rollout(
+    tp=1,
+    weight_bytes=2,
+    memory_fraction=0.5,
+    kv_cache_gib=0,
+    max_sequences=256,
+    max_batched_tokens=8192,
+    max_model_len=2048,
+    sleeps=True,
+    bucket=2**30,
+)
+TEACHER = Teacher(
+    path="Qwen/Qwen3-30B-A3B-Instruct-2507",
+    mode="managed",
+    device="cuda",
+    tp=2,
+    dp=2,
+    weight_bytes=2,
+    quantized=True,
+    memory_fraction=0.8,
+    max_total_tokens=65536,
+)
+RUN = Run(
+    student_path="Qwen/Qwen3-4B-Instruct-2507",
+    student=shape_from(published()["Qwen/Qwen3-4B-Instruct-2507"]),
+    teacher_shape=shape_from(published()["Qwen/Qwen3-30B-A3B-Instruct-2507"]),
+    device="cuda",
+    sequences=128,
+    trainer=TRAINER,
+    rollout=ROLLOUT,
+    teacher=TEACHER,
+)
+NODE = HardwareConfig("8 x 80 GB", device_memory_gib=80, devices_per_node=8, nodes=1, host_memory_gib=512)
+SHARED = dataclasses.replace(NODE, devices_per_node=1, teacher="shared")
+
+
+def test_a_run_that_works_has_no_problem():
+    assert problems(RUN, NODE) == []
+    assert overflows(RUN, NODE) == []
+
+
+def test_the_update_holds_weights_gradients_and_two_moments():
+    update = memory.trainer_update(RUN)
+    share = RUN.student.total * 4 // 4
+    assert (update["weights"], update["gradients"], update["optimizer"]) == (share, share, 2 * share)
+    lora = memory.trainer_update(changed(RUN, "trainer", lora_rank=32))
+    assert lora["gradients"] == lora["adapters"] == 66_060_288 * 4 // 4
+    assert lora["weights"] == share
+
+
+def test_logits_of_the_whole_micro_batch_or_of_a_chunk():
+    vocab, tokens = RUN.student.vocab, TRAINER.tokens
+    assert memory.logits(changed(RUN, "trainer", fused=False)) == 4 * tokens * vocab * 2
+    assert memory.logits(changed(RUN, "trainer", fused=False, compiled=False)) == 7 * tokens * vocab * 2
+    assert memory.logits(RUN) == 6 * 4 * 512 * vocab + 2 * 2 * vocab * 2560
+
+
+def test_offloading_moves_bytes_to_main_memory_except_in_the_update():
+    moved = changed(RUN, "trainer", optimizer_offload=True)
+    device, _, host = pools(RUN, NODE)
+    less, _, more = pools(moved, NODE)
+    optimizer = device.phases["generate"]["optimizer"]
+    assert device.total("generate") - less.total("generate") == optimizer
+    assert more.total("generate") - host.total("generate") == 4 * optimizer  # of the node's four ranks
+    assert device.phases["update"] == less.phases["update"]
+
+
+def test_unified_memory_is_counted_once():
+    unified = dataclasses.replace(SHARED, unified_memory=True)
+    alone = changed(changed(RUN, "trainer", ranks_per_node=1, shards=1), "teacher", mode="external", tp=1, dp=1)
+    (together,) = pools(alone, unified)
+    device, host = pools(alone, SHARED)
+    assert together.total("load") == device.total("load") + host.total("load")
+
+
+@pytest.mark.parametrize(
+    ("run", "hardware", "reason"),
+    [
+        (RUN, dataclasses.replace(NODE, fp8=False), "teacher.quantization=fp8: .* does not multiply FP8"),
+        (dataclasses.replace(RUN, sequences=126), NODE, "data.train_batch_size: 126 samples .* not divide among 4"),
+        (changed(RUN, "teacher", dp=4), NODE, "4 for the trainer and 8 for the teacher are more than .* 8 devices"),
+        (changed(RUN, "trainer", ranks_per_node=16), NODE, "trainer.n_gpus_per_node=16: .* 1 nodes of 8"),
+        (changed(RUN, "trainer", shards=3), NODE, "fsdp_size=3 does not divide"),
+        (changed(RUN, "rollout", tp=8), NODE, "tensor_model_parallel_size=8 does not divide 4 ranks"),
+        (changed(RUN, "teacher", tp=3, dp=1), NODE, "teacher.tp=3 does not divide the teacher's 32 heads"),
+        (changed(RUN, "rollout", max_model_len=1024), NODE, "max_model_len=1024 is below"),
+        (RUN, SHARED, "teacher.mode=managed: .* teacher.mode=external"),
+        (changed(RUN, "teacher", device="cpu"), NODE, "teacher.device=cpu with trainer.device=cuda"),
+        (changed(RUN, "rollout", memory_fraction=0.1), NODE, "gpu_memory_utilization=0.1: leaves"),
+        (changed(RUN, "teacher", memory_fraction=0.1), NODE, "teacher.mem_fraction_static=0.1: leaves"),
+        (dataclasses.replace(RUN, student=shape_from(UNTIED)), NODE, "use_fused_kernels=true: .* set it to false"),
+        (changed(RUN, "trainer", lora_rank=8, targets=("lm_head",)), NODE, "target_modules: .* lm_head"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_its_reason(run, hardware, reason):
+    assert any(re.search(reason, line) for line in problems(run, hardware)), problems(run, hardware)
+
+
+def test_a_single_change_makes_it_fit_when_replanned():
+    large = changed(changed(RUN, "trainer", fused=False, compiled=False), "rollout", memory_fraction=0.8)
+    assert overflows(large, NODE)
+    changes = single_changes(large, NODE)
+    assert "actor_rollout_ref.rollout.gpu_memory_utilization=0.7" in [change.overrides for change in changes]
+    assert all(not overflows(change.run, NODE) for change in changes)
+
+
+def test_the_report_says_what_does_not_fit_and_draws_it(tmp_path):
+    console = Console(record=True, width=200)
+    small = dataclasses.replace(NODE, device_memory_gib=24)
+    assert explain(RUN, NODE, console)
+    assert not explain(RUN, small, console)
+    text = console.export_text()
+    assert "does not work: trainer + vLLM: generate takes" in text
+    assert "teacher weights" in text
+    draw(pools(RUN, NODE), "title", tmp_path / "plan.svg")
+    assert (tmp_path / "plan.svg").read_text().count("<svg") == 1
+
+
+def test_the_command_line():
+    words = command_line(["memory", "hardware=cpu", "picture=a.svg"])
+    assert words[-2:] == ["hardware=cpu", "+picture=a.svg"]
+    assert command_line(["--cfg", "job"])[-2:] == ["--cfg", "job"]
+    with pytest.raises(SystemExit, match="what to plan"):
+        command_line(["hardware=cpu"])
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"device_memory_gib": 0}, "device_memory_gib"),
+        ({"nodes": 0}, "nodes"),
+        ({"reserve_gib": 100}, "reserve_gib"),
+        ({"teacher": "moon"}, "teacher"),
+        ({"unified_memory": True}, "devices_per_node"),
+        ({"typo": 1}, "typo"),
+    ],
+)
+def test_a_bad_machine_names_its_key(change, key):
+    with pytest.raises(ValueError, match=f"hardware.*{key}"):
+        hardware_of(dataclasses.asdict(NODE) | change)
+
+
+def test_no_machine_is_an_error():
+    with pytest.raises(ValueError, match="hardware=NAME"):
+        hardware_of(None)
+    assert NODE.capacity == 79 * GIB
