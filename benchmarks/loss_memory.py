@@ -2,8 +2,8 @@
 
 python -m benchmarks.loss_memory --json loss_memory.json
 
-Peak: at the real shape, 8,192 tokens x 151,936 entries, D = 2,560, top-64, bf16, chunks of 1,024 tokens. With CUDA, what its
-allocator reports. Without, on meta tensors: every storage that an operator returns, until it is freed. Exact for the
+Peak: at the real shape, 8,192 tokens x 151,936 entries, D = 2,560, top-64, bf16, chunks of 1,024 tokens. With CUDA, what
+its allocator reports. Without, on meta tensors: every storage that an operator returns, until it is freed. Exact for the
 chunked forms, whose operators make no temporaries of their own; at most the truth for the others (log-softmax in verl's
 and TRL's). A row at a reduced shape compares that count with what the CPU allocator really handed out.
 
@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 import weakref
@@ -186,7 +185,7 @@ class LiveBytes(TorchDispatchMode):
         self.known.remove(key)
         self.live -= size
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor) and not leaf.is_nested:
@@ -203,9 +202,9 @@ def counted_peak(form: str, shape: Shape, device: str) -> int:
 
 def cpu_allocator_peak(form: str, shape: Shape) -> int:
     """Peak bytes that PyTorch's CPU allocator handed out, inputs and gradients included."""
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+    profile: Any = torch.autograd.profiler.profile(profile_memory=True)
+    with profile:
         FORMS[form](make_inputs(shape, "cpu")).backward()
-    assert profile.kineto_results is not None
     events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -64,10 +64,11 @@ def command_line(words: list[str]) -> list[str]:
     """Hydra's overrides from ours: without the word `memory`, with `picture=` as a key of its own."""
     if words[:1] == [WHAT]:
         words = words[1:]
-    elif not words or words[0][0] != "-":
+    elif not words or not words[0].startswith("-"):
         sys.exit(f"error: what to plan? python -m recipe.plan {WHAT} [key=value ...]")
     words = [f"+{word}" if word.startswith("picture=") else word for word in words]
-    return [*REQUIRED, *words]
+    # argparse wants the overrides in one piece, before or after the flags.
+    return [*words, *REQUIRED] if words and words[0].startswith("-") else [*REQUIRED, *words]
 
 
 if __name__ == "__main__":

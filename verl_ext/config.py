@@ -250,10 +250,11 @@ def check_method(config: Any) -> MethodConfig:
             "method.student_logprobs=old needs the trainer's own log-probs, which "
             "algorithm.rollout_correction.bypass_mode=true does not compute: set it to false"
         )
-    if method.guards.reference_kl_coef and config.trainer.device == "cpu":
+    reference = method.guards.reference_kl_coef
+    if reference and config.trainer.device == "cpu":
         raise ValueError(
-            f"method.guards.reference_kl_coef={method.guards.reference_kl_coef} needs verl's reference model, which FSDP2 "
-            "keeps in pinned memory, and a machine with no accelerator has none: set it to 0 there"
+            f"method.guards.reference_kl_coef={reference} needs verl's reference model, which FSDP2 keeps in pinned "
+            "memory, and a machine with no accelerator has none: set it to 0 there"
         )
     if method.is_direct and config.actor_rollout_ref.actor.use_kl_loss:
         raise ValueError(

@@ -23,11 +23,11 @@ from verl_ext.teacher.scorer import Score, ScoreRequest
 from verl_ext.teacher.server import SGLangServer, group_members
 from verl_ext.teacher.supervisor import Supervisor
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 VOCAB_SIZE = 258
-STARTUP_S = 180
+STARTUP_S = 300
 REQUEST = ScoreRequest(prompt_ids=list(range(20, 60)), response_ids=list(range(100, 120)))
 
 
@@ -96,12 +96,12 @@ async def test_a_killed_scheduler_is_replaced_on_the_same_port(supervisor: Super
     wait_for_restart(supervisor, 1)
     assert supervisor.server.port == first_port
     assert group_members(group) == []
-    assert "ended with status" in supervisor.status().last_error
     assert 0 < supervisor.status().uptime_s < 60
     np.testing.assert_allclose(await score(supervisor), before, atol=1e-4)
     log = supervisor.server.log_path.read_text()
-    assert log.count("The server is fired up") == 2  # appended
+    assert log.count("Uvicorn running") == 2  # appended
     assert "teacher supervisor: restart 1 of 3: ended with status" in log
+    assert "crashed with exit code -9" in supervisor.status().last_error
 
 
 async def test_a_stopped_server_is_killed_and_replaced(supervisor: Supervisor, first_port: int) -> None:

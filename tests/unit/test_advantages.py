@@ -34,7 +34,6 @@ def test_the_default_is_the_negative_reverse_kl():
 
 def test_metrics_count_trained_tokens_only():
     _, metrics = advantages(SAMPLES, MethodConfig())
-    assert metrics["teacher_kl"] == pytest.approx(5 / 6)
     assert metrics["advantage/mean"] == pytest.approx(-5 / 6)
     assert metrics["advantage/variance"] == pytest.approx(15 / 6 - 25 / 36)
 
@@ -72,7 +71,7 @@ def test_the_reference_pulls_the_student_back():
 
 
 def test_controls():
-    assert found(control="flipped_sign") == [[abs(v) if v > 0 else v for v in row] for row in REVERSE_KL]
+    assert found(control="flipped_sign") == REVERSE_KL
     assert found(control="constant_negative", coef=0.5) == [[-0.5] * 3, [-0.5, -0.5, 0.0], [-0.5, 0.0, 0.0]]
 
 
@@ -82,7 +81,7 @@ def taught(control: str, step: int = 0) -> torch.Tensor:
 
 def test_controlled_teachers():
     mask_BT = SAMPLES.mask_BT.bool()
-    assert torch.equal(taught("none"), SAMPLES.teacher_logprobs_BT) or taught("none") is SAMPLES.teacher_logprobs_BT
+    assert taught("none") is SAMPLES.teacher_logprobs_BT
     shuffled = taught("shuffled_teacher")[mask_BT]
     assert shuffled.sort().values.tolist() == SAMPLES.teacher_logprobs_BT[mask_BT].sort().values.tolist()
     assert any(taught("shuffled_teacher", step)[mask_BT].tolist() != shuffled.tolist() for step in range(1, 9))
@@ -125,4 +124,4 @@ def test_masked_samples_do_not_enter_baselines_or_metrics():
     samples, _ = guard(SAMPLES, GuardsConfig(truncated_mask=True), step=0, max_response_length=3)
     assert found(samples, baseline="group")[1] == [1.0, 0.0, 0.0]
     _, metrics = advantages(samples, MethodConfig())
-    assert metrics["teacher_kl"] == pytest.approx(1 / 3)
+    assert metrics["advantage/mean"] == pytest.approx(-1 / 3)

@@ -127,7 +127,9 @@ def test_bf16_inputs_are_computed_in_fp32(seed, kind):
     expected = topk_divergence(logits_of(exact), ids_NK, teacher_NK, **how)
     expected_gradients = gradients(expected.divergence_N, exact)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # must not round the logits
-        found = chunked_topk_divergence(hidden_ND, weight_VD, ids_NK, teacher_NK, chunk_tokens=2, bias=bias_V, **how)
+        found = chunked_topk_divergence(
+            hidden_ND, weight_VD, ids_NK, teacher_NK.float(), chunk_tokens=2, bias=bias_V, **how
+        )
     assert found.divergence_N.dtype == torch.float32
     torch.testing.assert_close(found.divergence_N.double(), expected.divergence_N, atol=1e-4, rtol=1e-4)
     found_gradients = gradients(found.divergence_N, (hidden_ND, weight_VD, bias_V))

@@ -2,12 +2,12 @@
 
 Shapes: `N` tokens (flattened), `V` vocabulary, `b` a block of it, `K` top-k, `S` = K + 1 buckets, `D` hidden.
 
-A loss over a support sees a row of V logits only through `divergence.bucket_logits`: the K logits of the support and the
-logsumexp of the others. Two autograd functions compute those chunk by chunk, keep nothing of size (N, V), and in
+A loss over a support sees a row of V logits only through `divergence.bucket_logits`: the K logits of the support and
+the logsumexp of the others. Two autograd functions compute those chunk by chunk, keep nothing of size (N, V), and in
 backward recompute each chunk and write its gradient over it. What follows them is plain autograd on (N, S).
 
-- From hidden states (`chunked_topk_divergence`, `chunked_logprobs`) a chunk is a block of the vocabulary for all tokens,
-  as in cut cross-entropy (arXiv 2411.09009), of at most `chunk_tokens` x V elements. A block of the weight gradient is
+- From hidden states (`chunked_topk_divergence`, `chunked_logprobs`) a chunk is a block of the vocabulary for all
+  tokens, as in cut cross-entropy (arXiv 2411.09009), of at most `chunk_tokens` x V elements. A block of the weight gradient is
   then one product over all tokens, written once in the weight's dtype: nothing is summed over chunks.
 - From logits that exist (`chunked_from_logits`) a chunk is `chunk_tokens` rows.
 
@@ -28,7 +28,7 @@ from verl_ext.method.divergence import EXCLUDED_LOGIT, TokenDivergence, bucket_d
 
 
 def _exclude_(logits_Nb: torch.Tensor, ids_NK: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overwrite the support's logits, in place; return the column of every id, clamped, and whether it is in the block."""
+    """Overwrite the support's logits; return every id's column, clamped, and whether it is in the block."""
     width = logits_Nb.shape[1]
     inside_NK = (ids_NK >= first) & (ids_NK < first + width)
     at_NK = (ids_NK - first).clamp_(0, width - 1)
@@ -140,7 +140,9 @@ class _BucketsOfHidden(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_NS: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_NS: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, ids_NK, tail_N1 = ctx.saved_tensors
         hidden_wanted, weight_wanted, bias_wanted = ctx.needs_input_grad[:3]
         grad_NS = grad_NS / ctx.temperature
@@ -183,7 +185,9 @@ class _BucketsOfLogits(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_NS: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_NS: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         logits_NV, ids_NK, tail_N1 = ctx.saved_tensors
         grad_NS = grad_NS / ctx.temperature
         grad_NV = torch.empty_like(logits_NV)

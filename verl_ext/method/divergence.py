@@ -19,10 +19,10 @@ KINDS = ("forward_kl", "reverse_kl", "jensen_shannon", "skewed_forward_kl", "ske
 - `reverse_kl`: KL(q||p), [0, inf). Mode-seeking. Gradient in a logit: q (log q/p - KL); it vanishes where q does, and
   grows with log 1/p where the teacher excludes what the student says.
 - `jensen_shannon`: b KL(p||m) + (1-b) KL(q||m), m = b p + (1-b) q, b = `mix` in (0, 1), the teacher's weight. Range
-  [0, H(b)], H the binary entropy, at most log 2. /b it tends to KL(p||q) as b -> 0, /(1-b) to KL(q||p) as b -> 1, so its
-  gradient shrinks with b or 1-b. Gradient bounded. Source: GKD, arXiv 2306.13649.
+  [0, H(b)], H the binary entropy, at most log 2. Over b it tends to KL(p||q) as b -> 0, over 1-b to KL(q||p) as b -> 1,
+  so its gradient shrinks with b or 1-b. Gradient bounded. Source: GKD, arXiv 2306.13649.
 - `skewed_forward_kl`: KL(p||m), m = a p + (1-a) q, a = `mix` in [0, 1). Range [0, log 1/a]; a = 0 is `forward_kl`.
-  Gradient in a logit: r - q sum(r) with its sign reversed, r = p (1-a) q / m. Source: DistiLLM, arXiv 2402.03898.
+  Gradient in a logit: q sum(r) - r, r = p (1-a) q / m, within [-1, 1]. Source: DistiLLM, arXiv 2402.03898.
 - `skewed_reverse_kl`: KL(q||m), m = a q + (1-a) p, a = `mix` in [0, 1). Range [0, log 1/a]; a = 0 is `reverse_kl`.
   log q/m is at most log 1/a: where the teacher excludes a token the gradient stays bounded. Same source.
 """
@@ -40,8 +40,8 @@ class TokenDivergence(NamedTuple):
     divergence_N: torch.Tensor
     """The divergence, nats, with gradient."""
     expected_reverse_kl_N: torch.Tensor
-    """E_q[log q - log p] over support and tail, nats, detached: whatever `kind` and `tail`, the mean of the sampled reverse
-    KL that a token at this position is charged; subtracted from it as a baseline it reduces variance without bias."""
+    """E_q[log q - log p] over support and tail, nats, detached, whatever `kind` and `tail`. Exact for the
+    buckets; a baseline for the sampled reverse KL of this position, unbiased since it does not depend on the sample."""
     student_mass_N: torch.Tensor
     """The student's probability of the support, [0, 1], detached."""
     teacher_mass_N: torch.Tensor
@@ -185,6 +185,6 @@ def topk_divergence(
 def student_support(
     student_logits_NV: torch.Tensor, teacher_logprobs_NV: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The student's k likeliest ids and the teacher's log-probs of them, both (N, K), for a full teacher distribution."""
+    """The student's k likeliest ids and a full teacher's log-probs of them, both (N, K)."""
     support_ids_NK = student_logits_NV.detach().topk(k, dim=-1).indices
     return support_ids_NK, teacher_logprobs_NV.gather(1, support_ids_NK)

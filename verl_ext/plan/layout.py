@@ -37,9 +37,9 @@ class Pool:
 
 
 def merge(*parts: Parts) -> Parts:
-    """Sum by purpose; what takes nothing is left out."""
+    """Sum by purpose; what takes nothing is left out, as is a cache for which nothing is left (see `problems`)."""
     keys = dict.fromkeys(key for part in parts for key in part)
-    sums = {key: sum(part.get(key, 0) for part in parts) for key in keys}
+    sums = {key: sum(max(0, part.get(key, 0)) for part in parts) for key in keys}
     return {key: value for key, value in sums.items() if value}
 
 

@@ -15,7 +15,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from verl_ext.config import GuardsConfig, MethodConfig
 from verl_ext.method import baselines, controls, guards
-from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
+from verl_ext.method.reverse_kl import reverse_kl_advantage
 
 RANDOM_TEACHER_SEED = 0
 
@@ -47,7 +47,7 @@ def fetch(batch: Any, method: MethodConfig) -> tuple[Samples, list[dict[str, Any
     fields = ["uid", "extra_fields", "responses", "response_mask", "rm_scores", "teacher_logprobs", student]
     if method.guards.reference_kl_coef:
         fields.append("ref_log_prob")
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    data: Any = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
     prompts: dict[str, int] = {}
     groups = [prompts.setdefault(uid, len(prompts)) for uid in data.pop("uid").tolist()]
     notes = data.pop("extra_fields").tolist()
@@ -122,7 +122,7 @@ def advantages(samples: Samples, method: MethodConfig) -> tuple[torch.Tensor, di
     """
     log_probs = (samples.student_logprobs_BT, samples.teacher_logprobs_BT, samples.mask_BT)
     mask_BT = samples.mask_BT.bool()
-    metrics = {"teacher_kl": teacher_kl(*log_probs)}
+    metrics = {}
     task_BT = None
     if method.task_reward.coef:
         task_B = baselines.task_advantage(samples.rewards_B, samples.groups_B, std=method.task_reward.std)

@@ -158,8 +158,7 @@ def read_logits(method: MethodConfig, student_logits_PV: Tensor, data: Any) -> d
             chunk_tokens=method.chunk_tokens,
         )
     found = {name.removesuffix("_N"): value for name, value in tokens._asdict().items()}
-    zeros_P = torch.zeros(len(entries_P), device=student_logits_PV.device)
-    return {name: zeros_P.to(value.dtype).index_put((rows_n,), value)[None] for name, value in found.items()}
+    return {name: value.new_zeros(len(entries_P)).index_put((rows_n,), value)[None] for name, value in found.items()}
 
 
 def teacher_entries(data: Any) -> Tensor:
@@ -206,5 +205,5 @@ def _divergence_metrics(method: MethodConfig, model_output: dict[str, Tensor], d
     """Means over the response tokens of a micro-batch."""
     mask_BT = _mask(data)
     names = ("divergence",) * method.is_direct + ("expected_reverse_kl", "student_mass", "teacher_mass")
-    means = {f"actor/{name}": _mean(no_padding_2_padding(model_output[name].detach(), data), mask_BT) for name in names}
-    return Metric.from_dict(means, aggregation=AggregationType.MEAN)
+    means = {name: _mean(no_padding_2_padding(model_output[name].detach(), data), mask_BT) for name in names}
+    return {f"actor/{name}": Metric(AggregationType.MEAN, value) for name, value in means.items()}

@@ -12,6 +12,7 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from verl_ext.config import POLICY_LOSSES, PolicyLossConfig, check_method, settings_of
 from verl_ext.launch import mark_stage
+from verl_ext.method.reverse_kl import teacher_kl
 from verl_ext.metrics import MetricsFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, with_controlled_teacher
@@ -71,15 +72,14 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         samples, notes = fetch(batch, self.method)
         metrics.update(_teacher_metrics(notes))
         self._check_unscored(samples.mask_BT, metrics)
-        step = self.global_steps - 1
-        guarded, found = guard(
-            samples, self.method.guards, step=step, max_response_length=self.config.data.max_response_length
-        )
+        step, max_length = self.global_steps - 1, self.config.data.max_response_length
+        taught = with_controlled_teacher(samples, self.method.control, step=step, vocabulary=len(self.tokenizer))
+        metrics["teacher_kl"] = teacher_kl(taught.student_logprobs_BT, taught.teacher_logprobs_BT, taught.mask_BT)
+        guarded, found = guard(taught, self.method.guards, step=step, max_response_length=max_length)
         metrics.update(found)
         if guarded.mask_BT is not samples.mask_BT:
             store_mask(batch, guarded)
-        taught = with_controlled_teacher(guarded, self.method.control, step=step, vocabulary=len(self.tokenizer))
-        self._advantages_BT, found = advantages(taught, self.method)
+        self._advantages_BT, found = advantages(guarded, self.method)
         metrics.update(found)
         return super()._compute_advantage(batch, metrics)
 
