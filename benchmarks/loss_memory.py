@@ -2,10 +2,10 @@
 
 python -m benchmarks.loss_memory --json loss_memory.json
 
-Peak: at the real shape, 8,192 tokens x 151,936 entries, D = 2,560, top-64, bf16, chunks of 1,024 tokens. With CUDA, what
-its allocator reports. Without, on meta tensors: every storage that an operator returns, until it is freed. Exact for the
-chunked forms, whose operators make no temporaries of their own; at most the truth for the others (log-softmax in verl's
-and TRL's). A row at a reduced shape compares that count with what the CPU allocator really handed out.
+Peak: at the real shape, 8,192 tokens x 151,936 entries, D = 2,560, top-64, bf16, chunks of 1,024 tokens. With CUDA, its
+allocator's. Without, counted on meta tensors along the CUDA path: every storage that an operator returns, until it is
+freed. Temporaries inside an operator are not seen, so a count is a lower bound; for the chunked form, at a reduced
+shape on the CPU, a bar holds what the allocator really handed out to within 1.05 of the count.
 
 Time: with CUDA at the real shape, else on one CPU thread at 128 tokens, D = 256, fp32; the bar allows for the logits
 that the chunked form computes twice (4 products for 3).

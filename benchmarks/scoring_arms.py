@@ -165,9 +165,9 @@ class SGLangArms:
 
     async def _flush(self) -> None:
         timeout = aiohttp.ClientTimeout(total=30)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            async with session.post(f"{self.server.url}/flush_cache?timeout=10") as answer:
-                answer.raise_for_status()
+        url = f"{self.server.url}/flush_cache?timeout=10"  # seconds that it waits for an idle scheduler
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.post(url) as answer:
+            answer.raise_for_status()
 
 
 def own_cpu() -> float:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayError
 
 from verl_ext import preflight
-from verl_ext.config import MethodConfig, mapping_of, settings_of
+from verl_ext.config import MethodConfig, check_method, mapping_of
 from verl_ext.console import RunConsole
 from verl_ext.launch import as_actor, mark_stage, ray_session
 from verl_ext.teacher.config import TeacherConfig
@@ -30,7 +30,7 @@ register_schema("teacher_schema", TeacherConfig)
 
 def check(config: DictConfig) -> None:
     """Refuse a run that cannot work. Raises ValueError naming the key and the fix."""
-    settings_of(config.method, MethodConfig)
+    check_method(config)
     teachers = teachers_of(config)
     preflight.check_sampling(config.actor_rollout_ref.rollout)
     preflight.check_model("student.path", config.student.path)

@@ -60,6 +60,7 @@ OVERRIDES = [
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "on_train_begin"),
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_compute_advantage"),
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_compute_metrics"),
+    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "on_step_begin"),
     (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "on_step_end"),
 ]
 

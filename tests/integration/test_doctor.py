@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import ProxyHandler, Request, build_opener
@@ -53,17 +53,17 @@ def pair(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(scope="module")
-def changed(pair: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+def changed(pair: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`changed(name)`: a copy of the student's folder to spoil."""
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(pair["student.path"], tmp_path_factory.mktemp("teachers") / name))
 
-    yield copy
+    return copy
 
 
 @pytest.fixture(scope="module")
-def noisy(changed) -> Path:
+def noisy(changed: Callable[[str], Path]) -> Path:
     """The student's weights with 0.1 % noise in one norm."""
     folder = changed("noisy")
     weights = load_file(folder / "model.safetensors")

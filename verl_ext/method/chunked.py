@@ -7,8 +7,8 @@ the logsumexp of the others. Two autograd functions compute those chunk by chunk
 backward recompute each chunk and write its gradient over it. What follows them is plain autograd on (N, S).
 
 - From hidden states (`chunked_topk_divergence`, `chunked_logprobs`) a chunk is a block of the vocabulary for all
-  tokens, as in cut cross-entropy (arXiv 2411.09009), of at most `chunk_tokens` x V elements. A block of the weight gradient is
-  then one product over all tokens, written once in the weight's dtype: nothing is summed over chunks.
+  tokens, as in cut cross-entropy (arXiv 2411.09009), of at most `chunk_tokens` x V elements. A block of the weight
+  gradient is then one product over all tokens, written once in the weight's dtype: nothing is summed over chunks.
 - From logits that exist (`chunked_from_logits`) a chunk is `chunk_tokens` rows.
 
 Memory beside inputs and gradients: one chunk in fp32, in half precision on CUDA half a chunk more (its copy for the

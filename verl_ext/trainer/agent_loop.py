@@ -19,7 +19,7 @@ from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError
 from verl_ext.teacher.service import RoutedScorer, open_scorer, teacher_of_row, teachers_of
 from verl_ext.teacher.store import StoreError
 from verl_ext.trainer.ray_classes import plain_class
-from verl_ext.trainer.reward import exact_match
+from verl_ext.trainer.reward import exact_match, math_match
 
 
 class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
@@ -79,12 +79,13 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         )
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
-        """Reward by exact match in this process, unless verl's reward workers were asked for."""
+        """Reward by match in this process, unless verl's reward workers were asked for."""
         if self.reward_loop_worker_handles:
             await super()._compute_score(outputs, kwargs)
             return
         text = self.tokenizer.decode(outputs[-1].response_ids, skip_special_tokens=True)
-        outputs[-1].reward_score = exact_match(text, kwargs["reward_model"]["ground_truth"])
+        reward = math_match if kwargs["data_source"] == "math" else exact_match
+        outputs[-1].reward_score = reward(text, kwargs["reward_model"]["ground_truth"])
         outputs[-1].extra_fields["reward_extra_info"] = {}
 
     async def _compute_teacher_logprobs(

@@ -17,6 +17,8 @@ from verl_ext.metrics import MetricsFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, with_controlled_teacher
 from verl_ext.trainer.losses import loss_from_logits
+from verl_ext.trainer.rescue import save_last_finished_step
+from verl_ext.trainer.teacher_metrics import teacher_metrics
 
 NAME = "on_policy_distillation"
 # verl polls TransferQueue for finished samples every 2 s, which is half of a short step.
@@ -36,6 +38,7 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         self.teacher = settings_of(config.teacher, TeacherConfig)
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
         self._advantages_BT: torch.Tensor | None = None
+        self._data_state: dict[str, Any] = {}
         register_adv_est(config.algorithm.adv_estimator)(self._estimate)
 
     def _init_dataloader(self) -> None:
@@ -70,8 +73,8 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         the result; rollout correction then applies as it does to any estimator.
         """
         samples, notes = fetch(batch, self.method)
-        metrics.update(_teacher_metrics(notes))
-        self._check_unscored(samples.mask_BT, metrics)
+        metrics.update(teacher_metrics(notes))
+        self._check_unscored([note["teacher_error"] for note in notes])
         step, max_length = self.global_steps - 1, self.config.data.max_response_length
         taught = with_controlled_teacher(samples, self.method.control, step=step, vocabulary=len(self.tokenizer))
         metrics["teacher_kl"] = teacher_kl(taught.student_logprobs_BT, taught.teacher_logprobs_BT, taught.mask_BT)
@@ -83,13 +86,14 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         metrics.update(found)
         return super()._compute_advantage(batch, metrics)
 
-    def _check_unscored(self, response_mask_BT: torch.Tensor, metrics: dict) -> None:
-        """Count the samples that no teacher could score; give up when there are too many."""
-        metrics["teacher/unscored"] = unscored = int((response_mask_BT.sum(-1) == 0).sum())
-        if unscored > self.teacher.max_unscored_share * len(response_mask_BT):
+    def _check_unscored(self, errors: list[str]) -> None:
+        """Stop, with a checkpoint, when no teacher could score too many of a step's samples ("" for a scored one)."""
+        unscored = [error for error in errors if error]
+        if len(unscored) > self.teacher.max_unscored_share * len(errors):
+            saved = save_last_finished_step(self, self._data_state)
             raise RuntimeError(
-                f"{unscored} of {len(response_mask_BT)} samples have no teacher score, more than "
-                f"teacher.max_unscored_share={self.teacher.max_unscored_share}; see teacher.log in the run directory"
+                f"{len(unscored)} of {len(errors)} samples have no teacher score, more than "
+                f"teacher.max_unscored_share={self.teacher.max_unscored_share}; {saved}; the first says: {unscored[0]}"
             )
 
     def _estimate(self, token_level_rewards: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,6 +129,10 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         mark_stage(self.config.run_dir, "agent loop is up")
         super().on_train_begin()
 
+    def on_step_begin(self) -> None:
+        self._data_state = self.train_dataloader.state_dict()
+        super().on_step_begin()
+
     def on_step_end(self) -> None:
         if self.method.control != "no_weight_sync":
             super().on_step_end()
@@ -150,14 +158,3 @@ def order_by_length(lengths: list[int], share: int) -> list[int]:
     starts = range(0, len(lengths), share)
     runs = [sorted(range(start, min(start + share, len(lengths))), key=lengths.__getitem__) for start in starts]
     return [index for run in runs for index in run]
-
-
-def _teacher_metrics(extra_fields: list[dict]) -> dict[str, float]:
-    """Wall-clock during which at least one sample was at the teacher (union of spans, s), and its tokens/s."""
-    spans = sorted((row["teacher_start"], row["teacher_end"]) for row in extra_fields)
-    busy, reached = 0.0, float("-inf")
-    for start, end in spans:
-        busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    tokens = sum(row["teacher_tokens"] for row in extra_fields)
-    return {"teacher/seconds": busy, "teacher/tokens_per_second": tokens / busy if busy else 0.0}
