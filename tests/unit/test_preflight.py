@@ -100,7 +100,9 @@ def test_model_paths(tmp_path):
 
 def test_an_external_teacher_that_does_not_answer():
     nobody = TeacherConfig(mode="external", urls=["http://127.0.0.1:9"], request_timeout_s=5)
-    with pytest.raises(ValueError, match=r"teacher\.urls: http://127\.0\.0\.1:9 does not score: no answer"):
+    with pytest.raises(
+        ValueError, match=r"teacher\.urls: a server does not score: http://127\.0\.0\.1:9: ClientConnectorError"
+    ):
         preflight.check_external_teacher(nobody, vocab_size=2)
 
 

@@ -1,5 +1,6 @@
 """Ask a teacher the same thing in several ways. Log-probs are nats, one float32 array `(R,)` a request."""
 
+import asyncio
 import os
 import random
 import time
@@ -14,7 +15,8 @@ from verl_ext.doctor.finding import OK, Finding
 from verl_ext.teacher.scorer import Scorer, ScoreRequest, TeacherError
 
 MakeScorer = Callable[[], Scorer]
-FLUSH_TIMEOUT_S = 30.0
+FLUSH_TIMEOUT_S = 10.0
+FLUSH_PAUSE_S = 0.05
 
 
 async def score_all(scorer: Scorer, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
@@ -42,17 +44,28 @@ async def repeated(scorer: Scorer, requests: Sequence[ScoreRequest], repeats: in
 
 
 async def flush(urls: Sequence[str], api_key_env: str) -> None:
-    """Empty every server's prefix cache. Raises TeacherError if one refuses (it does while requests run)."""
+    """Empty every server's prefix cache. Raises TeacherError if one has not done it after 10 seconds.
+
+    SGLang refuses with 400 while it works, and for a moment after it gave its last answer.
+    """
     api_key = os.environ.get(api_key_env, "")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(FLUSH_TIMEOUT_S)) as session:
         for url in urls:
-            try:
-                async with session.post(urljoin(url, "/flush_cache")) as response:
-                    if response.status != 200:
-                        raise TeacherError(f"{url}/flush_cache answered {response.status}")
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise TeacherError(f"{url}/flush_cache: {type(error).__name__}: {error}") from error
+            deadline = time.monotonic() + FLUSH_TIMEOUT_S
+            while (refusal := await _flush_once(session, url)) is not None:
+                if time.monotonic() > deadline:
+                    raise TeacherError(f"{url}/flush_cache {refusal}")
+                await asyncio.sleep(FLUSH_PAUSE_S)
+
+
+async def _flush_once(session: aiohttp.ClientSession, url: str) -> str | None:
+    """Why the server did not flush; None if it did."""
+    try:
+        async with session.post(urljoin(url, "/flush_cache")) as response:
+            return None if response.status == 200 else f"answered {response.status}"
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
