@@ -82,11 +82,9 @@ class Outcome:
 
 
 def write_model(model: Model, folder: Path) -> None:
-    """Random fp32 weights, and a tokenizer because the engines load one (every id is a word)."""
+    """Random fp32 weights and a tokenizer."""
     import torch
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
     heads = model.hidden_size // 32
@@ -107,7 +105,16 @@ def write_model(model: Model, folder: Path) -> None:
         dtype="float32",
     )
     Qwen3ForCausalLM(config).float().save_pretrained(folder)
-    words = Tokenizer(WordLevel({f"t{i}": i for i in range(model.vocab_size)}, unk_token="t1"))
+    write_tokenizer(folder, model.vocab_size)
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Every id is a word; the engines load one, nothing is tokenized."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({f"t{i}": i for i in range(vocab_size)}, unk_token="t1"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t0", pad_token="t1").save_pretrained(folder)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from verl_ext.metrics import read_metrics
@@ -53,6 +57,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> Inp
     folder = tmp_path_factory.mktemp("inputs")
     run_verb("recipe.create_data", "source=file", "sentences=data/sample.jsonl", f"out_dir={folder}/data")
     run_verb("recipe.tiny_pair", f"data_dir={folder}/data", f"out_dir={folder}/base", "vocab_size=400", "steps=5")
+    rows = pq.read_table(folder / "data" / "train.parquet")
+    names = pa.array([("base", "louder")[i % 2] for i in range(len(rows))])
+    pq.write_table(rows.append_column("teacher", names), folder / "data" / "two_teachers.parquet")
+    louder = shutil.copytree(folder / "base", folder / "louder")
+    weights = load_file(louder / "model.safetensors")
+    weights["model.norm.weight"] *= 1.5
+    save_file(weights, louder / "model.safetensors", {"format": "pt"})
     return Inputs(folder / "data", folder / "base", teacher_python)
 
 
@@ -75,13 +86,22 @@ def train(inputs: Inputs, run_dir: Path, *more: str, check: bool = True) -> subp
     return run_verb("recipe.on_policy_distillation", *arguments(inputs, run_dir, *more), check=check)
 
 
+def two_teachers(inputs: Inputs, trained: Path) -> list[str]:
+    """Every second row is scored by another model; the scores are kept beside the run in `trained`."""
+    return [
+        f"data.train_files={inputs.data}/two_teachers.parquet",
+        f"+teachers={{base:{{}},louder:{{model_path:{inputs.base.parent}/louder}}}}",
+        f"teacher.store_path={trained.parent}/scores",
+    ]
+
+
 @pytest.fixture(scope="module")
 def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps, then the same command for a third."""
+    """A run of two steps with two teachers and a store, then the same command for a third."""
     run_dir = tmp_path_factory.mktemp("runs") / "trained"
-    train(inputs, run_dir, "trainer.total_training_steps=2")
+    train(inputs, run_dir, *two_teachers(inputs, run_dir), "trainer.total_training_steps=2")
     first = [read_metrics(run_dir / "metrics.jsonl")]
-    train(inputs, run_dir, "trainer.total_training_steps=3")
+    train(inputs, run_dir, *two_teachers(inputs, run_dir), "trainer.total_training_steps=3")
     (run_dir / "first.json").write_text(json.dumps(first[0]))
     return run_dir
 
@@ -123,6 +143,38 @@ def test_the_student_changed_and_loads_in_transformers(trained: Path, inputs: In
     moved = [(p - before[name]).abs().max().item() for name, p in student.named_parameters()]
     assert max(moved) > 1e-3
     assert all(torch.isfinite(p).all() for p in student.parameters())
+
+
+def test_each_row_is_scored_by_its_teacher(trained: Path):
+    for row in read_metrics(trained / "metrics.jsonl"):
+        assert row["teacher/scored"] == row["teacher/store_misses"] == 32
+        assert row["teacher/base/sequences"] + row["teacher/louder/sequences"] == row["teacher/sequences"] >= 32
+        assert row["teacher/louder/sequences"] > 0
+        assert row["teacher/louder/store_misses"] % 4 == 0  # whole groups of one prompt
+
+
+def test_a_repeated_run_asks_no_teacher_and_stops_with_a_checkpoint_where_the_store_ends(
+    trained: Path, inputs: Inputs, tmp_path: Path
+):
+    """The store answers for the three steps run before; no server is started, so the fourth has no teacher."""
+    run_dir = tmp_path / "run"
+    more = [*two_teachers(inputs, trained), "teacher.store_mode=replay", "trainer.total_training_steps=4"]
+    result = train(inputs, run_dir, *more, "trainer.save_freq=-1", check=False)
+    assert result.returncode == 1
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    assert [(row["step"], row["teacher/from_store"], row["teacher/unscored"]) for row in rows] == [
+        (1, 32, 0),
+        (2, 32, 0),
+        (3, 32, 0),
+    ]
+    for row, before in zip(rows, read_metrics(trained / "metrics.jsonl"), strict=True):
+        assert "teacher/sequences" not in row  # nobody was asked
+        assert row["teacher_kl"] == pytest.approx(before["teacher_kl"], abs=1e-4)
+    assert not list(run_dir.glob("teacher*.log"))
+    assert "32 of 32 samples have no teacher score" in result.stdout
+    assert "step 3 is saved; the same command resumes after it" in result.stdout
+    assert (run_dir / "checkpoints/latest_checkpointed_iteration.txt").read_text() == "3"
+    assert AutoModelForCausalLM.from_pretrained(run_dir / "student").num_parameters() > 0
 
 
 def test_weight_sync_keeps_sampler_and_trainer_together(trained: Path, inputs: Inputs, tmp_path: Path):

@@ -1,0 +1,334 @@
+"""Real faults against real SGLang servers: every sample is scored as transformers scores it, or an error in its place.
+
+The servers are shared, and used up in the order of the tests: `first` is stopped, killed and comes back as another
+model; `second` stays well throughout, with a KV cache too small for a long sequence.
+"""
+
+import asyncio
+import json
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from aiohttp import ClientSession, web
+from transformers import AutoModelForCausalLM
+
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.pool import TeacherPool
+from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError
+from verl_ext.teacher.server import SGLangServer, group_members
+
+torch.set_num_threads(1)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+TOLERANCE = 1e-4  # nats, fp32
+VOCAB_SIZE = 258
+SMALL_CACHE = 640  # tokens
+REQUEST_TIMEOUT_S = 5.0
+
+
+def make_server(model: Path, python: str, log_path: Path, port: int = 0, extra: tuple[str, ...] = ()) -> SGLangServer:
+    config = TeacherConfig(model_path=str(model), python=python, startup_timeout_s=300, port=port, extra_args=[*extra])
+    return SGLangServer(config, log_path)
+
+
+@pytest.fixture(scope="module")
+def servers(
+    tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[SGLangServer, SGLangServer]]:
+    folder = tmp_path_factory.mktemp("faults")
+    small = ("--max-total-tokens", str(SMALL_CACHE))
+    with (
+        make_server(tiny_qwen3, teacher_python, folder / "first.log") as first,
+        make_server(tiny_qwen3, teacher_python, folder / "second.log", extra=small) as second,
+    ):
+        first.wait_ready()
+        second.wait_ready()
+        yield first, second
+
+
+@pytest.fixture(scope="module")
+def model(tiny_qwen3: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
+
+
+def make_pool(*urls: str, probe_logprobs: list[float] | None = None, **changes: float) -> TeacherPool:
+    """Small requests, so that a fault meets some of a batch; unprimed, so that each server counts samples alone."""
+    settings = {"prime": False, "batch_tokens": 1000, "max_concurrency": 2, "breaker_cooldown_s": 0.5}
+    settings |= {"request_timeout_s": REQUEST_TIMEOUT_S, "sample_timeout_s": 60, **changes}
+    config = TeacherConfig(mode="external", urls=[*urls], **settings)  # type: ignore[arg-type]
+    return TeacherPool(config, VOCAB_SIZE, probe_logprobs=probe_logprobs)
+
+
+def make_requests(count: int) -> list[ScoreRequest]:
+    """Prompts of 50 to 150 tokens, responses of 1 to 60."""
+    rng = random.Random(count)
+
+    def ids(fewest: int, most: int) -> list[int]:
+        return [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(fewest, most))]
+
+    return [ScoreRequest(ids(50, 150), ids(1, 60)) for _ in range(count)]
+
+
+def reference(model: torch.nn.Module, request: ScoreRequest) -> np.ndarray:
+    """transformers' log-probs of the response, no padding."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*request.prompt_ids, *request.response_ids]])).logits[0]
+    logprobs = logits[len(request.prompt_ids) - 1 : -1].log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(request.response_ids)[:, None])[:, 0].numpy()
+
+
+def check(
+    model: torch.nn.Module, pool: TeacherPool, requests: list[ScoreRequest], outcomes: list[Score | TeacherError]
+) -> tuple[int, dict[str, float]]:
+    """Every place holds transformers' log-probs or an error, and the counts add up. How many errors; the metrics."""
+    errors = [outcome for outcome in outcomes if isinstance(outcome, TeacherError)]
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if isinstance(outcome, Score):
+            assert np.abs(outcome.logprobs - reference(model, request)).max() < TOLERANCE
+    metrics = pool.metrics()
+    assert metrics["pool_unscored"] == len(errors)
+    assert metrics["sequences"] == len(requests) - len(errors)
+    return len(errors), metrics
+
+
+async def until(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        await asyncio.sleep(0.005)
+
+
+# Each fault turns SGLang's real answer into (status, body).
+def error_500(_answer: bytes) -> tuple[int, bytes]:
+    return 500, b"CUDA error: an illegal memory access was encountered"
+
+
+def truncated(answer: bytes) -> tuple[int, bytes]:
+    return 200, answer[: len(answer) // 2]
+
+
+def not_a_number(answer: bytes) -> tuple[int, bytes]:
+    outcomes = json.loads(answer)
+    outcomes[0]["meta_info"]["input_token_logprobs"][-1][0] = float("nan")
+    return 200, json.dumps(outcomes).encode()
+
+
+def one_token_short(answer: bytes) -> tuple[int, bytes]:
+    outcomes = json.loads(answer)
+    outcomes[0]["meta_info"]["input_token_logprobs"].pop()
+    return 200, json.dumps(outcomes).encode()
+
+
+def one_sample_short(answer: bytes) -> tuple[int, bytes]:
+    return 200, json.dumps(json.loads(answer)[1:]).encode()
+
+
+class Proxy:
+    """Stands before a real server. The admission probe passes untouched; of the others a `share` suffers."""
+
+    def __init__(self, target: str, fault: Callable[[bytes], tuple[int, bytes]] | None, slower: int, share: float):
+        self.target, self.fault, self.slower, self.share = target, fault, slower, share
+        self.faults = self.received = 0
+        self.url = ""
+        self._rng = random.Random(0)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.received += 1
+        body = await request.read()
+        started = asyncio.get_running_loop().time()
+        async with ClientSession() as session, session.post(f"{self.target}/generate", data=body) as answer:
+            status, text = answer.status, await answer.read()
+        await asyncio.sleep((asyncio.get_running_loop().time() - started) * (self.slower - 1))
+        if self.fault is not None and len(json.loads(body)["input_ids"]) > 1 and self._rng.random() < self.share:
+            self.faults += 1
+            status, text = self.fault(text)
+        return web.Response(status=status, body=text, content_type="application/json")
+
+
+@asynccontextmanager
+async def proxy(
+    target: str, fault: Callable[[bytes], tuple[int, bytes]] | None = None, slower: int = 1, share: float = 1.0
+) -> AsyncIterator[Proxy]:
+    middle = Proxy(target, fault, slower, share)
+    application = web.Application(client_max_size=1 << 26)
+    application.router.add_post("/generate", middle.handle)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    middle.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield middle
+    finally:
+        await runner.cleanup()
+
+
+FAULTS = [error_500, truncated, not_a_number, one_token_short, one_sample_short]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+async def test_a_server_with_bad_answers_is_left_and_the_other_scores_all(servers, model, fault) -> None:
+    requests = make_requests(40)
+    async with proxy(servers[0].url, fault) as bad, make_pool(bad.url, servers[1].url) as pool:
+        outcomes = await pool.score(requests)
+        errors, metrics = check(model, pool, requests, outcomes)
+        assert (errors, bad.faults > 0, metrics["failures"] > 0) == (0, True, True)
+
+
+async def test_with_no_other_server_bad_answers_become_errors_that_say_so(servers, model) -> None:
+    requests = make_requests(20)
+    async with (
+        proxy(servers[0].url, not_a_number, share=0.5) as bad,
+        make_pool(bad.url, max_retries=1, breaker_failures=1000) as pool,
+    ):
+        outcomes = await pool.score(requests)
+        errors, _ = check(model, pool, requests, outcomes)
+        assert 0 < errors < len(requests)
+        assert "finite" in next(str(outcome) for outcome in outcomes if isinstance(outcome, TeacherError))
+
+
+async def test_a_server_100_times_slower_costs_time_and_no_score(servers, model) -> None:
+    requests = make_requests(30)
+    async with proxy(servers[0].url, slower=100) as slow, make_pool(slow.url, servers[1].url) as pool:
+        outcomes = await pool.score(requests)
+        errors, _ = check(model, pool, requests, outcomes)
+        assert errors == 0
+        assert slow.received > 0
+
+
+async def test_a_server_100_times_slower_is_hedged(servers, model) -> None:
+    requests = make_requests(60)
+    async with proxy(servers[0].url) as slow, make_pool(slow.url, servers[1].url, hedge_after=3) as pool:
+        await pool.score(make_requests(30))  # what is usual is now known
+        pool.metrics()
+        slow.slower = 100
+        outcomes = await pool.score(requests)
+        assert not any(isinstance(outcome, TeacherError) for outcome in outcomes)
+        assert pool.metrics()["hedges"] > 0
+        for request, outcome in zip(requests, outcomes, strict=True):
+            assert isinstance(outcome, Score)
+            assert np.abs(outcome.logprobs - reference(model, request)).max() < TOLERANCE
+
+
+async def test_an_id_outside_the_vocabulary_reaches_no_server(servers) -> None:
+    good = make_requests(3)
+    async with proxy(servers[0].url) as watched, make_pool(watched.url) as pool:
+        for bad in (ScoreRequest([VOCAB_SIZE], [1]), ScoreRequest([1], [-1]), ScoreRequest([1], [2], token_ids=(999,))):
+            with pytest.raises(ValueError, match="outside the teacher's vocabulary"):
+                await pool.score([*good, bad])
+        assert watched.received == 0
+
+
+async def test_a_sequence_beyond_the_servers_memory_is_an_error_and_the_others_are_scored(servers, model) -> None:
+    requests = [*make_requests(8), ScoreRequest([5] * (SMALL_CACHE + 10), [6] * 40), *make_requests(9)]
+    async with make_pool(servers[1].url) as pool:
+        outcomes = await pool.score(requests)
+        print("\nSGLang, KV cache too small:", outcomes[8])
+        errors, _ = check(model, pool, requests, outcomes)
+        assert errors == 1
+        assert isinstance(outcomes[8], TeacherError)
+
+
+async def test_a_stopped_server_is_left_and_taken_back_when_it_continues(servers, model) -> None:
+    requests = make_requests(200)
+    group = servers[0]._process.pid
+    async with make_pool(servers[0].url, servers[1].url, breaker_failures=1) as pool:
+        await pool.probe()
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            outcomes = await pool.score(requests)
+        finally:
+            os.killpg(group, signal.SIGCONT)
+        errors, metrics = check(model, pool, requests, outcomes)
+        assert errors == 0
+        assert (metrics["servers_left_alone"], metrics["server1_sequences"]) == (1, len(requests))
+        await pool.score(make_requests(4))  # a call that looks for servers, the one left alone included
+        await until(lambda: pool.links[0].admitted, 20)
+        pool.metrics()
+        check(model, pool, requests, await pool.score(requests))
+
+
+async def test_kill_9_in_the_middle_of_scoring_loses_no_sample(servers, model) -> None:
+    requests = make_requests(200)
+    async with make_pool(servers[0].url, servers[1].url) as pool:
+        scoring = asyncio.create_task(pool.score(requests))
+        await until(lambda: pool.links[0].stats.sequences > 0, 20)
+        os.killpg(servers[0]._process.pid, signal.SIGKILL)
+        outcomes = await scoring
+        errors, metrics = check(model, pool, requests, outcomes)
+        assert errors == 0
+        assert 0 < metrics["server0_sequences"] < metrics["server1_sequences"]
+        assert metrics["failures"] > 0
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Path:
+    """The same architecture with slightly other weights: a difference that no format check can see."""
+    folder = tmp_path_factory.mktemp("other-model")
+    for file in tiny_qwen3.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    changed = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32)
+    with torch.no_grad():
+        changed.model.norm.weight.mul_(1.05)
+    changed.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def impostor(servers, other_model: Path, teacher_python: str, tmp_path_factory) -> Iterator[SGLangServer]:
+    """Another model on the first server's port."""
+    first = servers[0]
+    first.stop()
+    log_path = tmp_path_factory.mktemp("impostor") / "log"
+    with make_server(other_model, teacher_python, log_path, port=first.port) as server:
+        yield server
+
+
+async def test_another_model_on_the_same_port_never_scores(servers, model, request: pytest.FixtureRequest) -> None:
+    samples = make_requests(60)
+    async with make_pool(servers[1].url) as before:
+        probe_logprobs = await before.probe()
+    impostor = request.getfixturevalue("impostor")
+    await asyncio.to_thread(impostor.wait_ready)
+    assert impostor.url == servers[0].url
+    async with make_pool(impostor.url, servers[1].url, probe_logprobs=probe_logprobs) as both:
+        errors, metrics = check(model, both, samples, await both.score(samples))
+        assert errors == 0
+        assert metrics["server1_sequences"] == len(samples)
+    async with make_pool(impostor.url, sample_timeout_s=2, probe_logprobs=probe_logprobs) as alone:
+        outcomes = await alone.score(samples[:5])
+        errors, _ = check(model, alone, samples[:5], outcomes)
+        assert errors == 5
+        assert all("serves another model than before" in str(outcome) for outcome in outcomes)
+
+
+async def test_a_server_that_runs_out_of_memory_scores_right_or_not_at_all(
+    impostor: SGLangServer, other_model: Path
+) -> None:
+    """Its scheduler gets no more memory from the system, in the middle of scoring."""
+    other = AutoModelForCausalLM.from_pretrained(other_model, dtype=torch.float32).eval()
+    rng = random.Random(3)
+    long = [ScoreRequest([rng.randrange(VOCAB_SIZE)], rng.choices(range(VOCAB_SIZE), k=900)) for _ in range(12)]
+    assert impostor._process is not None
+    (scheduler,) = [pid for pid in group_members(impostor._process.pid) if "scheduler" in command_of(pid)]
+    async with make_pool(impostor.url, max_retries=1, sample_timeout_s=20) as pool:
+        first = await pool.score(make_requests(3))
+        assert check(other, pool, make_requests(3), first)[0] == 0
+        resource.prlimit(scheduler, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+        outcomes = await pool.score(long)
+        errors, _ = check(other, pool, long, outcomes)
+        print(f"\nscheduler without memory: {errors} of {len(long)} errors: {outcomes[-1]}; {impostor.last_error()}")
+        assert errors > 0
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
