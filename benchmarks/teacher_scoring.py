@@ -115,8 +115,8 @@ async def run_model(model: Model, rounds: int, folder: Path) -> list[dict]:
     config = TeacherConfig(model_path=str(path), startup_timeout_s=240, context_length=MAX_MODEL_LEN)
     async with AsyncExitStack() as stack:
         server = stack.enter_context(SGLangServer(config, path / "sglang.log"))
+        server.wait_ready()  # before vLLM, which could take the port that SGLang binds last
         verl = await stack.enter_async_context(VerlTeacher(path, MAX_MODEL_LEN, path / "vllm.log"))
-        await asyncio.to_thread(server.wait_ready)
         sglang = SGLangArms(server, model.vocab_size)
         arms: dict[str, Arm] = dict(zip(ARMS, (sglang.ours, sglang.from_zero, verl.score), strict=True))
         for arm in arms.values():  # first-call costs belong to no round

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import recipe.on_policy_distillation  # noqa: F401  registers the schemas of `method` and `teacher`
 from verl_ext import preflight
-from verl_ext.config import settings_of
+from verl_ext.config import check_method, settings_of
 from verl_ext.doctor.config import DoctorConfig
 from verl_ext.doctor.finding import WARN, Finding, failed, print_table, refused, report
 from verl_ext.doctor.static import read_inputs, settings_findings, token_findings
@@ -39,6 +39,7 @@ def diagnose(config: DictConfig) -> list[Finding]:
     """
     settings = settings_of(config.doctor, DoctorConfig)
     try:
+        check_method(config)
         teachers = teachers_of(config)
         rows, inputs = read_inputs(config, teachers)
     except ValueError as error:
@@ -60,9 +61,18 @@ def diagnose(config: DictConfig) -> list[Finding]:
             findings += named(name, [missing], teachers)
             continue
         samples = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
-        case = Case(settings, teacher, config.student.path, mine, samples, config.actor_rollout_ref.rollout.dtype)
+        own = replace(settings, record=record_of(settings.record, name, teachers))
+        case = Case(own, teacher, config.student.path, mine, samples, config.actor_rollout_ref.rollout.dtype)
         findings += named(name, teacher_findings(case), teachers)
     return findings
+
+
+def record_of(file: str, name: str, teachers: Collection[str]) -> str:
+    """The record's file; where there are several teachers, one each: `record-NAME.json`."""
+    if not file or len(teachers) == 1:
+        return file
+    path = Path(file)
+    return str(path.with_stem(f"{path.stem}-{name}"))
 
 
 def named(name: str, findings: Sequence[Finding], teachers: Collection[str]) -> list[Finding]:

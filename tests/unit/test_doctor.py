@@ -11,6 +11,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from recipe.doctor import record_of
 from verl_ext import preflight
 from verl_ext.doctor import agreement, tokens
 from verl_ext.doctor.config import BELOW_FP32, FP32, DoctorConfig
@@ -259,6 +260,12 @@ def test_tolerance_follows_the_least_precise():
 def test_bad_settings_name_their_key(key, value):
     with pytest.raises(ValueError, match=rf"doctor\.{key}="):
         DoctorConfig(**{key: value})
+
+
+def test_several_teachers_have_a_record_each():
+    assert record_of("out/record.json", "default", ["default"]) == "out/record.json"
+    assert record_of("out/record.json", "maths", ["maths", "code"]) == "out/record-maths.json"
+    assert record_of("", "maths", ["maths", "code"]) == ""
 
 
 def test_table_and_file_show_text_as_it_is():
