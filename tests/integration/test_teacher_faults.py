@@ -116,10 +116,18 @@ def truncated(answer: bytes) -> tuple[int, bytes]:
     return 200, answer[: len(answer) // 2]
 
 
-def not_a_number(answer: bytes) -> tuple[int, bytes]:
+def _with_last_logprob(answer: bytes, logprob: float) -> tuple[int, bytes]:
     outcomes = json.loads(answer)
-    outcomes[0]["meta_info"]["input_token_logprobs"][-1][0] = float("nan")
+    outcomes[0]["meta_info"]["input_token_logprobs"][-1][0] = logprob
     return 200, json.dumps(outcomes).encode()
+
+
+def not_a_number(answer: bytes) -> tuple[int, bytes]:
+    return _with_last_logprob(answer, float("nan"))
+
+
+def above_zero(answer: bytes) -> tuple[int, bytes]:
+    return _with_last_logprob(answer, 0.5)
 
 
 def one_token_short(answer: bytes) -> tuple[int, bytes]:
@@ -177,7 +185,7 @@ async def proxy(
         await runner.cleanup()
 
 
-FAULTS = [error_500, truncated, not_a_number, one_token_short, one_sample_short]
+FAULTS = [error_500, truncated, not_a_number, above_zero, one_token_short, one_sample_short]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -193,13 +201,15 @@ async def test_a_server_with_bad_answers_is_left_and_the_other_scores_all(server
 async def test_with_no_other_server_bad_answers_become_errors_that_say_so(servers, model) -> None:
     requests = make_requests(20)
     async with (
-        proxy(servers[0].url, not_a_number, share=0.5) as bad,
+        proxy(servers[0].url, above_zero, share=0.5) as bad,
         make_pool(bad.url, max_retries=1, breaker_failures=1000) as pool,
     ):
         outcomes = await pool.score(requests)
         errors, _ = check(model, pool, requests, outcomes)
         assert 0 < errors < len(requests)
-        assert "finite" in next(str(outcome) for outcome in outcomes if isinstance(outcome, TeacherError))
+        assert "log-prob 0.5 of response token" in next(
+            str(outcome) for outcome in outcomes if isinstance(outcome, TeacherError)
+        )
 
 
 async def test_a_server_100_times_slower_costs_time_and_no_score(servers, model) -> None:
@@ -330,7 +340,7 @@ async def test_a_server_that_runs_out_of_memory_scores_right_or_not_at_all(
     long = [ScoreRequest([rng.randrange(VOCAB_SIZE)], rng.choices(range(VOCAB_SIZE), k=900)) for _ in range(12)]
     assert impostor._process is not None
     (scheduler,) = [pid for pid in group_members(impostor._process.pid) if "scheduler" in command_of(pid)]
-    async with make_pool(impostor.url, max_retries=1, sample_timeout_s=20) as pool:
+    async with make_pool(impostor.url, max_retries=1, sample_timeout_s=8) as pool:
         first = await pool.score(make_requests(3))
         assert check(other, pool, make_requests(3), first)[0] == 0
         resource.prlimit(scheduler, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))

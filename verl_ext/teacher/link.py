@@ -5,27 +5,20 @@ server gave; after `teacher.breaker_failures` failures in a row, or one answer f
 """
 
 import asyncio
-import os
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import numpy as np
-import orjson
 
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.http import ServerFailure, SGLangHttp
 from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError, TeacherResponseError
 from verl_ext.teacher.wire import Span, build_body, read_logprobs, read_score
 
-BODY_EXCERPT = 300  # characters of a server's error message that we pass on
 PRIMED_PROMPTS = 8192  # remembered a server; which of them its cache still holds, it tells with each answer
 LATENCY_SHARE = 0.1  # of the newest request in the running mean
-
-
-class ServerFailure(TeacherError):
-    """This try failed; another server, or this one later, may succeed."""
 
 
 @dataclass
@@ -75,11 +68,11 @@ class ServerLink:
         self._config = config
         self._vocab_size = vocab_size
         self._probe = probe
+        self._http = SGLangHttp(url, config)
         self._failures_in_a_row = 0
         self._queue: deque[Job] = deque()
         self._wake = asyncio.Event()
         self._senders: list[asyncio.Task[None]] = []
-        self._session: aiohttp.ClientSession | None = None
         self._primed: OrderedDict[bytes, asyncio.Future[None]] = OrderedDict()
 
     async def submit(self, span: Span, request: ScoreRequest | None, *, alone: bool = False) -> Score | None:
@@ -135,7 +128,7 @@ class ServerLink:
     async def admit(self) -> None:
         """Probe the server once and admit it. Raises TeacherError if it may not be asked."""
         try:
-            (meta,) = await self._post([self._probe.span], [None])
+            (meta,) = await self._ask([self._probe.span], [None])
             self._check_probe(meta)
         except TeacherError as error:
             self.last_error = str(error)
@@ -158,9 +151,7 @@ class ServerLink:
         await asyncio.gather(*self._senders, return_exceptions=True)
         self._senders = []
         self.expel("the client was closed")
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._http.close()
 
     async def _send_forever(self) -> None:
         while True:
@@ -196,7 +187,7 @@ class ServerLink:
         sent = time.monotonic()
         self.stats.queue_seconds += sum(sent - job.queued_at for job in batch)
         try:
-            *metas, probe_meta = await self._post(
+            *metas, probe_meta = await self._ask(
                 [*(job.span for job in batch), self._probe.span], [*(job.request for job in batch), None]
             )
             self._check_probe(probe_meta)
@@ -220,6 +211,11 @@ class ServerLink:
             self._failed(str(unusable[0]))
         else:
             self._failures_in_a_row = 0
+
+    async def _ask(self, spans: list[Span], requests: list[ScoreRequest | None]) -> list[dict[str, Any]]:
+        metas = await self._http.generate(build_body(spans, requests), len(spans))
+        self.stats.requests += 1
+        return metas
 
     def _deliver(self, job: Job, meta: dict[str, Any]) -> TeacherError | None:
         """Settle a job with its answer; the error if the answer is unusable."""
@@ -266,43 +262,6 @@ class ServerLink:
             self.expel(reason)
             raise ServerFailure(reason)
 
-    async def _post(self, spans: list[Span], requests: list[ScoreRequest | None]) -> list[dict[str, Any]]:
-        """One try. Returns the `meta_info` of each sequence."""
-        try:
-            async with self._open_session().post(
-                f"{self.url}/generate",
-                data=orjson.dumps(build_body(spans, requests)),
-                headers={"Content-Type": "application/json"},
-            ) as response:
-                text = await response.read()
-        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as error:
-            raise ServerFailure(f"{self.url}: {type(error).__name__}: {error}") from error
-        if response.status >= 500:
-            raise ServerFailure(f"{self.url} answered {response.status}: {_excerpt(text)}")
-        if response.status != 200:
-            hint = f"; set {self._config.api_key_env}" if response.status in (401, 403) else ""
-            raise TeacherResponseError(
-                f"{self.url}/generate refused the request ({response.status}{hint}): {_excerpt(text)}"
-            )
-        try:
-            metas = [answer["meta_info"] for answer in orjson.loads(text)]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ServerFailure(f"{self.url} did not answer as SGLang does: {error!r}") from error
-        if len(metas) != len(spans):
-            raise ServerFailure(f"{self.url} gave {len(metas)} answers to {len(spans)} sequences")
-        self.stats.requests += 1
-        return metas
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            api_key = os.environ.get(self._config.api_key_env, "")
-            self._session = aiohttp.ClientSession(
-                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-                timeout=aiohttp.ClientTimeout(total=self._config.request_timeout_s),
-                connector=aiohttp.TCPConnector(limit=self._config.max_concurrency + 1),  # one for the probe
-            )
-        return self._session
-
 
 def prompt_key(request: ScoreRequest) -> bytes:
     """What requests of one prompt share."""
@@ -316,7 +275,3 @@ def _settle(job: Job, outcome: Score | TeacherError | None) -> None:
         job.done.set_exception(outcome)
     else:
         job.done.set_result(outcome)
-
-
-def _excerpt(text: bytes) -> str:
-    return text[:BODY_EXCERPT].decode(errors="replace")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.link import LinkStats, Probe, ServerFailure, ServerLink, prompt_key
+from verl_ext.teacher.http import ServerFailure
+from verl_ext.teacher.link import LinkStats, Probe, ServerLink, prompt_key
 from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError, TeacherUnavailableError
 from verl_ext.teacher.wire import Span, probe_span, prompt_span, span_of
 
