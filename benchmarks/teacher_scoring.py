@@ -10,6 +10,7 @@ its results included and its requests not.
 
 import argparse
 import asyncio
+import gc
 import statistics
 import tempfile
 import tracemalloc
@@ -111,6 +112,7 @@ async def run_model(model: Model, rounds: int, folder: Path) -> list[dict]:
     """Start both engines on one random model, measure all workloads, stop them."""
     path = folder / model.name
     write_model(model, path)
+    gc.freeze()  # what the model's libraries made: else one arm pays for a collection that walks through it
     print(f"starting SGLang and vLLM on {model.name} (logs: {path}/*.log)", flush=True)
     config = TeacherConfig(model_path=str(path), startup_timeout_s=240, context_length=MAX_MODEL_LEN)
     async with AsyncExitStack() as stack:
