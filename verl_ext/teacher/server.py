@@ -23,6 +23,8 @@ GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.25
 STOP_TIMEOUT_S = 30.0
 LOG_TAIL_LINES = 25
+OWN_PORTS = range(20000, 32000)  # below those that systems give to connections, which one may get while SGLang imports
+PORT_TRIES = 20
 LOG_READ_BYTES = 1 << 18
 # What belongs to the trainer's interpreter or engine and would break the teacher's.
 LEAKS = (
@@ -282,16 +284,18 @@ def group_members(group: int) -> list[int]:
 
 
 def _claim_port(host: str, port: int) -> int:
-    """A port that is free now: `port`, or any where it is 0."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(
-                f"teacher.port: cannot listen on {host}:{port} ({error.strerror}); use another, or 0"
-            ) from error
-        return probe.getsockname()[1]
+    """A port that is free now: `port`, or any of `OWN_PORTS` where it is 0."""
+    problem = ""
+    for candidate in [port] if port else random.sample(OWN_PORTS, PORT_TRIES):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError as error:
+                problem = error.strerror
+                continue
+        return candidate
+    raise ValueError(f"teacher.port: cannot listen on {host}:{port} ({problem}); use another, or 0")
 
 
 def _hide_key(api_key: str, path: Path) -> list[str]:
