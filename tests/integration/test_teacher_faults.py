@@ -64,7 +64,7 @@ def make_pool(*urls: str, probe_logprobs: list[float] | None = None, **changes: 
     """Small requests, so that a fault meets some of a batch; unprimed, so that each server counts samples alone."""
     settings = {"prime": False, "batch_tokens": 1000, "max_concurrency": 2, "breaker_cooldown_s": 0.5}
     settings |= {"request_timeout_s": REQUEST_TIMEOUT_S, "sample_timeout_s": 60, **changes}
-    config = TeacherConfig(mode="external", urls=[*urls], **settings)  # type: ignore[arg-type]
+    config = TeacherConfig(mode="external", urls=[*urls], **settings)
     return TeacherPool(config, VOCAB_SIZE, probe_logprobs=probe_logprobs)
 
 

@@ -71,7 +71,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., tuple[Supervisor, ScriptedSer
     made: list[Supervisor] = []
 
     def build(**changes: float) -> tuple[Supervisor, ScriptedServer]:
-        config = TeacherConfig(model_path="m", **{"watch_interval_s": 0.01, **changes})  # type: ignore[arg-type]
+        config = TeacherConfig(model_path="m", **{"watch_interval_s": 0.01, **changes})
         server = ScriptedServer(config, tmp_path / "teacher.log")
         supervisor = Supervisor(server)
         made.append(supervisor)
