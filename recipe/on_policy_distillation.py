@@ -20,6 +20,7 @@ from verl_ext import preflight
 from verl_ext.config import MethodConfig, check_method, mapping_of
 from verl_ext.console import RunConsole
 from verl_ext.launch import as_actor, mark_stage, ray_session
+from verl_ext.plan.check import check_plan
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.service import identify, teachers_of
 from verl_ext.verbs import find_verl_configs, register_schema
@@ -28,10 +29,11 @@ register_schema("method_schema", MethodConfig)
 register_schema("teacher_schema", TeacherConfig)
 
 
-def check(config: DictConfig) -> None:
-    """Refuse a run that cannot work. Raises ValueError naming the key and the fix."""
+def check(config: DictConfig) -> str:
+    """Refuse a run that cannot work; else say how it fits in memory. Raises ValueError naming the key and the fix."""
     check_method(config)
     teachers = teachers_of(config)
+    planned = check_plan(config)
     preflight.check_sampling(config.actor_rollout_ref.rollout)
     preflight.check_model("student.path", config.student.path)
     rows = preflight.check_rows("data.train_files", config.data.train_files)
@@ -52,6 +54,7 @@ def check(config: DictConfig) -> None:
         teacher_context_length=min(context_lengths, default=None),
         template_kwargs=mapping_of(config.data.apply_chat_template_kwargs),
     )
+    return planned
 
 
 def check_teacher(teacher: TeacherConfig, student_path: str, student_tokenizer: Any) -> None:
@@ -82,7 +85,8 @@ def start_teachers(config: DictConfig) -> dict[Any, tuple[str, Any]]:
         if teacher.mode == "external" or teacher.store_mode == "replay":
             continue
         settings = with_absolute_paths(teacher)
-        gpus = settings.tp * settings.dp if settings.device == "cuda" else 0  # beside the trainer's own
+        # Beside the trainer's own. An actor with none sees what its node has, which is what sharing takes.
+        gpus = settings.tp * settings.dp if settings.device == "cuda" and not settings.share_device else 0
         log = Path(config.run_dir) / ("teacher.log" if not config.teachers else f"teacher-{name}.log")
         actor = as_actor(ManagedTeacher).options(num_gpus=gpus).remote(settings, str(log))
         url = ray.get(actor.start.remote())
@@ -102,6 +106,8 @@ def train(config: DictConfig, started: float) -> None:
         console.stage("Ray is up")
         mark_stage(run_dir, "Ray is up")
         teachers = start_teachers(config)
+        if any(teacher.share_device for teacher in teachers_of(config).values()):
+            ray.get(list(teachers))  # its memory is taken before trainer and vLLM measure what is free
         training = as_actor(Runner).remote().run.remote(config)
         pending = [*teachers, training]
         while training in pending:
@@ -123,9 +129,10 @@ def main(config: DictConfig) -> None:
     started = time.perf_counter()
     config.run_dir = str(Path(config.run_dir).resolve())
     try:
-        check(config)
+        planned = check(config)
         preflight.save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
         mark_stage(config.run_dir, "settings are checked")
+        print(planned, flush=True)
         train(config, started)
     except (RayError, RuntimeError, TimeoutError) as error:  # before ValueError: Ray's errors are also their cause's
         print(error, file=sys.stderr)

@@ -31,8 +31,8 @@ class HardwareConfig:
     reserve_gib: float = 1.0
     """Memory of each device that is left to the driver, the desktop or the operating system, GiB, >= 0."""
     teacher: str = "own"
-    """Where the teacher runs: on `own` devices beside the trainer's (what a managed teacher does), `shared` with the
-    trainer on one device (an external server on this machine), or `elsewhere` (not planned)."""
+    """Where the teacher runs: on `own` devices beside the trainer's, `shared` with the trainer on one device
+    (`teacher.share_device`, or an external server on this machine), or `elsewhere` (not planned)."""
 
     def __post_init__(self) -> None:
         for key in ("device_memory_gib", "host_memory_gib"):

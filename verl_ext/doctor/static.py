@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from verl_ext import preflight
 from verl_ext.config import mapping_of
 from verl_ext.doctor import tokens
-from verl_ext.doctor.finding import Finding, checked
+from verl_ext.doctor.finding import OK, Finding, checked, refused
+from verl_ext.plan.check import check_plan
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.fingerprint import hash_of_model
 from verl_ext.teacher.service import teacher_of_row, vocab_size_of
@@ -55,9 +56,18 @@ def settings_findings(
     }
     fits = f"every prompt is within {limits['max_prompt_length']} tokens, with its answer within the teacher's context"
     findings.append(checked("prompt lengths", fits, preflight.check_prompt_lengths, rows, student, **limits))
+    findings.append(plan_finding(config))
     if config.trainer.device == "cpu":
         findings.append(checked("free memory", "enough for a run", preflight.check_memory, config.student.path))
     return findings
+
+
+def plan_finding(config: DictConfig) -> Finding:
+    """Whether the machine that `hardware=` describes holds the run (`recipe.plan memory` shows the whole plan)."""
+    try:
+        return Finding("memory plan", OK, check_plan(config))
+    except ValueError as error:
+        return refused("memory plan", error)
 
 
 def token_findings(

@@ -57,6 +57,8 @@ def _engine_changes(run: Run, hardware: HardwareConfig) -> Iterator[Change]:
         )
     if hardware.teacher == "elsewhere":
         return
+    if hardware.teacher == "shared" and not teacher.shares_device:
+        yield Change("teacher.share_device=true", changed(run, "teacher", shares_device=True))
     if teacher.device == "cuda" and not teacher.quantized:
         yield Change("teacher=fp8", changed(run, "teacher", quantized=True))
     if teacher.device == "cpu" and teacher.weight_bytes == 4:

@@ -196,11 +196,17 @@ def _devices(run: Run, hardware: HardwareConfig) -> list[str]:
             )
     if hardware.teacher == "shared" and needed > 1:
         found.append(f"teacher.tp x teacher.dp = {needed}: {hardware.name} shares one device; set both to 1")
-    if hardware.teacher == "shared" and teacher.mode == "managed" and run.device == "cuda":
-        found.append(
-            "teacher.mode=managed: a managed teacher takes a device of its own, and here there is none; start "
-            "`python -m recipe.serve_teacher` and set teacher.mode=external 'teacher.urls=[http://127.0.0.1:30000]'"
-        )
+    if teacher.mode == "managed" and run.device == "cuda" and hardware.teacher != "elsewhere":
+        if hardware.teacher == "shared" and not teacher.shares_device:
+            found.append(
+                f"teacher.share_device=false: a managed teacher takes a device of its own, and {hardware.name} has "
+                "none left; set teacher.share_device=true"
+            )
+        if hardware.teacher == "own" and teacher.shares_device:
+            found.append(
+                "teacher.share_device=true: the plan gives the teacher devices of its own (hardware.teacher=own); set "
+                "teacher.share_device=false, or hardware.teacher=shared"
+            )
     return found
 
 

@@ -72,6 +72,8 @@ class Teacher:
 
     path: str
     mode: str
+    shares_device: bool
+    """A managed server on the trainer's device."""
     device: str
     tp: int
     dp: int
@@ -181,6 +183,7 @@ def read_run(config: DictConfig) -> Run:
         teacher=Teacher(
             path=teacher.model_path,
             mode=teacher.mode,
+            shares_device=teacher.share_device,
             device=teacher.device,
             tp=teacher.tp,
             dp=teacher.dp,

@@ -16,6 +16,10 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 ATTENTION = PROJECTIONS[:4]
 
 
+class UnknownModelError(ValueError):
+    """A model whose numbers the planner cannot find or does not understand."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What decides a decoder's size; counts are parameters."""
@@ -156,21 +160,21 @@ def load_shape(key: str, path: str) -> ModelShape:
     """The shape of a local folder (or of a config.json), else of a published model that we know by name.
 
     Raises:
-        ValueError: naming `key`, if neither is there, or the model is none that the planner knows.
+        UnknownModelError: naming `key`, if neither is there, or the model is none that the planner knows.
     """
     file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
     config = json.loads(file.read_text()) if file.is_file() else published().get(path)
     if config is None:
-        raise ValueError(
+        raise UnknownModelError(
             f"{key}={path}: no such folder, and none of the published models whose numbers are in {PUBLISHED.name}; "
             "download its config.json alone and give that file or its folder"
         )
     try:
         return shape_from(config)
     except ValueError as error:
-        raise ValueError(f"{key}={path}: {error}") from None
+        raise UnknownModelError(f"{key}={path}: {error}") from None
     except KeyError as error:
-        raise ValueError(f"{key}={path}: config.json has no {error}") from None
+        raise UnknownModelError(f"{key}={path}: config.json has no {error}") from None
 
 
 def published() -> dict[str, dict[str, Any]]:

@@ -52,6 +52,9 @@ class TeacherConfig:
     """KV cache size in tokens, >= 1: bounds what is scored at once and how many prompts stay cached."""
     context_length: int | None = None
     """Longest prompt plus response in tokens, >= 2. None takes the model's own."""
+    share_device: bool = False
+    """Run a managed server on the trainer's own device instead of devices that Ray keeps for it. It is up before the
+    trainer starts, so that each engine finds what is left; `mem_fraction_static` bounds it."""
     tp: int = 1
     """Tensor-parallel ranks, >= 1. One GPU each."""
     dp: int = 1
@@ -111,6 +114,11 @@ class TeacherConfig:
             _require(not self.urls, "urls", "given, but mode=managed starts its own server: set teacher.mode=external")
             _require(bool(self.model_path), "model_path", "missing: give the teacher's folder or Hugging Face name")
             _require(bool(self.python), "python", "missing: give the interpreter of the teacher environment")
+        _require(
+            not self.share_device or self.tp * self.dp == 1,
+            "share_device",
+            f"true with tp x dp = {self.tp * self.dp}: one device is shared; set both to 1, or share_device=false",
+        )
         for url in self.urls:
             _require(url.startswith(("http://", "https://")), "urls", f"{url!r} lacks http:// or https://")
         self._check_numerics()
