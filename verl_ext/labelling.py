@@ -6,14 +6,11 @@ conversations.parquet, labels_manifest.json.
 
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from verl_ext import labels
 from verl_ext.data import LABELS, SPLITS
@@ -88,26 +85,6 @@ def served_sampler(teacher: str, config: LabelConfig, sampling: SamplingConfig) 
         max_retries=config.max_retries,
         api_key_env=config.api_key_env,
     )
-
-
-def sample(journal: Journal, sampler: Sampler, requests: Sequence[Request], chunk: int) -> dict[str, float]:
-    """Answer `requests` into the journal, chunk by chunk; returns what it took."""
-    started, tokens, done = time.perf_counter(), 0, 0
-    columns = (TextColumn("labels"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn()) as progress:
-        progress.disable = not progress.console.is_terminal
-        task = progress.add_task("labels", total=len(requests), rate="")
-        for start in range(0, len(requests), chunk):
-            part = requests[start : start + chunk]
-            answers = sampler.answer(part)
-            journal.add(part, answers)
-            tokens, done = tokens + sum(answer.tokens for answer in answers), done + len(part)
-            rate = f"{tokens:,} tokens, {tokens / (time.perf_counter() - started):,.0f} tokens/s"
-            progress.update(task, completed=done, rate=rate)
-            if progress.disable:  # a log file shows no bar
-                print(f"labels: {done:,}/{len(requests):,} rows, {rate}", flush=True)
-    seconds = time.perf_counter() - started
-    return {"rows": done, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 
 
 def make_conversations(
@@ -203,9 +180,9 @@ def create_labels(run: LabelRun) -> str:
     reading = {key: asdict(run.labels)[key] for key in ("extract", "policy", "label_set")}
     if is_labelled(run.out_dir, sampled_under | reading, run.overwrite):
         return f"{run.out_dir}: labels up to date"
-    journal = Journal(run.out_dir / "answers.jsonl", sampled_under, run.overwrite)
+    journal = Journal(run.out_dir / "answers.jsonl", sampled_under, run.overwrite, Answer)
     missing = [request for request in run.requests() if request.index not in journal.answers]
-    took = sample(journal, run.sampler(missing), missing, run.labels.chunk) if missing else None
+    took = journal.fill(run.sampler(missing).answer, missing, run.labels.chunk, "labels") if missing else None
     kept, rejected = make_conversations(run.rows, journal.answers, run.labels)
     if not kept:
         raise ValueError(

@@ -9,12 +9,15 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 
 from verl_ext.engine_env import prepare_engine_environment
 from verl_ext.preflight import load_tokenizer
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 15.0
@@ -69,6 +72,8 @@ class EngineConfig:
     """Tensor-parallel ranks, >= 1; one GPU each."""
     gpu_memory_utilization: float = 0.9
     """Share of a GPU's memory for weights and KV cache, in (0, 1]; on a CPU of no effect."""
+    enforce_eager: bool = False
+    """Capture no CUDA graphs: starts faster, samples slower. On a CPU always so."""
 
     def __post_init__(self) -> None:
         if self.tp < 1:
@@ -95,6 +100,16 @@ class Answer:
     """`stop`, or `length` where `max_tokens` or the context cut it off."""
 
 
+@dataclass(frozen=True)
+class Sample(Answer):
+    """An answer token by token, as vLLM drew it; `R` response tokens."""
+
+    ids: list[int]
+    """Token ids, the end token included, (R,)."""
+    logprobs: list[float]
+    """The sampler's own log-probs of them, nats, at temperature 1 and over all tokens however they were drawn, (R,)."""
+
+
 class Sampler(Protocol):
     """Whoever answers."""
 
@@ -106,8 +121,17 @@ class Sampler(Protocol):
 class VllmSampler:
     """vLLM in this process. It ends with the object."""
 
-    def __init__(self, model: str, sampling: SamplingConfig, engine: EngineConfig, requests: Sequence[Request]) -> None:
+    def __init__(
+        self,
+        model: str,
+        sampling: SamplingConfig,
+        engine: EngineConfig,
+        requests: Sequence[Request],
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         """`requests`: all that will be asked; the longest sets the context, so that the KV cache is not too large.
+
+        `template_kwargs` go to the chat template; None: those of `sampling`.
 
         Raises:
             ValueError: without vLLM, or if a prompt leaves no room for an answer in the model's context.
@@ -120,7 +144,8 @@ class VllmSampler:
 
         tokenizer = load_tokenizer(model)
         self._sampling = sampling
-        self._prompts = {r.index: render(tokenizer, r.messages, sampling.template_kwargs) for r in requests}
+        kwargs = sampling.template_kwargs if template_kwargs is None else template_kwargs
+        self._prompts = {r.index: render(tokenizer, r.messages, kwargs) for r in requests}
         index, longest = max(((i, len(ids)) for i, ids in self._prompts.items()), key=lambda item: item[1])
         limit = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
         if longest >= limit:
@@ -131,7 +156,7 @@ class VllmSampler:
             tensor_parallel_size=engine.tp,
             gpu_memory_utilization=engine.gpu_memory_utilization,
             max_model_len=min(limit, longest + sampling.max_tokens),
-            enforce_eager=not on_gpu,
+            enforce_eager=engine.enforce_eager or not on_gpu,
             # vLLM rewinds a request's generator after a part of its prompt, which a CPU generator cannot do.
             enable_chunked_prefill=on_gpu,
             generation_config="vllm",
@@ -139,6 +164,19 @@ class VllmSampler:
         )
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        return [Answer(o.text, len(o.token_ids), o.finish_reason or "unknown") for o in self._generate(requests, None)]
+
+    def sample(self, requests: Sequence[Request]) -> list[Sample]:
+        """One answer a request, in order, with its tokens and their log-probs."""
+        samples = []
+        for output in self._generate(requests, logprobs=0):  # 0: of the sampled token alone
+            ids, logprobs = list(output.token_ids), output.logprobs
+            assert isinstance(logprobs, list)  # asked for
+            chosen = [entry[token].logprob for entry, token in zip(logprobs, ids, strict=True)]
+            samples.append(Sample(output.text, len(ids), output.finish_reason or "unknown", ids, chosen))
+        return samples
+
+    def _generate(self, requests: Sequence[Request], logprobs: int | None) -> "list[CompletionOutput]":
         from vllm import SamplingParams, TokensPrompt
 
         wanted = self._sampling
@@ -150,13 +188,13 @@ class VllmSampler:
                 top_k=wanted.top_k,
                 max_tokens=wanted.max_tokens,
                 stop=wanted.stop,
+                logprobs=logprobs,
                 skip_special_tokens=False,  # else the text never holds `<|im_end|>`, and nothing stops there
                 seed=wanted.seed + request.index,
             )
             for request in requests
         ]
-        outputs = [output.outputs[0] for output in self._llm.generate(prompts, parameters, use_tqdm=False)]
-        return [Answer(o.text, len(o.token_ids), o.finish_reason or "unknown") for o in outputs]
+        return [output.outputs[0] for output in self._llm.generate(prompts, parameters, use_tqdm=False)]
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], template_kwargs: dict[str, Any]) -> list[int]:

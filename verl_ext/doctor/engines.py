@@ -20,19 +20,18 @@ from verl_ext.doctor.machine import measure_memory
 from verl_ext.doctor.models import (
     Rollout,
     sample_with_transformers,
-    sample_with_vllm,
     transformers_logprobs,
     weights_bytes,
 )
 from verl_ext.doctor.record import check_record
 from verl_ext.doctor.static import same_weights
 from verl_ext.doctor.tokens import render_rows
+from verl_ext.sampling import EngineConfig, Request, SamplingConfig, VllmSampler
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.managed import with_absolute_paths
 from verl_ext.teacher.pool import TeacherPool
 from verl_ext.teacher.scorer import Scorer, ScoreRequest, TeacherError
-from verl_ext.teacher.server import SGLangServer
 from verl_ext.teacher.service import teacher_of_row, vocab_size_of
+from verl_ext.teacher.serving import serving_teacher
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,20 @@ def sample_student(
     prompts, teacher_prompts = (
         render_rows(tokenizer, picked, column, kwargs) for column in ("prompt", "teacher_messages")
     )
+    path, max_tokens = config.student.path, min(settings.response_tokens, config.data.max_response_length)
     rollout = config.actor_rollout_ref.rollout
-    common = {
-        "max_tokens": min(settings.response_tokens, config.data.max_response_length),
-        "dtype": rollout.dtype,
-        "seed": settings.seed,
-    }
     if settings.sampler == "vllm":
+        requests = [Request(number, list(row["prompt"])) for number, row in enumerate(picked)]
+        sampling = SamplingConfig(temperature=1.0, max_tokens=max_tokens, stop=[], seed=settings.seed)
         tp, memory = rollout.tensor_model_parallel_size, rollout.gpu_memory_utilization
-        sampled = sample_with_vllm(config.student.path, prompts, tp=tp, memory=memory, **common)
+        engine = EngineConfig(rollout.dtype, tp, memory, enforce_eager=True)
+        samples = VllmSampler(path, sampling, engine, requests, kwargs).sample(requests)
+        sampled = [(sample.ids, np.array(sample.logprobs, np.float32)) for sample in samples]
     else:
-        sampled = sample_with_transformers(config.student.path, prompts, device=config.trainer.device, **common)
+        device = config.trainer.device
+        sampled = sample_with_transformers(
+            path, prompts, max_tokens=max_tokens, dtype=rollout.dtype, device=device, seed=settings.seed
+        )
     return [
         Rollout(prompt, teacher_prompt, ids, logprobs, teacher_of_row(row, teachers))
         for row, prompt, teacher_prompt, (ids, logprobs) in zip(picked, prompts, teacher_prompts, sampled, strict=True)
@@ -90,19 +92,12 @@ def sample_student(
 
 @contextmanager
 def serving(teacher: TeacherConfig) -> Iterator[list[str]]:
-    """URLs of a teacher that answers; a managed one is started, and gone without a trace afterwards.
-
-    Raises:
-        ValueError, RuntimeError, TimeoutError: if it does not start.
-    """
-    if teacher.mode == "external":
-        yield list(teacher.urls)
-        return
+    """As `serving_teacher`, and a managed one leaves no log."""
     with (
         tempfile.TemporaryDirectory(prefix="doctor-") as folder,
-        SGLangServer(with_absolute_paths(teacher), Path(folder) / "teacher.log") as server,
+        serving_teacher(teacher, Path(folder) / "teacher.log") as urls,
     ):
-        yield [server.wait_ready()]
+        yield urls
 
 
 def teacher_findings(case: Case) -> list[Finding]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from verl_ext.engine_env import prepare_engine_environment
 from verl_ext.teacher.scorer import ScoreRequest
 
 
@@ -43,43 +42,10 @@ class Rollout:
 Sampled = list[tuple[list[int], np.ndarray]]
 
 
-def sample_with_vllm(
-    model: str, prompts: Sequence[list[int]], *, max_tokens: int, dtype: str, tp: int, memory: float, seed: int
-) -> Sampled:
-    """Response ids and their log-probs, a prompt each, from the engine that training samples with."""
-    on_gpu = prepare_engine_environment()
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        model=model,
-        dtype=dtype,  # pyright: ignore[reportArgumentType]  vLLM checks it
-        tensor_parallel_size=tp,
-        gpu_memory_utilization=memory,
-        max_model_len=max(map(len, prompts)) + max_tokens,
-        enforce_eager=True,
-        generation_config="vllm",
-        seed=seed,
-        disable_log_stats=True,
-        enable_chunked_prefill=on_gpu,  # as in VllmSampler: on a CPU it cannot rewind a seeded request
-    )
-    parameters = [
-        SamplingParams(temperature=1.0, top_p=1.0, top_k=-1, max_tokens=max_tokens, logprobs=0, seed=seed + index)
-        for index in range(len(prompts))
-    ]
-    sampled: Sampled = []
-    for output in llm.generate([{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=False):
-        answer = output.outputs[0]
-        ids, logprobs = list(answer.token_ids), answer.logprobs
-        assert isinstance(logprobs, list)  # asked for
-        chosen = [entry[token].logprob for entry, token in zip(logprobs, ids, strict=True)]
-        sampled.append((ids, np.array(chosen, np.float32)))
-    return sampled
-
-
 def sample_with_transformers(
     model: str, prompts: Sequence[list[int]], *, max_tokens: int, dtype: str, device: str, seed: int
 ) -> Sampled:
-    """The same, one prompt at a time, by transformers."""
+    """Response ids and their log-probs, a prompt each, drawn at temperature 1."""
     import torch
 
     torch.manual_seed(seed)
