@@ -4,6 +4,7 @@
     python -m recipe.create_data prompt=tinker   # Tinker's full prompt
     python -m recipe.create_data source=file sentences=my.jsonl prompt=my_prompt.txt   # your own
     python -m recipe.create_data prompt=tinker teacher=MODEL   # and the prompted teacher's labels to train on
+    python -m recipe.create_data source=hub prompt=math student_prompt=math data_source=math   # problems of the hub
 
 Writes train.parquet, heldout.parquet, edge.parquet and manifest.json (columns: data/README.md); with a teacher also
 conversations.jsonl (Tinker's format), conversations.parquet (verl's), labels_manifest.json, and answers.jsonl, from
@@ -28,6 +29,7 @@ from omegaconf import DictConfig
 
 from verl_ext import data
 from verl_ext.config import settings_of
+from verl_ext.hub import HubConfig, load_problems
 from verl_ext.journal import write_atomically
 from verl_ext.labelling import LabelConfig, LabelRun, create_labels
 from verl_ext.labels import MESSAGES
@@ -35,7 +37,7 @@ from verl_ext.preflight import check_model
 from verl_ext.sampling import EngineConfig, SamplingConfig, SamplingError
 from verl_ext.verbs import register_verb
 
-SHORT_PROMPT = Path(__file__).parent.parent / "data" / "prompts" / "short.txt"
+PROMPTS = Path(__file__).parent.parent / "data" / "prompts"
 
 SCHEMA = pa.schema(
     [
@@ -67,13 +69,19 @@ class CreateDataConfig:
     out_dir: str = "outputs/data"
     """Directory of the parquet files and the manifest; made when missing."""
     source: str = "tinker"
-    """`tinker`: the 2,100 sentences of the installed tinker-cookbook; `file`: those of `sentences`."""
+    """`tinker`: the 2,100 sentences of the installed tinker-cookbook; `file`: those of `sentences`; `hub`: `hub`'s."""
     sentences: str = ""
     """Path of a .txt (one sentence a line) or .jsonl file; only with source=file."""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """Problems with answers, of the hub or of local files (verl_ext/hub.py); only with source=hub."""
     prompt: str = "short"
-    """`short` (data/prompts/short.txt), `tinker` (3,765 characters), or the path of a text file with {text}."""
+    """What the teacher sees: `short`, `math` (files of data/prompts), `tinker` (3,765 characters), or the path of a
+    text file with {text}."""
+    student_prompt: str = ""
+    """The same for the student; empty: the sentence alone. The teacher's own prompt, where nothing but another model
+    shall make the teacher."""
     data_source: str = "language_id"
-    """Name of the task in the column `data_source`, which verl's reward functions go by."""
+    """Name of the task in the column `data_source`, which rewards and evaluation go by: `math` reads \\boxed{}."""
     heldout_fraction: float = 0.15
     """Share of the translation groups that is held out; above 0, below 1."""
     seed: int = 0
@@ -96,16 +104,51 @@ class CreateDataConfig:
     """How vLLM runs it (verl_ext/sampling.py)."""
 
 
-def load_sentences(config: CreateDataConfig) -> tuple[list[data.Sentence], Path]:
-    """The source's sentences, cut as the configuration says, and the file they came from."""
-    if config.source not in ("tinker", "file"):
-        raise ValueError(f"source={config.source}: expected tinker or file")
+@dataclass(frozen=True)
+class Source:
+    """Sentences, and what the manifest says about where they come from."""
+
+    sentences: list[data.Sentence]
+    name: str
+    """File, or `owner/name` on the hub."""
+    md5: str
+    """Of the file, or of the problems and answers that were kept."""
+    counts: dict[str, int]
+    """Rows of the hub by what became of them; empty for the other sources."""
+
+
+def check_source(config: CreateDataConfig) -> None:
+    """ValueError if settings that belong together are apart, or the other way round."""
+    if config.source not in ("tinker", "file", "hub"):
+        raise ValueError(f"source={config.source}: expected tinker, file or hub")
     if (config.source == "file") != bool(config.sentences):
         raise ValueError("sentences=PATH goes with source=file, and only with it")
     if config.max_chars < 0 or config.max_sentence_tokens < 0:
         raise ValueError("max_chars and max_sentence_tokens must be 0 (no cut) or more")
     if bool(config.max_sentence_tokens) != bool(config.tokenizer):
         raise ValueError("max_sentence_tokens and tokenizer go together: set both or neither")
+    if config.source != "hub":
+        if config.hub != HubConfig():
+            raise ValueError(f"hub.* is read with source=hub only; source={config.source}")
+        return
+    if config.max_chars or config.max_sentence_tokens:
+        raise ValueError(
+            "max_chars, max_sentence_tokens: half a problem has another answer; leave them out with source=hub"
+        )
+    if config.prompt == "short" or config.data_source == "language_id":
+        raise ValueError(
+            "source=hub: set prompt=math student_prompt=math data_source=math; the defaults name languages"
+        )
+
+
+def load_source(config: CreateDataConfig) -> Source:
+    """The source's sentences, cut as the configuration says."""
+    check_source(config)
+    if config.source == "hub":
+        problems = load_problems(config.hub, config.seed)
+        content = json.dumps([(problem.text, problem.label) for problem in problems.sentences])
+        name = f"{config.hub.path}@{config.hub.revision}".removesuffix("@")
+        return Source(problems.sentences, name, hashlib.md5(content.encode()).hexdigest(), problems.counts)
     if config.source == "tinker":
         path, sentences = data.tinker_file("example_data", "multilingual.txt"), data.tinker_sentences()
     else:
@@ -114,33 +157,20 @@ def load_sentences(config: CreateDataConfig) -> tuple[list[data.Sentence], Path]
     if config.max_chars:
         sentences = data.cut(sentences, partial(data.cut_chars, max_chars=config.max_chars))
     if config.max_sentence_tokens:
-        sentences = data.cut(sentences, token_cutter(Path(config.tokenizer), config.max_sentence_tokens))
-    return sentences, path
+        sentences = data.cut(sentences, data.token_cutter(Path(config.tokenizer), config.max_sentence_tokens))
+    return Source(sentences, path.name, hashlib.md5(path.read_bytes()).hexdigest(), {})
 
 
-def token_cutter(directory: Path, max_tokens: int) -> "partial[str]":
-    """A function that cuts a text to `max_tokens` tokens of the tokenizer in `directory`."""
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"tokenizer={directory}: no tokenizer.json there")
-    tokenizer = Tokenizer.from_file(str(path))
-    return partial(
-        data.cut_tokens,
-        max_tokens=max_tokens,
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False).offsets,
-    )
-
-
-def describe(config: CreateDataConfig, source: Path, template: str) -> dict[str, Any]:
-    """What decides the rows: the settings, with files named by content and not by place."""
+def describe(config: CreateDataConfig, source: Source, template: str, student_template: str) -> dict[str, Any]:
+    """What decides the rows: the settings, with files and data sets named by content and not by place."""
     settings = asdict(config)
-    places = ("out_dir", "sentences", "prompt", "tokenizer", "overwrite")
+    places = ("out_dir", "sentences", "hub", "prompt", "student_prompt", "tokenizer", "overwrite")
     for apart in (*places, "teacher", "labels", "sampling", "engine"):
         del settings[apart]
-    settings["source_md5"] = hashlib.md5(source.read_bytes()).hexdigest()
+    settings["source_md5"] = source.md5
     settings["prompt_sha256"] = hashlib.sha256(template.encode()).hexdigest()
+    if config.student_prompt:
+        settings["student_prompt_sha256"] = hashlib.sha256(student_template.encode()).hexdigest()
     if config.tokenizer:
         tokenizer = Path(config.tokenizer) / "tokenizer.json"
         settings["tokenizer_sha256"] = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
@@ -194,27 +224,34 @@ def package_version() -> str:
 
 def create(config: CreateDataConfig) -> str:
     """Write the files; returns the line to print."""
-    sentences, source = load_sentences(config)
-    template = data.read_prompt(config.prompt, SHORT_PROMPT)
-    splits = data.split(sentences, config.heldout_fraction, config.seed)
-    settings = describe(config, source, template)
+    source = load_source(config)
+    template = data.read_prompt("prompt", config.prompt, PROMPTS)
+    student_template = data.PLACEHOLDER
+    if config.student_prompt:
+        student_template = data.read_prompt("student_prompt", config.student_prompt, PROMPTS)
+    splits = data.split(source.sentences, config.heldout_fraction, config.seed)
+    settings = describe(config, source, template, student_template)
     out_dir = Path(config.out_dir)
     if is_complete(out_dir, settings, config.overwrite):
         return f"{out_dir}: up to date"
     contents = {
-        name: parquet([data.row(s, template, name, config.data_source) for s in part]) for name, part in splits.items()
+        name: parquet([data.row(s, template, name, config.data_source, student_template) for s in part])
+        for name, part in splits.items()
     }
     manifest = {
         "version": package_version(),
         "settings": settings,
         "source_file": source.name,
+        **({"hub": asdict(config.hub) | {"rows": source.counts}} if source.counts else {}),
         "prompt": config.prompt,
+        "student_prompt": config.student_prompt,
         "prompt_chars": len(template),
         "counts": {
             name: {
                 "rows": len(part),
                 "groups": len({s.group for s in part}),
-                "labels": dict(sorted(Counter(s.label for s in part).items())),
+                # A label a problem says nothing.
+                "labels": {} if source.counts else dict(sorted(Counter(s.label for s in part).items())),
             }
             for name, part in splits.items()
         },

@@ -1,7 +1,7 @@
 """From sentences and a prompt to rows: what `recipe/create_data.py` does, as pure functions.
 
-A row holds the sentence twice: in `prompt` alone, which is all the student ever sees, and in
-`teacher_messages` inside the prompt that is to be distilled. The answer is never part of a row's
+A row holds the sentence twice: in `prompt`, which is all the student ever sees, alone or inside a prompt of its own,
+and in `teacher_messages` inside the prompt that is to be distilled. The answer is never part of a row's
 messages: the student samples it. `data/README.md` documents every column.
 
 Sentences that translate each other share a group. A group lies in one split as a whole, so no translation
@@ -15,6 +15,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ LABELS = ("ar", "de", "el", "en", "es", "fr", "hi", "ru", "tr", "ur", "vi", "zh"
 
 PLACEHOLDER = "{text}"
 """Where a prompt takes the sentence. Every other brace of a prompt is plain text."""
+
+MATH = "math"
+"""In the column `data_source`: the answer is the value in the response's last \\boxed{}, not the whole response."""
 
 SPLITS = ("train", "heldout", "edge")
 TRANSLATION, EDGE = "translation", "edge"
@@ -151,19 +155,26 @@ def tinker_prompt() -> str:
     raise ValueError(f"the installed tinker-cookbook has no {name}; 0.5.8 has it")
 
 
-def read_prompt(name: str, short: Path) -> str:
-    """The prompt template: `short`, `tinker`, or the path of a text file that contains {text}."""
+def read_prompt(key: str, name: str, shipped: Path) -> str:
+    """A prompt template: `tinker`, a file of the folder `shipped` (`short`), or the path of a text file; with {text}.
+
+    Raises:
+        FileNotFoundError, ValueError: naming `key`, the setting that asked for it.
+    """
     if name == "tinker":
         template = tinker_prompt()
     else:
-        path = short if name == "short" else Path(name)
+        named = {path.stem: path for path in shipped.glob("*.txt")}
+        path = named.get(name, Path(name))
         if not path.is_file():
-            raise FileNotFoundError(f"prompt={name}: expected short, tinker, or the path of a text file")
+            raise FileNotFoundError(
+                f"{key}={name}: expected {', '.join(sorted(named))}, tinker, or the path of a text file"
+            )
         template = path.read_text(encoding="utf-8").removesuffix("\n")
     if not template.strip():
-        raise ValueError(f"prompt={name}: the prompt is empty")
+        raise ValueError(f"{key}={name}: the prompt is empty")
     if PLACEHOLDER not in template:
-        raise ValueError(f"prompt={name}: the prompt has no {PLACEHOLDER} where the sentence goes; add it")
+        raise ValueError(f"{key}={name}: the prompt has no {PLACEHOLDER} where the sentence goes; add it")
     return template
 
 
@@ -184,6 +195,21 @@ def cut_tokens(text: str, max_tokens: int, encode: Callable[[str], Sequence[tupl
         text = text[: min(spans[max_tokens][0], len(text) - 1)].rstrip()
         spans = encode(text)
     return text
+
+
+def token_cutter(directory: Path, max_tokens: int) -> "partial[str]":
+    """A function that cuts a text to `max_tokens` tokens of the tokenizer in `directory`."""
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer={directory}: no tokenizer.json there")
+    tokenizer = Tokenizer.from_file(str(path))
+    return partial(
+        cut_tokens,
+        max_tokens=max_tokens,
+        encode=lambda text: tokenizer.encode(text, add_special_tokens=False).offsets,
+    )
 
 
 def cut(sentences: Iterable[Sentence], shorten: Callable[[str], str]) -> list[Sentence]:
@@ -228,10 +254,12 @@ def merge_equal_texts(sentences: Sequence[Sentence]) -> list[Sentence]:
     return [replace(s, group=root(s.group)) for s in sentences]
 
 
-def row(sentence: Sentence, template: str, split_name: str, data_source: str) -> dict[str, Any]:
+def row(
+    sentence: Sentence, template: str, split_name: str, data_source: str, student_template: str = PLACEHOLDER
+) -> dict[str, Any]:
     """One parquet row, in verl's columns plus `teacher_messages`."""
     return {
-        "prompt": [{"role": "user", "content": sentence.text}],
+        "prompt": [{"role": "user", "content": student_template.replace(PLACEHOLDER, sentence.text)}],
         "teacher_messages": [{"role": "user", "content": template.replace(PLACEHOLDER, sentence.text)}],
         "label": sentence.label,
         "data_source": data_source,

@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from recipe.create_data import SHORT_PROMPT, CreateDataConfig, create
+from recipe.create_data import PROMPTS, CreateDataConfig, create
 from verl_ext import data
+from verl_ext.hub import HubConfig
 
 SAMPLE = Path(__file__).parent.parent.parent / "data" / "sample.jsonl"
 
@@ -36,7 +37,7 @@ def test_tinker_source_refuses_another_file(monkeypatch, tmp_path):
 
 
 def test_tinker_prompt_is_what_str_format_makes_of_it():
-    template = data.read_prompt("tinker", SHORT_PROMPT)
+    template = data.read_prompt("prompt", "tinker", PROMPTS)
     assert "{ar, de, el, en, es, fr, hi, ru, tr, ur, vi, zh, ot}" in template
     assert "{{" not in template
     assert template.count("{text}") == 1
@@ -87,9 +88,9 @@ def test_prompt_errors(tmp_path):
         path = tmp_path / name
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
-            data.read_prompt(str(path), SHORT_PROMPT)
-    with pytest.raises(FileNotFoundError, match="expected short, tinker"):
-        data.read_prompt("shrot", SHORT_PROMPT)
+            data.read_prompt("prompt", str(path), PROMPTS)
+    with pytest.raises(FileNotFoundError, match="student_prompt=shrot: expected math, short, tinker"):
+        data.read_prompt("student_prompt", "shrot", PROMPTS)
 
 
 def test_prompt_takes_the_sentence_literally():
@@ -192,11 +193,14 @@ def test_create_is_repeatable_and_never_overwrites_silently(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "web"}, "expected tinker or file"),
+        ({"source": "web"}, "expected tinker, file or hub"),
         ({"source": "file"}, "sentences=PATH"),
         ({"sentences": "x.txt"}, "sentences=PATH"),
         ({"max_sentence_tokens": 8}, "go together"),
         ({"max_chars": -1}, "0 \\(no cut\\) or more"),
+        ({"hub": HubConfig(split="test")}, "hub.* is read with source=hub only"),
+        ({"source": "hub"}, "prompt=math student_prompt=math data_source=math"),
+        ({"source": "hub", "prompt": "math", "data_source": "math", "max_chars": 9}, "half a problem"),
     ],
 )
 def test_create_refuses_settings_that_do_not_fit(tmp_path, settings, message):

@@ -95,7 +95,7 @@ def test_common_prefix():
 
 
 def test_crop_keeps_prompt_and_opening(tokenizer, sample):
-    template = create_data.SHORT_PROMPT.read_text().removesuffix("\n")
+    template = (create_data.PROMPTS / "short.txt").read_text().removesuffix("\n")
     chats = [data.row(s, template, "train", "t")["teacher_messages"] for s in sample]
     rows = tiny_pair.encode(tokenizer, chats, [s.label for s in sample])
     head, tail = rows.head, rows.tail
@@ -171,7 +171,7 @@ def test_settings_out_of_range(setting):
 def test_rows_without_label_are_refused(tmp_path):
     create_data.create(
         create_data.CreateDataConfig(
-            out_dir=str(tmp_path), source="file", sentences=str(create_data.SHORT_PROMPT), heldout_fraction=0.5
+            out_dir=str(tmp_path), source="file", sentences=str(create_data.PROMPTS / "short.txt"), heldout_fraction=0.5
         )
     )
     with pytest.raises(ValueError, match="row 0 has no label"):

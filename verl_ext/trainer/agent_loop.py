@@ -15,6 +15,7 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from verl_ext.config import MethodConfig, settings_of
+from verl_ext.data import MATH
 from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError
 from verl_ext.teacher.service import RoutedScorer, open_scorer, teacher_of_row, teachers_of
 from verl_ext.teacher.store import StoreError
@@ -84,8 +85,10 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             await super()._compute_score(outputs, kwargs)
             return
         text = self.tokenizer.decode(outputs[-1].response_ids, skip_special_tokens=True)
-        reward = math_match if kwargs["data_source"] == "math" else exact_match
-        outputs[-1].reward_score = reward(text, kwargs["reward_model"]["ground_truth"])
+        reward = math_match if kwargs["data_source"] == MATH else exact_match
+        # In a thread: a mathematical comparison can take seconds, and other samples' loops run here.
+        truth = kwargs["reward_model"]["ground_truth"]
+        outputs[-1].reward_score = await asyncio.to_thread(reward, text, truth)
         outputs[-1].extra_fields["reward_extra_info"] = {}
 
     async def _compute_teacher_logprobs(
