@@ -20,6 +20,7 @@ from verl_ext import preflight
 from verl_ext.config import MethodConfig, check_method, mapping_of
 from verl_ext.console import RunConsole
 from verl_ext.launch import as_actor, mark_stage, ray_session
+from verl_ext.model_card import write_cards
 from verl_ext.plan.check import check_plan
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.service import identify, teachers_of
@@ -61,6 +62,7 @@ def check_teacher(teacher: TeacherConfig, student_path: str, student_tokenizer: 
     """Refuse a teacher that cannot score this student."""
     if teacher.mode == "managed" and teacher.model_path:
         preflight.check_model("teacher.model_path", teacher.model_path)
+        preflight.check_exposure(teacher)
         if teacher.store_mode != "replay":
             preflight.check_interpreter("teacher.python", teacher.python)
     elif teacher.store_mode != "replay":
@@ -121,6 +123,8 @@ def train(config: DictConfig, started: float) -> None:
                     mark_stage(run_dir, "teacher answers")
                     console.stage(f"the teacher {teachers[reference][0]} answers log-prob requests at {answer}")
         console.update()
+    if (run_dir / "metrics.jsonl").is_file():
+        write_cards(run_dir)  # with the last step, which the last checkpoint's card does not know yet
     console.finish()
 
 
@@ -132,7 +136,8 @@ def main(config: DictConfig) -> None:
         planned = check(config)
         preflight.save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
         mark_stage(config.run_dir, "settings are checked")
-        print(planned, flush=True)
+        if config.get("hardware") is not None:
+            print(planned, flush=True)
         train(config, started)
     except (RayError, RuntimeError, TimeoutError) as error:  # before ValueError: Ray's errors are also their cause's
         print(error, file=sys.stderr)

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from verl_ext import preflight
 from verl_ext.config import mapping_of
+from verl_ext.model_card import write_cards
 from verl_ext.sft.config import SftConfig
 from verl_ext.verbs import find_verl_configs, register_schema
 
@@ -105,7 +106,7 @@ class Progress:
         if not trained:
             self.line("nothing left to train: the run was complete; delete the run directory to start over")
         adapter = f", adapter: {config.run_dir}/adapter (PEFT)" if config.model.lora_rank else ""
-        self.line(f"student: {config.run_dir}/student (Hugging Face format){adapter}; next:")
+        self.line(f"student: {config.run_dir}/student (Hugging Face format, with a model card){adapter}; next:")
         self.console.print(
             f"  python -m recipe.evaluate data=HELDOUT.parquet student={config.run_dir}/student",
             highlight=False,
@@ -145,6 +146,7 @@ def main(config: DictConfig) -> None:
     except KeyboardInterrupt:
         sys.exit(f"interrupted; the same command resumes from the last checkpoint in {config.run_dir}")
     if rank == 0:
+        write_cards(Path(config.run_dir))
         progress.finish(config, trained)
 
 

@@ -105,14 +105,13 @@ class RunConsole:
             if key in first and key in last:
                 table.add_row(label, f"{first[key]:.4g}", f"{last[key]:.4g}")
         self.console.print(table)
-        self.console.print(
-            f"student: {self.run_dir}/student (Hugging Face format); next:", highlight=False, soft_wrap=True
-        )
-        self.console.print(
+        adapter = f", adapter: {self.run_dir}/adapter (PEFT)" if (self.run_dir / "adapter").is_dir() else ""
+        for line in (
+            f"student: {self.run_dir}/student (Hugging Face format, with a model card){adapter}; next:",
             f"  python -m recipe.evaluate data=HELDOUT.parquet student={self.run_dir}/student",
-            highlight=False,
-            soft_wrap=True,
-        )
+            f"  vllm serve {self.run_dir}/student",
+        ):
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _headline(row: dict[str, float]) -> str:

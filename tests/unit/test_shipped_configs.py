@@ -115,7 +115,7 @@ def combinations() -> list[dict[str, str]]:
     every = [
         {"model": model, "hardware": hardware, "update": update, "task": "prompt_distillation", "teacher": teacher}
         for model, hardware, update in itertools.product(names("model"), names("hardware"), names("update"))
-        for teacher in (CPU_TEACHERS if hardware == "cpu" else GPU_TEACHERS)
+        for teacher in (CPU_TEACHERS if hardware.startswith("cpu") else GPU_TEACHERS)
     ]
     first = [groups for groups in every if groups["model"] == names("model")[0]]
     return every + [groups | {"task": task} for groups in first for task in names("task")]

@@ -23,14 +23,19 @@ class ManagedTeacher:
 
     def __init__(self, config: TeacherConfig, log_path: str) -> None:
         self._supervisor = Supervisor(SGLangServer(config, Path(log_path)))
+        self._on_every_address = config.host == "0.0.0.0"
         self._metrics = MetricsServer(self._supervisor) if config.metrics_port >= 0 else None
 
     def start(self) -> str:
-        return self._supervisor.start()
+        return self._reachable(self._supervisor.start())
 
     async def wait_ready(self) -> str:
         """In a thread, so that `status()` and `stop()` answer meanwhile."""
-        return await asyncio.to_thread(self._supervisor.wait_ready)
+        return self._reachable(await asyncio.to_thread(self._supervisor.wait_ready))
+
+    def _reachable(self, url: str) -> str:
+        """A server that listens on every address is asked at its node's: the workers may be on other nodes."""
+        return url.replace("127.0.0.1", ray.util.get_node_ip_address()) if self._on_every_address else url
 
     def status(self) -> TeacherStatus:
         return self._supervisor.status()

@@ -1,6 +1,8 @@
 """A checkpoint as folders that transformers, vLLM and SGLang load: a PEFT adapter, and the merged model.
 
-    python -m verl_ext.sft.export CHECKPOINT BASE OUT    # any checkpoint of a run: OUT/student, and OUT/adapter
+    python -m verl_ext.export CHECKPOINT BASE OUT    # any checkpoint of a run: OUT/student, and OUT/adapter
+
+CHECKPOINT is `checkpoints/global_step_N` of an SFT run, `checkpoints/global_step_N/actor` of an on-policy one.
 
 verl's own `verl.model_merger` rounds every weight to bf16; here a weight leaves as it was trained, and the merged
 model in the dtype of the base.
@@ -19,6 +21,9 @@ from torch.distributed.tensor import DTensor, Shard
 
 from verl_ext.sft.lora import untie_head
 
+LORA = "lora_train_meta.json"
+"""verl's file of rank and alpha, in checkpoints with adapters alone."""
+HEAD = "lm_head"
 PEFT_NAME = ".default."  # PEFT's name of the only adapter, which its files leave out
 
 
@@ -30,7 +35,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
     """
     described = checkpoint / "fsdp_config.json"
     if not described.is_file():
-        raise ValueError(f"{checkpoint}: no checkpoint of verl's SFT trainer (no fsdp_config.json)")
+        raise ValueError(f"{checkpoint}: no checkpoint of verl's FSDP engine (no fsdp_config.json)")
     ranks = json.loads(described.read_text())["world_size"]
     files = [checkpoint / f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
     shards = [torch.load(file, map_location="cpu", weights_only=False) for file in files]
@@ -47,17 +52,23 @@ def _whole(parts: list[Any]) -> torch.Tensor:
     return torch.cat(shards, dim=placement.dim) if isinstance(placement, Shard) else shards[0]
 
 
-def save_adapter(state: dict[str, torch.Tensor], rank: int, alpha: float, base: str, out: Path) -> None:
-    """Write LoRA weights as a PEFT adapter folder."""
+def is_lora(checkpoint: Path) -> bool:
+    """The checkpoint holds adapters beside, or instead of, a base."""
+    return (checkpoint / LORA).is_file()
+
+
+def export_adapter(checkpoint: Path, base: str, out: Path) -> None:
+    """Write the LoRA weights of a checkpoint as the PEFT adapter folder `out`, which must not exist."""
     from peft import LoraConfig, TaskType
 
+    state, meta = read_checkpoint(checkpoint), json.loads((checkpoint / LORA).read_text())
     adapter = {name.replace(PEFT_NAME, "."): tensor.contiguous() for name, tensor in state.items() if "lora_" in name}
     modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapter})
     out.mkdir(parents=True)
     save_file(adapter, out / "adapter_model.safetensors", metadata={"format": "pt"})
     LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  PEFT annotates int and scales by any number
+        r=meta["r"],
+        lora_alpha=meta["lora_alpha"],
         target_modules=modules,
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base,
@@ -66,13 +77,36 @@ def save_adapter(state: dict[str, torch.Tensor], rank: int, alpha: float, base: 
 
 
 def merged_model(base: str, adapter: Path) -> Any:
-    """The base with the adapter merged into it, in fp32, the output head untied."""
+    """The base with the adapter merged into it, in fp32; the output head is untied where the adapter changes it."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    untie_head(model)
+    if HEAD in json.loads((adapter / "adapter_config.json").read_text())["target_modules"]:
+        untie_head(model)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def whole_model(checkpoint: Path, base: str) -> Any:
+    """The model of a checkpoint without adapters, in fp32."""
+    from transformers import AutoModelForCausalLM
+
+    state = read_checkpoint(checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.load_state_dict(state)
+    return model
+
+
+def save_model(model: Any, base: str, out: Path) -> None:
+    """Write a model with the base's tokenizer into the folder `out`, in the base's dtype."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    dtype = AutoConfig.from_pretrained(base).dtype
+    model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(base).save_pretrained(out)
 
 
 def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:
@@ -81,36 +115,29 @@ def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:
     Raises:
         ValueError: if `checkpoint` is none.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    state = read_checkpoint(checkpoint)
     new = out / "export.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    lora = checkpoint / "lora_train_meta.json"
-    model: Any
-    if lora.is_file():
-        meta = json.loads(lora.read_text())
-        save_adapter(state, meta["r"], meta["lora_alpha"], base, new / "adapter")
+    if is_lora(checkpoint):
+        export_adapter(checkpoint, base, new / "adapter")
         model = merged_model(base, new / "adapter")
     else:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        model.load_state_dict(state)
-    dtype = AutoConfig.from_pretrained(base).dtype
-    model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(new / "student")
-    AutoTokenizer.from_pretrained(base).save_pretrained(new / "student")
+        model = whole_model(checkpoint, base)
+    save_model(model, base, new / "student")
     for folder in sorted(new.iterdir()):
-        shutil.rmtree(out / folder.name, ignore_errors=True)
-        folder.replace(out / folder.name)
+        target = out / folder.name
+        if target.is_symlink():  # an on-policy run links its newest checkpoint there
+            target.unlink()
+        shutil.rmtree(target, ignore_errors=True)
+        folder.replace(target)
     new.rmdir()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="folder global_step_N of a run")
+    parser.add_argument(
+        "checkpoint", type=Path, help="folder global_step_N of a run; of an on-policy run its folder actor"
+    )
     parser.add_argument("base", help="the model that was trained: folder or hub name")
     parser.add_argument("out", type=Path, help="folder for student/ and adapter/")
     options = parser.parse_args()

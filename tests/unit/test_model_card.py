@@ -1,0 +1,88 @@
+"""What a model card says is what the run's folder holds."""
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from verl_ext import model_card
+
+ROWS = [
+    {"step": 1, "teacher_kl": 2.0, "critic/rewards/mean": 0.25, "timing_s/step": 1800.0, "response_length/mean": 2.0},
+    {"step": 2, "teacher_kl": 0.5, "critic/rewards/mean": 0.75, "timing_s/step": 5400.0, "response_length/mean": 3.0},
+]
+ROWS = [row | {"perf/total_num_tokens": 1000.0, "teacher/tokens": 4000.0} for row in ROWS]
+EVALUATION = {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "rows": 300}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, compose_run) -> Path:
+    """As a LoRA run on two GPUs leaves it, the teacher on two of its own."""
+    words = ["hardware=h100_8x", "update=lora", "teacher=fp8", "trainer.n_gpus_per_node=2", "teacher.dp=1"]
+    config = compose_run(*words, "student.path=org/base", "teacher.model_path=org/big", f"run_dir={tmp_path}")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for step, name in ((4, "adapter"), (4, "merged")):
+        (tmp_path / f"checkpoints/global_step_{step}/actor/{name}").mkdir(parents=True)
+    (tmp_path / "adapter").symlink_to("checkpoints/global_step_4/actor/adapter")
+    (tmp_path / "student").symlink_to("checkpoints/global_step_4/actor/merged")
+    return tmp_path
+
+
+def lines_of(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+def test_settings_training_and_cost_are_the_runs(run_dir):
+    model_card.write_cards(run_dir)
+    card = lines_of(run_dir / "student" / "README.md")
+    assert card[:3] == ["---", "base_model: org/base", "library_name: transformers"]
+    for line in (
+        "| teacher | org/big |",
+        "| teacher's quantization | fp8 |",
+        "| LoRA rank | 32 |",
+        "| seed | 0 |",
+        "| steps | 2 |",
+        "| reverse KL from the teacher, nats a token | 2 → 0.5 |",
+        "| seconds in steps | 7,200 |",
+        "| samples | 256 |",  # 32 prompts x 4 samples x 2 steps
+        "| tokens that the student sampled | 640 |",  # 128 x (2 + 3)
+        "| tokens that the trainer read | 2,000 |",
+        "| tokens that the teacher read | 8,000 |",
+        "| GPU-hours (trainer's, teacher's) | 4.00, 4.00 |",  # 2 GPUs each for two hours
+        "    vllm serve .",
+    ):
+        assert line in card, line
+    assert not [line for line in card if "| control" in line or "| discount" in line]  # what is off is not said
+
+
+def test_an_adapter_is_served_on_its_base(run_dir):
+    model_card.write_cards(run_dir)
+    card = lines_of(run_dir / "adapter" / "README.md")
+    assert card[2] == "library_name: peft"
+    assert "    vllm serve org/base --enable-lora --max-lora-rank 32 --lora-modules student=." in card
+
+
+def test_a_shared_gpu_is_counted_once(run_dir):
+    config = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(config, DictConfig)
+    config.teacher.share_device = True
+    assert model_card.cost(config, ROWS)["GPU-hours (trainer's, teacher's)"] == "4.00, 0.00"
+
+
+@pytest.mark.parametrize(("step", "shown"), [(4, True), (2, False)])
+def test_an_evaluation_is_shown_for_the_weights_that_it_judged(run_dir, step, shown):
+    judged = (run_dir / f"checkpoints/global_step_{step}/actor/merged").resolve()
+    arms = {"base": EVALUATION | {"sees_prompt": False}, "teacher": EVALUATION | {"sees_prompt": True}}
+    (run_dir / "eval.json").write_text(json.dumps(arms | {"student_folder": str(judged)}))
+    model_card.write_cards(run_dir)
+    card = lines_of(run_dir / "student" / "README.md")
+    assert ("| teacher, with the prompt | 0.500 (0.400-0.600) of 300 rows |" in card) == shown
+
+
+def test_a_run_without_weights_gets_no_card(run_dir):
+    (run_dir / "student").unlink()
+    (run_dir / "adapter").unlink()
+    model_card.write_cards(run_dir)
+    assert not list(run_dir.rglob("README.md"))
