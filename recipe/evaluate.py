@@ -1,25 +1,31 @@
-"""How well each arm names the language, with vLLM: against the right answers, and against the teacher's.
+"""How well each arm does its task, with vLLM: against the right answers, and against the teacher's.
 
     python -m recipe.evaluate data=heldout.parquet edge=edge.parquet base=BASE teacher=BASE student=RUN/student
 
 The base answers without the prompt (and, as `base_prompted`, with it), the teacher with it, the student without it.
 Writes eval.json and, beside it, eval.png: a confusion matrix for each arm.
+
+Rows with data_source=math are problems. The training's reward scores the last \\boxed{} of an answer; `max_tokens` is
+the training's longest response. `extract`, `labels`, `edge` and the picture are about labels and have no part in it.
 """
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
+from rich.console import Console
 
 from verl_ext import labels, preflight
 from verl_ext.config import settings_of
-from verl_ext.data import LABELS
+from verl_ext.data import LABELS, MATH
 from verl_ext.evaluation import Agreement, accuracy_by, agreement, evaluate_answers
 from verl_ext.evaluation_report import ArmResult, plot_confusion, print_tables
-from verl_ext.sampling import EngineConfig, Request, SamplingConfig, VllmSampler
+from verl_ext.math_evaluation import MathResult, evaluate_math, math_table
+from verl_ext.sampling import Answer, EngineConfig, Request, SamplingConfig, VllmSampler
 from verl_ext.verbs import register_verb
 
 # arm name -> the column whose messages the model sees
@@ -88,8 +94,8 @@ class EvaluateConfig:
 register_verb("evaluate", EvaluateConfig)
 
 
-def answer(model: str, arms: list[str], rows: Rows, config: EvaluateConfig) -> dict[str, list[str]]:
-    """The labels that one model gives in several arms, one engine for all of them; "" where an answer holds none."""
+def answer(model: str, arms: list[str], rows: Rows, config: EvaluateConfig) -> dict[str, list[Answer]]:
+    """What one model says in several arms, one engine for all of them."""
     asked = [(arm, row) for arm in arms for row in rows]
     requests = [Request(number, row[ARMS[arm]]) for number, (arm, row) in enumerate(asked)]
     sampling = SamplingConfig(
@@ -97,11 +103,13 @@ def answer(model: str, arms: list[str], rows: Rows, config: EvaluateConfig) -> d
     )
     engine = EngineConfig(dtype=config.dtype, tp=config.tp, gpu_memory_utilization=config.gpu_memory_utilization)
     answers = VllmSampler(model, sampling, engine, requests).answer(requests)
-    given: dict[str, list[str]] = {arm: [] for arm in arms}
-    for (arm, _), one in zip(asked, answers, strict=True):
-        extract = config.extract_prompted if ARMS[arm] == "teacher_messages" else config.extract
-        given[arm].append(labels.read_label(one.text, extract, "strict", config.labels).label)
-    return given
+    return {arm: answers[number * len(rows) : (number + 1) * len(rows)] for number, arm in enumerate(arms)}
+
+
+def read_labels(arm: str, answers: list[Answer], config: EvaluateConfig) -> list[str]:
+    """The labels in an arm's answers; "" where one holds none."""
+    extract = config.extract_prompted if ARMS[arm] == "teacher_messages" else config.extract
+    return [labels.read_label(one.text, extract, "strict", config.labels).label for one in answers]
 
 
 def read_rows(config: EvaluateConfig) -> tuple[Rows, Rows]:
@@ -137,7 +145,32 @@ def judge(config: EvaluateConfig, given: dict[str, list[str]], rows: Rows) -> di
     }
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, ArmResult]:
+def judge_math(config: EvaluateConfig, said: dict[str, list[Answer]], rows: Rows) -> dict[str, MathResult]:
+    """The arms' answers to problems as results."""
+    truths = [row["reward_model"]["ground_truth"] for row in rows]
+    return {
+        arm: evaluate_math(model, ARMS[arm] == "teacher_messages", said[arm], truths)
+        for arm, model in config.models().items()
+    }
+
+
+def is_math(config: EvaluateConfig, rows: Rows) -> bool:
+    """Whether the rows are problems, or else have labels. ValueError if they cannot be judged as one of the two."""
+    sources = {row["data_source"] for row in rows}
+    if MATH not in sources:
+        unknown = sorted({row["reward_model"]["ground_truth"] for row in rows} - set(config.labels))
+        if unknown:
+            raise ValueError(f"labels: {config.data} also has {', '.join(unknown)}; name all labels of your task")
+        return False
+    if sources != {MATH}:
+        others = ", ".join(sorted(sources - {MATH}))
+        raise ValueError(f"data={config.data}: data_source is {MATH} and {others}; evaluate each in a file of its own")
+    if config.edge:
+        raise ValueError(f"edge={config.edge}: edge cases are those of a task with labels; leave it out")
+    return True
+
+
+def evaluate(config: EvaluateConfig) -> Mapping[str, ArmResult | MathResult]:
     """Evaluate every arm; a model that several arms share is loaded once.
 
     Raises:
@@ -149,13 +182,25 @@ def evaluate(config: EvaluateConfig) -> dict[str, ArmResult]:
     for arm, model in models.items():
         preflight.check_model(arm, model)
     rows, edge = read_rows(config)
-    unknown = sorted({row["reward_model"]["ground_truth"] for row in rows} - set(config.labels))
-    if unknown:
-        raise ValueError(f"labels: {config.data} also has {', '.join(unknown)}; name all labels of your task")
-    given: dict[str, list[str]] = {}
+    problems = is_math(config, rows)
+    said: dict[str, list[Answer]] = {}
     for model in dict.fromkeys(models.values()):
-        given |= answer(model, [arm for arm in models if models[arm] == model], rows + edge, config)
-    return judge(config, given, rows)
+        said |= answer(model, [arm for arm in models if models[arm] == model], rows + edge, config)
+    if problems:
+        return judge_math(config, said, rows)
+    return judge(config, {arm: read_labels(arm, answers, config) for arm, answers in said.items()}, rows)
+
+
+def show(results: Mapping[str, ArmResult | MathResult], picture: Path) -> str:
+    """Print the tables, draw what can be drawn; what to call the files written beside the report."""
+    problems = {arm: result for arm, result in results.items() if isinstance(result, MathResult)}
+    if problems:
+        Console().print(math_table(problems))
+        return ""
+    labelled = {arm: result for arm, result in results.items() if isinstance(result, ArmResult)}
+    print_tables(labelled)
+    plot_confusion(labelled, picture)
+    return f" and {picture}"
 
 
 @hydra.main(version_base=None, config_path=None, config_name="evaluate")
@@ -166,13 +211,11 @@ def main(config: Any) -> None:
         results = evaluate(settings)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print_tables(results)
     seconds = time.perf_counter() - started
     report = {"config": asdict(settings), "seconds": seconds}
     preflight.write_json(Path(settings.out), report | {arm: result.as_dict() for arm, result in results.items()})
-    picture = Path(settings.out).with_suffix(".png")
-    plot_confusion(results, picture)
-    print(f"{settings.out} and {picture} written after {seconds:.0f} s")
+    pictures = show(results, Path(settings.out).with_suffix(".png"))
+    print(f"{settings.out}{pictures} written after {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from recipe.evaluate import EvaluateConfig, judge
+from recipe.evaluate import EvaluateConfig, is_math, judge, judge_math, show
 from verl_ext import evaluation
 from verl_ext.evaluation import ClassRow, Proportion, accuracy_by, agreement, evaluate_answers
 from verl_ext.evaluation_report import languages_apart, plot_confusion, print_tables
+from verl_ext.sampling import Answer
 
 #         en en en en  de de de  fr
 GOLD = ["en", "en", "en", "en", "de", "de", "de", "fr"]
@@ -131,3 +132,47 @@ def test_report_and_picture(judged, tmp_path, capsys):
 def test_an_error_names_the_key(settings, key):
     with pytest.raises(ValueError, match=f"^{key}"):
         EvaluateConfig(**settings)
+
+
+PROBLEMS = [
+    {"reward_model": {"ground_truth": truth}, "data_source": "math", "extra_info": {"language": ""}}
+    for truth in ("43", "\\frac{3}{4}", "7")
+]
+
+
+def test_problems_are_scored_by_the_last_box():
+    config = EvaluateConfig(data="d", base="b", teacher="t")
+    said = {
+        "base": [Answer("43", 1, "stop"), Answer("\\boxed{", 16, "length"), Answer("\\boxed{8}", 4, "stop")],
+        "teacher": [Answer("\\boxed{43}", 3, "stop"), Answer("\\boxed{0.75}", 6, "stop"), Answer("7", 0, "length")],
+    }
+    results = judge_math(config, said, PROBLEMS)
+    base, teacher = results["base"], results["teacher"]
+    assert (base.accuracy, base.truncated, base.unboxed) == (Proportion(0, 3), Proportion(1, 3), Proportion(2, 3))
+    assert (teacher.accuracy.hits, teacher.truncated.hits, teacher.unboxed.hits, teacher.mean_tokens) == (2, 1, 1, 3.0)
+    report = teacher.as_dict()
+    assert report["accuracy"] == 2 / 3
+    assert report["accuracy_interval_95"] == Proportion(2, 3).interval
+    assert (report["model"], report["sees_prompt"], report["rows"]) == ("t", True, 3)
+
+
+def test_the_table_of_problems_fits_80_columns_and_there_is_no_picture(tmp_path, capsys):
+    config = EvaluateConfig(data="d", base_prompted="b")
+    results = judge_math(config, {"base_prompted": [Answer("\\boxed{7}", 4096, "length")] * 3}, PROBLEMS)
+    assert show(results, tmp_path / "eval.png") == ""
+    printed = capsys.readouterr().out
+    assert "0.333 (0.061-0.792)" in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_task_a_file():
+    labelled = {"reward_model": {"ground_truth": "ru"}, "data_source": "language_id"}
+    assert is_math(EvaluateConfig(data="d"), PROBLEMS)
+    assert not is_math(EvaluateConfig(data="d"), [labelled])
+    with pytest.raises(ValueError, match="data=d: data_source is math and language_id"):
+        is_math(EvaluateConfig(data="d"), [*PROBLEMS, labelled])
+    with pytest.raises(ValueError, match=r"^edge=e"):
+        is_math(EvaluateConfig(data="d", edge="e", teacher="t"), PROBLEMS)
+    with pytest.raises(ValueError, match="labels: d also has 43"):
+        is_math(EvaluateConfig(data="d"), [PROBLEMS[0] | {"data_source": "other"}])
