@@ -25,6 +25,7 @@ from verl_ext.data import LABELS, MATH
 from verl_ext.evaluation import Agreement, accuracy_by, agreement, evaluate_answers
 from verl_ext.evaluation_report import ArmResult, plot_confusion, print_tables
 from verl_ext.math_evaluation import MathResult, evaluate_math, math_table
+from verl_ext.model_card import keep_evaluation
 from verl_ext.sampling import Answer, EngineConfig, Request, SamplingConfig, VllmSampler
 from verl_ext.verbs import register_verb
 
@@ -212,10 +213,12 @@ def main(config: Any) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     seconds = time.perf_counter() - started
-    report = {"config": asdict(settings), "seconds": seconds}
-    preflight.write_json(Path(settings.out), report | {arm: result.as_dict() for arm, result in results.items()})
+    report = {"config": asdict(settings), "seconds": seconds} | {arm: r.as_dict() for arm, r in results.items()}
+    preflight.write_json(Path(settings.out), report)
     pictures = show(results, Path(settings.out).with_suffix(".png"))
     print(f"{settings.out}{pictures} written after {seconds:.0f} s")
+    if settings.student and keep_evaluation(Path(settings.student), report):
+        print(f"the model card has it too: {settings.student}/README.md")
 
 
 if __name__ == "__main__":

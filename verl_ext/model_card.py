@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_ext.metrics import read_metrics
+from verl_ext.preflight import write_json
 
 Row = Mapping[str, float]
 
@@ -69,8 +70,18 @@ def write_cards(run_dir: Path) -> None:
             (folder / "README.md").write_text(card(config, rows, found, folder.resolve(), adapter=kind == "adapter"))
 
 
+def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
+    """Keep a report of `recipe.evaluate` on RUN/student as `RUN/eval.json` and show it on the cards; else do nothing."""
+    run_dir = student.absolute().parent
+    if student.name != "student" or not (run_dir / "config.yaml").is_file():
+        return False
+    write_json(run_dir / "eval.json", {**report, "student_folder": str(student.resolve())})
+    write_cards(run_dir)
+    return True
+
+
 def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], folder: Path, *, adapter: bool) -> str:
-    """The card's text. `evaluation` is an eval.json, shown where it judged the weights of this very `folder`."""
+    """The card's text. `evaluation` is an eval.json, shown where it judged these weights: their folders are neighbours."""
     base = str(config.student.path)
     tags = ["distillation", "on-policy-distillation" if is_on_policy(config) else "sft"]
     head = ["---", f"base_model: {base}", f"library_name: {'peft' if adapter else 'transformers'}"]
@@ -85,7 +96,7 @@ def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any],
     ]
     if rows:
         parts += [table("Training", training(rows)), table("Cost so far", cost(config, rows))]
-    if evaluation.get("student_folder") == str(folder):
+    if Path(evaluation.get("student_folder", "")).parent == folder.parent:
         parts.append(table("Evaluation", accuracies(evaluation)))
     parts.append("Versions: " + ", ".join(f"{name} {version(name)}" for name in PACKAGES) + ".")
     return "\n\n".join(parts) + "\n"

@@ -71,14 +71,23 @@ def test_a_shared_gpu_is_counted_once(run_dir):
     assert model_card.cost(config, ROWS)["GPU-hours (trainer's, teacher's)"] == "4.00, 0.00"
 
 
-@pytest.mark.parametrize(("step", "shown"), [(4, True), (2, False)])
-def test_an_evaluation_is_shown_for_the_weights_that_it_judged(run_dir, step, shown):
-    judged = (run_dir / f"checkpoints/global_step_{step}/actor/merged").resolve()
+def test_an_evaluation_of_the_student_is_shown_until_the_student_changes(run_dir):
     arms = {"base": EVALUATION | {"sees_prompt": False}, "teacher": EVALUATION | {"sees_prompt": True}}
-    (run_dir / "eval.json").write_text(json.dumps(arms | {"student_folder": str(judged)}))
+    line = "| teacher, with the prompt | 0.500 (0.400-0.600) of 300 rows |"
+    assert model_card.keep_evaluation(run_dir / "student", arms)
+    assert all(line in lines_of(run_dir / kind / "README.md") for kind in ("student", "adapter"))
+    later = run_dir / "checkpoints/global_step_8/actor/merged"
+    later.mkdir(parents=True)
+    (run_dir / "student").unlink()
+    (run_dir / "student").symlink_to(later)
     model_card.write_cards(run_dir)
-    card = lines_of(run_dir / "student" / "README.md")
-    assert ("| teacher, with the prompt | 0.500 (0.400-0.600) of 300 rows |" in card) == shown
+    assert line not in lines_of(run_dir / "student" / "README.md")
+
+
+def test_an_evaluation_of_a_model_of_no_run_is_kept_nowhere(tmp_path):
+    (tmp_path / "student").mkdir()
+    assert not model_card.keep_evaluation(tmp_path / "student", {})
+    assert list(tmp_path.rglob("*")) == [tmp_path / "student"]
 
 
 def test_a_run_without_weights_gets_no_card(run_dir):
