@@ -71,7 +71,7 @@ def write_cards(run_dir: Path) -> None:
 
 
 def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
-    """Keep a report of `recipe.evaluate` on RUN/student as `RUN/eval.json` and show it on the cards; else do nothing."""
+    """Keep a report of `recipe.evaluate` on RUN/student as `RUN/eval.json` and show it on the cards; else nothing."""
     run_dir = student.absolute().parent
     if student.name != "student" or not (run_dir / "config.yaml").is_file():
         return False
@@ -81,7 +81,7 @@ def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
 
 
 def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], folder: Path, *, adapter: bool) -> str:
-    """The card's text. `evaluation` is an eval.json, shown where it judged these weights: their folders are neighbours."""
+    """The card's text. `evaluation` (an eval.json) is shown where it judged these weights: the folders are neighbours."""
     base = str(config.student.path)
     tags = ["distillation", "on-policy-distillation" if is_on_policy(config) else "sft"]
     head = ["---", f"base_model: {base}", f"library_name: {'peft' if adapter else 'transformers'}"]
