@@ -81,7 +81,7 @@ def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
 
 
 def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], folder: Path, *, adapter: bool) -> str:
-    """The card's text. `evaluation` (an eval.json) is shown where it judged these weights: the folders are neighbours."""
+    """The card's text. `evaluation` (an eval.json) is shown where it judged these weights, in a folder beside this."""
     base = str(config.student.path)
     tags = ["distillation", "on-policy-distillation" if is_on_policy(config) else "sft"]
     head = ["---", f"base_model: {base}", f"library_name: {'peft' if adapter else 'transformers'}"]
@@ -127,7 +127,7 @@ def settings(config: DictConfig) -> dict[str, str]:
     """By name, those that say something."""
     found = {}
     for name, key in (ON_POLICY if is_on_policy(config) else SFT).items():
-        value = OmegaConf.select(config, key, throw_on_missing=True)
+        value = OmegaConf.select(config, key)
         if value not in UNREMARKABLE or name == "seed":
             found[name] = ", ".join(map(str, value)) if isinstance(value, ListConfig) else str(value)
     return found
