@@ -1,0 +1,120 @@
+"""On what vLLM samples, SGLang, verl's actor and vLLM itself give the same weights the same log-probs.
+
+The tiny pair, whose distribution is that of a trained model, and a real shape with random weights.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+
+SHAPE = os.environ.get("AGREEMENT_SHAPE", "Qwen/Qwen3-0.6B")
+PROMPTS, RANDOM_PROMPT, RESPONSE = 32, 64, 64
+BF16_NATS = 0.02  # mean absolute difference between two engines
+FP32_NATS = 1e-4  # largest difference
+FP8_NATS = 0.5  # mean: a broken kernel is caught, FP8's own error is stated
+ENGINES = ("vllm", "actor", "exact")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Log-probs of the same responses by engine, flat."""
+
+    name: str
+    request: dict[str, Any]
+    logprobs: dict[str, list[float]]
+
+
+def prompts_of(name: str, model: Path, pair: Path) -> list[list[int]]:
+    if name != "pair":
+        draw = random.Random(0)
+        return [[draw.randrange(3, 150_000) for _ in range(RANDOM_PROMPT)] for _ in range(PROMPTS)]
+    import pyarrow.parquet as pq
+
+    from verl_ext.preflight import load_tokenizer
+    from verl_ext.sampling import render
+
+    tokenizer = load_tokenizer(str(model))
+    rows = pq.read_table(pair / "data/heldout.parquet").to_pylist()[:PROMPTS]
+    return [render(tokenizer, row["teacher_messages"], {}) for row in rows]
+
+
+@pytest.fixture(scope="module", params=["pair", "real_shape"])
+def scored(request, machine, pair: Path, run_module: Callable[..., str], tmp_path_factory) -> Scored:
+    """Sampled by vLLM, scored by every engine but the teacher's."""
+    folder, model = tmp_path_factory.mktemp(request.param), pair / "base"
+    if request.param == "real_shape":
+        if machine.platform == "cpu":
+            pytest.skip("a real shape is slow on a CPU")
+        from benchmarks.random_model import write_model
+
+        model = folder / "model"
+        write_model(model, SHAPE, machine.platform, machine.dtype)
+    asked = {"model": str(model), "device": machine.platform, "dtype": machine.dtype, "length": RESPONSE}
+    asked |= {"words": machine.words, "prompts": prompts_of(request.param, model, pair)}
+    logprobs = {}
+    for engine in ENGINES:
+        (folder / "request.json").write_text(json.dumps(asked))
+        words = (engine, str(folder / "request.json"), str(folder / f"{engine}.json"))
+        run_module(f"agreement_{request.param}_{engine}", "tests/gpu/score_with.py", *words)
+        answer = json.loads((folder / f"{engine}.json").read_text())
+        asked |= {"responses": answer["responses"]} if engine == "vllm" else {}
+        logprobs[engine] = list(itertools.chain.from_iterable(answer["logprobs"]))
+    return Scored(request.param, asked, logprobs)
+
+
+def teachers_logprobs(settings: dict[str, Any], asked: dict[str, Any], log: Path) -> list[float]:
+    from verl_ext.teacher.config import TeacherConfig
+    from verl_ext.teacher.pool import TeacherPool
+    from verl_ext.teacher.scorer import Score, ScoreRequest
+    from verl_ext.teacher.server import SGLangServer
+    from verl_ext.teacher.service import vocab_size_of
+
+    config = TeacherConfig(**settings)
+    requests = [ScoreRequest(p, r) for p, r in zip(asked["prompts"], asked["responses"], strict=True)]
+
+    async def score(url: str) -> list[float]:
+        vocab_size = vocab_size_of(asked["model"], trust_remote_code=False)
+        async with TeacherPool(config, vocab_size, [url]) as pool:
+            outcomes = await pool.score(requests)
+        return [value for outcome in outcomes if isinstance(outcome, Score) for value in outcome.logprobs.tolist()]
+
+    with SGLangServer(config, log) as server:
+        return asyncio.run(score(server.wait_ready(300)))
+
+
+def gap(one: list[float], other: list[float]) -> dict[str, float]:
+    """Mean and largest absolute difference, nats."""
+    found = [abs(a - b) for a, b in zip(one, other, strict=True)]
+    return {"mean": sum(found) / len(found), "max": max(found)}
+
+
+def test_engines_agree(precision: str, scored: Scored, machine, out: Path) -> None:
+    name = f"agreement_{scored.name}_{precision}"
+    settings = machine.teacher_settings(Path(scored.request["model"]), precision, context_length=1024)
+    teacher = teachers_logprobs(settings, scored.request, out / f"{name}_teacher.log")
+    logprobs = scored.logprobs | {"sglang": teacher}
+    assert len(teacher) == PROMPTS * RESPONSE
+    gaps = {f"{a}-{b}": gap(logprobs[a], logprobs[b]) for a, b in itertools.combinations(logprobs, 2)}
+    (out / f"{name}.json").write_text(json.dumps(gaps, indent=2) + "\n")
+    print(json.dumps(gaps, indent=2))
+    engines = [key for key in gaps if "exact" not in key]
+    for key in engines:
+        if machine.platform == "cpu":
+            assert gaps[key]["max"] <= FP32_NATS, key
+        elif precision == "fp8" and "sglang" in key:
+            assert 0 < gaps[key]["mean"] <= FP8_NATS, key
+        else:
+            assert gaps[key]["mean"] <= BF16_NATS, key
+    if precision != "fp8":
+        shifted = gap(teacher[1:], scored.logprobs["actor"][:-1])
+        assert shifted["mean"] > 10 * gaps["actor-sglang"]["mean"]  # one position off would be seen
