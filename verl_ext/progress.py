@@ -9,14 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class ChunkProgress:
     """Counts rows and tokens. Use it as a context manager."""
 
-    def __init__(self, title: str, total: int) -> None:
-        """`total`: rows to come."""
-        self._title, self._total = title, total
+    def __init__(self, title: str, total: int, shown: bool = True) -> None:
+        """`total`: rows to come. Only counts where it is not `shown`."""
+        self._title, self._total, self._shown = title, total, shown
         self._started = time.perf_counter()
         self._rows = self._tokens = 0
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
         self._bar = Progress(*columns, TimeRemainingColumn())
-        self._bar.disable = not self._bar.console.is_terminal
+        self._bar.disable = not (shown and self._bar.console.is_terminal)
         self._task = self._bar.add_task(title, total=total, rate="")
 
     def advance(self, rows: int, tokens: int) -> None:
@@ -24,7 +24,7 @@ class ChunkProgress:
         self._rows, self._tokens = self._rows + rows, self._tokens + tokens
         rate = f"{self._tokens:,} tokens, {self._tokens / (time.perf_counter() - self._started):,.0f} tokens/s"
         self._bar.update(self._task, completed=self._rows, rate=rate)
-        if self._bar.disable:
+        if self._shown and self._bar.disable:
             print(f"{self._title}: {self._rows:,}/{self._total:,} rows, {rate}", flush=True)
 
     def took(self) -> dict[str, float]:

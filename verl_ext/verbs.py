@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -24,8 +25,10 @@ def _lift_readonly(node: DictConfig) -> None:
             _lift_readonly(node[key])
 
 
-def register_verb(name: str, config_class: type) -> None:
+def register_verb(name: str, config_class: type, groups: Sequence[str] = ()) -> None:
     """Make a dataclass the whole configuration of a verb whose only outputs are its own: no Hydra folders or logs.
+
+    `groups` are the fields for which `configs/<field>/` has sets of values.
 
     `--help` shows the verb's module docstring, every key with its default, and where each is documented.
     """
@@ -35,9 +38,8 @@ def register_verb(name: str, config_class: type) -> None:
     where = f"What each key means: class {config_class.__name__} in recipe/{name}.py"
     help_text = f"{module.__doc__}\nSettings (change any with key=value):\n\n$CONFIG\n{where}\n"
     hydra_part = {"run": {"dir": "."}, "output_subdir": None, "help": {"template": help_text}}
-    ConfigStore.instance().store(
-        name=name, node={"defaults": [f"{name}_schema", *quiet, "_self_"], "hydra": hydra_part}
-    )
+    defaults = [f"{name}_schema", *({group: None} for group in groups), *quiet, "_self_"]
+    ConfigStore.instance().store(name=name, node={"defaults": defaults, "hydra": hydra_part})
 
 
 def find_verl_configs() -> Path:

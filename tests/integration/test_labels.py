@@ -1,15 +1,22 @@
-"""Labelling with real engines: order, resuming after a kill, and vLLM against a served SGLang."""
+"""Labelling, and sampling and scoring as single stages, with real engines: order, resuming, vLLM against SGLang."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 
+from recipe.score import ScoreConfig, score
 from verl_ext import data, labels, tiny_pair
+from verl_ext.answers import AnswerRun, Answers, generate
+from verl_ext.preflight import load_tokenizer
 from verl_ext.sampling import EngineConfig, Request, SamplingConfig, ServedSampler, VllmSampler
+from verl_ext.scoring import Scoring, score_answers
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server import SGLangServer
 
@@ -133,3 +140,71 @@ def test_a_served_teacher_answers_as_vllm_does(teacher: Path, server: SGLangServ
     texts = [(a.text, b.text) for a, b in zip(theirs, ours, strict=True) if "\ufffd" not in a.text]
     assert len(texts) > 5
     assert [text for text, _ in texts] == [text for _, text in texts]
+
+
+@pytest.fixture(scope="module")
+def prompted(teacher: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two samples of every training row, drawn with the prompt in view."""
+    out = tmp_path_factory.mktemp("answers") / "answers.parquet"
+    sampling = SamplingConfig(temperature=1.0, max_tokens=8, stop=[], enable_thinking=None)
+    run = AnswerRun(
+        str(teacher), str(whole / "train.parquet"), "teacher", 2, 0, sampling, EngineConfig(dtype="float32")
+    )
+    answers, took = generate(run, out, CHUNK, overwrite=False)
+    ids = answers.table["response_ids"].to_pylist()
+    assert took is not None
+    assert took["tokens"] == sum(map(len, ids))
+    assert sum(ids[i] == ids[i + 1] for i in range(0, len(ids), 2)) < len(ids) / 4  # each sample has its own seed
+    return out
+
+
+def scored_by(server: SGLangServer, answers: Answers, **changes: object) -> Scoring:
+    config = TeacherConfig(mode="external", urls=[server.url], model_path=server.config.model_path)
+    tokenizer = load_tokenizer(answers.model)
+    return score_answers(answers, dataclasses.replace(config, **changes), tokenizer, 3, Path("not written"))
+
+
+def test_the_sampler_as_its_own_teacher_has_no_kl_and_another_prompt_has(prompted: Path, server: SGLangServer):
+    answers = Answers.read("data", str(prompted))
+    same = scored_by(server, answers)
+    assert same.errors == []
+    gaps = np.concatenate([rollout - teacher for rollout, teacher in same.scored])
+    print(f"\n{len(gaps)} tokens, teacher_kl {same.teacher_kl:+.1e}, greatest {np.abs(gaps).max():.1e} nats")
+    assert len(gaps) > 200
+    assert abs(same.teacher_kl) < 1e-4
+    assert np.abs(gaps).max() < 1e-4
+
+    other = answers.table.set_column(
+        answers.table.column_names.index("teacher_messages"), "teacher_messages", answers.table["prompt"]
+    )
+    wrong = scored_by(server, dataclasses.replace(answers, table=other))
+    print(f"without the prompt: teacher_kl {wrong.teacher_kl:+.4f}")
+    assert wrong.teacher_kl > 0.01
+    worst = wrong.disagreements[0]
+    assert worst.reverse_kl > wrong.teacher_kl
+    assert worst.teachers_id != answers.table["response_ids"][worst.index].as_py()[worst.position]
+    assert worst.teachers_logprob > worst.teacher_logprob
+
+
+def test_a_second_scoring_asks_only_the_store(prompted: Path, server: SGLangServer, tmp_path: Path, capsys):
+    answers, out = Answers.read("data", str(prompted)), tmp_path / "scored.parquet"
+    first = scored_by(server, answers, store_path=str(tmp_path / "store"), fingerprint="it")
+    assert first.from_store == 0
+    managed = dataclasses.replace(server.config, store_path=str(tmp_path / "store"), fingerprint="it")
+    score(ScoreConfig(managed, str(prompted), str(out)), Console(width=120))
+    printed = capsys.readouterr().out
+    assert f"{len(answers.table)}, 0" in printed
+    assert "10 tokens with the largest" in printed
+    table = Answers.read("data", str(out)).table
+    assert table["teacher_logprobs"].to_pylist() == [teacher.tolist() for _, teacher in first.scored]
+    assert not list(tmp_path.glob("*.log"))  # no server was started
+
+
+def test_the_verb_fails_where_nothing_was_scored(prompted: Path, teacher: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "recipe.score", f"data={prompted}", f"out={tmp_path}/scored.parquet"]
+    command += [f"teacher.model_path={teacher}", "teacher.fingerprint=it", "teacher.store_mode=replay"]
+    command += [f"teacher.store_path={tmp_path}/empty"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    table = Answers.read("data", f"{tmp_path}/scored.parquet").table
+    assert (done.returncode, table["teacher_logprobs"].null_count) == (1, len(table))
+    assert f"none of the {len(table)} samples was scored" in done.stderr

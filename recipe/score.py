@@ -1,0 +1,97 @@
+"""Score sampled answers with a teacher, token by token: the second half of an on-policy step, on its own.
+
+    python -m recipe.score data=answers.parquet teacher.model_path=MODEL out=scored.parquet
+    python -m recipe.score data=answers.parquet teacher=fp8 teacher.model_path=MODEL          # configs/teacher/
+    python -m recipe.score data=answers.parquet teacher.mode=external 'teacher.urls=[http://host:30000]'
+
+The teacher sees the column `teacher_messages`, whatever the model saw that answered. Writes the answers with
+`teacher_logprobs` (nats, one a token) and `teacher_error`; an answer without a score is kept, with nulls. With
+`teacher.store_path` no sample is scored twice, here or in training. Ends with status 1 where nothing was scored. What
+`teacher.*` means: verl_ext/teacher/config.py.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from rich.console import Console
+
+from recipe.on_policy_distillation import check_teacher
+from verl_ext import preflight
+from verl_ext.answers import Answers
+from verl_ext.config import settings_of
+from verl_ext.score_report import disagreement_table, summary, with_scores
+from verl_ext.scoring import score_answers
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.verbs import register_verb
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Settings of `python -m recipe.score`."""
+
+    # The class, not an object: it has no default for model_path, and would be checked at once.
+    teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig)  # pyright: ignore[reportAssignmentType]
+    """Who scores (verl_ext/teacher/config.py)."""
+    data: str = "???"
+    """File of `recipe.generate`."""
+    out: str = "scored.parquet"
+    """File for the answers with their scores; a managed teacher's log is beside it."""
+    model: str = ""
+    """Folder or hub name of the model that answered, whose tokenizer and template are used; empty: as `data` says."""
+    disagreements: int = 10
+    """Tokens of the largest reverse KL that are shown, >= 0."""
+
+    def __post_init__(self) -> None:
+        if self.disagreements < 0:
+            raise ValueError(f"disagreements={self.disagreements} must be >= 0")
+
+
+register_verb("score", ScoreConfig, groups=("teacher",))
+
+
+def score(config: ScoreConfig, console: Console) -> None:
+    """Score, write, print.
+
+    Raises:
+        ValueError: naming the key, if something is missing or does not fit.
+        RuntimeError, TimeoutError: if the teacher does not start, or no answer was scored.
+    """
+    answers, out = Answers.read("data", config.data), Path(config.out)
+    model = config.model or answers.model
+    preflight.check_model("model", model)
+    tokenizer = preflight.load_tokenizer(model)
+    # A server that runs need not have its files here: the vocabulary is the student's.
+    teacher = dataclasses.replace(config.teacher, model_path=config.teacher.model_path or model)
+    check_teacher(config.teacher, model, tokenizer)
+    found = score_answers(answers, teacher, tokenizer, config.disagreements, out.with_suffix(".teacher.log"))
+    dataclasses.replace(answers, table=with_scores(answers.table, found, config.teacher)).write(out)
+    console.print(summary(answers, found, config.teacher.model_path or ", ".join(teacher.urls)))
+    if found.disagreements:
+        console.print(disagreement_table(answers, found.disagreements, tokenizer))
+    print(f"{out} written")
+    if found.errors:
+        print(f"{len(found.errors)} samples have no score, the first: {found.errors[0]}")
+    if not found.scored:
+        raise RuntimeError(f"none of the {len(found.errors)} samples was scored")
+    print(
+        f"next: python -m recipe.on_policy_distillation student.path={model} teacher.model_path={teacher.model_path} \\"
+    )
+    print("    data.train_files=TRAIN.parquet data.val_files=HELDOUT.parquet")
+
+
+@hydra.main(version_base=None, config_path="../configs", config_name="score")
+def main(config: Any) -> None:
+    try:
+        score(settings_of(config, ScoreConfig), Console())
+    except (ValueError, RuntimeError, TimeoutError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; with teacher.store_path the same command goes on from the scores that it has")
+
+
+if __name__ == "__main__":
+    main()
