@@ -149,8 +149,9 @@ def judge(config: EvaluateConfig, given: dict[str, list[str]], rows: Rows) -> di
 def judge_math(config: EvaluateConfig, said: dict[str, list[Answer]], rows: Rows) -> dict[str, MathResult]:
     """The arms' answers to problems as results."""
     truths = [row["reward_model"]["ground_truth"] for row in rows]
+    same_prompt = all(row["prompt"] == row["teacher_messages"] for row in rows)
     return {
-        arm: evaluate_math(model, ARMS[arm] == "teacher_messages", said[arm], truths)
+        arm: evaluate_math(model, same_prompt or ARMS[arm] == "teacher_messages", said[arm], truths)
         for arm, model in config.models().items()
     }
 

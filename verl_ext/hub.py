@@ -29,10 +29,14 @@ class HubConfig:
     """Column of the problem, text."""
     answer: str = "answer"
     """Column of the final answer alone, text or a number: no solution, no \\boxed{} around it."""
+    max_chars: int = 0
+    """Leave out longer problems, characters; 0 keeps all. Training refuses a prompt over `data.max_prompt_length`."""
     max_rows: int = 0
     """Keep this many problems, drawn with `seed` from all that can be used; 0 keeps all, else >= 2."""
 
     def __post_init__(self) -> None:
+        if self.max_chars < 0:
+            raise ValueError(f"hub.max_chars={self.max_chars}: expected 0 (no limit) or more")
         if self.max_rows < 0 or self.max_rows == 1:
             raise ValueError(f"hub.max_rows={self.max_rows}: expected 0 (all), or at least 2")
 
@@ -44,8 +48,8 @@ class Problems:
     sentences: list[Sentence]
     """In the source's order, no two with the same text, white space aside."""
     counts: dict[str, int]
-    """Rows: `read`; left out `without_problem`, `without_answer`, as `repeated` (a text once more), as `contradictory`
-    (a text that has several answers: all its rows) or `over_max_rows`; `kept`, which is the rest."""
+    """Rows: `read`; left out `without_problem`, `without_answer`, as `over_max_chars`, `repeated` (a text once more),
+    `contradictory` (a text that has several answers: all its rows) or `over_max_rows`; `kept`, which is the rest."""
 
 
 def load_problems(config: HubConfig, seed: int) -> Problems:
@@ -54,7 +58,9 @@ def load_problems(config: HubConfig, seed: int) -> Problems:
     Raises:
         ValueError: naming the key, where there is nothing to read, or not in the named columns.
     """
-    counts = {"read": 0, "without_problem": 0, "without_answer": 0, "repeated": 0, "contradictory": 0}
+    counts = dict.fromkeys(
+        ("read", "without_problem", "without_answer", "over_max_chars", "repeated", "contradictory"), 0
+    )
     by_text: dict[str, list[Sentence]] = {}
     for index, row in enumerate(read_rows(config)):
         text = as_text(f"hub.text={config.text}", index, row[config.text])
@@ -62,6 +68,9 @@ def load_problems(config: HubConfig, seed: int) -> Problems:
         counts["read"] += 1
         if not text or not answer:
             counts["without_answer" if text else "without_problem"] += 1
+            continue
+        if config.max_chars and len(text) > config.max_chars:
+            counts["over_max_chars"] += 1
             continue
         problem = Sentence(index, text, answer, group=index, slice=TRANSLATION, language="")
         by_text.setdefault(" ".join(text.split()), []).append(problem)

@@ -135,7 +135,7 @@ def test_an_error_names_the_key(settings, key):
 
 
 PROBLEMS = [
-    {"reward_model": {"ground_truth": truth}, "data_source": "math", "extra_info": {"language": ""}}
+    {"reward_model": {"ground_truth": truth}, "data_source": "math", "prompt": [], "teacher_messages": []}
     for truth in ("43", "\\frac{3}{4}", "7")
 ]
 
@@ -153,7 +153,10 @@ def test_problems_are_scored_by_the_last_box():
     report = teacher.as_dict()
     assert report["accuracy"] == 2 / 3
     assert report["accuracy_interval_95"] == Proportion(2, 3).interval
-    assert (report["model"], report["sees_prompt"], report["rows"]) == ("t", True, 3)
+    assert (report["model"], report["rows"]) == ("t", 3)
+    assert base.sees_prompt  # the teacher's is its own
+    apart = [row | {"teacher_messages": [{"role": "user", "content": "more"}]} for row in PROBLEMS]
+    assert not judge_math(config, said, apart)["base"].sees_prompt
 
 
 def test_the_table_of_problems_fits_80_columns_and_there_is_no_picture(tmp_path, capsys):

@@ -59,6 +59,8 @@ def test_every_problem_once_and_only_with_one_answer(tmp_path):
         problem("Empty answer", " "),
         problem("", "7"),
         problem("Two plus two?", "4"),
+        problem("What is " + "1 + " * 20 + "1?", "21"),
+        max_chars=80,
     )
     found = load_problems(config, seed=0)
     assert [(p.index, p.text, p.label) for p in found.sentences] == [
@@ -67,9 +69,10 @@ def test_every_problem_once_and_only_with_one_answer(tmp_path):
         (9, "Two plus two?", "4"),
     ]
     assert found.counts == {
-        "read": 10,
+        "read": 11,
         "without_problem": 1,
         "without_answer": 2,
+        "over_max_chars": 1,
         "repeated": 1,
         "contradictory": 3,
         "over_max_rows": 0,
