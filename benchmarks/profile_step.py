@@ -133,7 +133,7 @@ def make_inputs(options: argparse.Namespace) -> list[str]:
     """Write the random model and its rows; returns the overrides that go with them."""
     shape, vocab = options.shape, random_model.shape_of(options.shape)["vocab_size"]
     model, data = options.out / "model", options.out / "data"
-    random_model.write_model(model, shape, options.platform, "bfloat16" if options.platform == "cuda" else "float32")
+    random_model.make_model(model, shape, options.platform, "bfloat16" if options.platform == "cuda" else "float32")
     random_model.write_rows(data, options.batch * options.steps, vocab, options.prompt, options.teacher_prompt)
     whole = options.prompt + options.response
     return [

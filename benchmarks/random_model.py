@@ -1,15 +1,21 @@
 """A Qwen3 of a published shape with random weights, a tokenizer in which a word is a token, and rows of given lengths.
 
-Speed, memory and numerical agreement mean something with it; learning does not.
+    python -m benchmarks.random_model FOLDER NAME {cpu,cuda} DTYPE      # the model alone
+
+Speed, memory and numerical agreement mean something with it; learning does not. A process of its own makes the model,
+so that nothing of it stays on a GPU.
 """
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from verl_ext.plan.shape import QWEN3, published
 
+TIMEOUT_S = 300
 EOS, PAD, ANSWER = 0, 1, 2
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }} {% endfor %}"
@@ -30,6 +36,12 @@ def shape_of(name: str) -> dict[str, Any]:
         dense = [key for key, value in published().items() if value["model_type"] == QWEN3]
         raise ValueError(f"{name}: no config.json of a {QWEN3} model, and none of {', '.join(dense)}")
     return config
+
+
+def make_model(folder: Path, name: str, device: str, dtype: str) -> None:
+    """`write_model` in a process of its own. `name`: see `shape_of`; `dtype`: torch's name of it."""
+    command = [sys.executable, "-m", "benchmarks.random_model", str(folder), name, device, dtype]
+    subprocess.run(command, check=True, timeout=TIMEOUT_S)
 
 
 def write_model(folder: Path, name: str, device: str, dtype: str) -> None:
@@ -97,3 +109,7 @@ def write_rows(folder: Path, rows: int, vocab_size: int, prompt: int, teacher_pr
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(made), folder / "train.parquet")
     pq.write_table(pa.Table.from_pylist(made[:1]), folder / "heldout.parquet")
+
+
+if __name__ == "__main__":
+    write_model(Path(sys.argv[1]), *sys.argv[2:])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.memory_watch import nvidia_smi
+
 ROOT = Path(__file__).parents[2]
-COMMAND_TIMEOUT_S = 500
+COMMAND_TIMEOUT_S = float(os.environ.get("COMMAND_TIMEOUT_S", "500"))
 PAIR_SHAPE = ("hidden_size=256", "intermediate_size=768", "head_dim=128", "num_attention_heads=4", "threads=8")
 """Of the tiny pair: heads of Qwen3's own size, which every attention kernel has, and matrices that divide into FP8's
 blocks of 128."""
@@ -25,6 +28,8 @@ class Machine:
 
     platform: str
     """`cpu` or `cuda`."""
+    gpu: str
+    """The driver's name of the GPU; empty without one."""
     gib: float
     """Memory of the GPU; 0 without one."""
     teacher_python: str
@@ -42,13 +47,18 @@ class Machine:
         """Overrides that put trainer, vLLM and a managed teacher on this machine's one device."""
         found = [f"platform={self.platform}", f"teacher.python={self.teacher_python}"]
         if self.platform == "cuda":
-            found += ["hardware=h200_1x", f"hardware.device_memory_gib={self.gib:.1f}"]
+            found += ["hardware=h200_1x", f"hardware.name='{self.gpu}'", f"hardware.device_memory_gib={self.gib:.1f}"]
             if find_spec("flash_attn") is None:  # verl's default attention, and what its packed sequences need
                 found += ["+actor_rollout_ref.model.override_config.attn_implementation=sdpa"]
                 found += ["actor_rollout_ref.model.use_remove_padding=false"]
         if self.teacher_args:
             found.append(f"teacher.extra_args={json.dumps(self.teacher_args)}")
         return [*found, *self.train_words]
+
+    @property
+    def evaluation(self) -> list[str]:
+        """Settings of recipe.evaluate. Not its whole share of a GPU: a run that just ended may still hold some."""
+        return ["max_tokens=8", f"dtype={self.dtype}", "gpu_memory_utilization=0.4"]
 
     def teacher_settings(self, model: Path, precision: str, **more: Any) -> dict[str, Any]:
         """Fields of a TeacherConfig."""
@@ -85,12 +95,13 @@ def machine() -> Machine:
     name = platform_name()
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device (PLATFORM=cpu runs what a CPU can)")
-    gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if name == "cuda" else 0.0
+    # Asked of the driver: torch would open a context here, which takes memory for the whole session.
+    gpu, mib = nvidia_smi("--query-gpu=name,memory.total").rsplit(",", 1) if name == "cuda" else ("", "0")
     python = Path(os.environ.get("TEACHER_PYTHON", ROOT / ".venv-teacher/bin/python")).absolute()
     if not python.is_file():
         pytest.fail(f"no {python}: run `make setup`, or set TEACHER_PYTHON")
     args, words = os.environ.get("TEACHER_ARGS", "").split(), os.environ.get("TRAIN_WORDS", "").split()
-    return Machine(name, gib, str(python), tuple(args), tuple(words))
+    return Machine(name, gpu, int(mib) / 1024, str(python), tuple(args), tuple(words))
 
 
 @pytest.fixture(scope="session")
@@ -111,22 +122,36 @@ def out() -> Path:
 
 @pytest.fixture(scope="session")
 def run_module(out: Path) -> Callable[..., str]:
-    """`run_module(name, module, words...)` runs a module (or a .py file), logs to OUT/name.log, returns the log."""
+    """`run_module(name, module, words...)` runs a module (or a .py file), logs to OUT/name.log, returns the log.
 
-    def run(name: str, module: str, *words: str, check: bool = True) -> str:
+    `run`: a training run's folder; what its processes said goes to OUT/name.tar.gz, also where it failed.
+    """
+
+    def call(name: str, module: str, *words: str, check: bool = True, run: Path | None = None) -> str:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "160"}
         command = [sys.executable, *(["-m", module] if not module.endswith(".py") else [module]), *words]
-        with (out / f"{name}.log").open("w") as log:
-            done = subprocess.run(
-                command, cwd=ROOT, stdout=log, stderr=log, timeout=COMMAND_TIMEOUT_S, check=False, env=environment
-            )
+        try:
+            with (out / f"{name}.log").open("w") as log:
+                done = subprocess.run(
+                    command, cwd=ROOT, stdout=log, stderr=log, timeout=COMMAND_TIMEOUT_S, check=False, env=environment
+                )
+        finally:
+            if run is not None:
+                keep_logs(run, out / f"{name}.tar.gz")
         text = (out / f"{name}.log").read_text(errors="replace")
         if check and done.returncode:
             pytest.fail(f"{module} exited with {done.returncode}:\n{text[-4000:]}")
         return text
 
-    return run
+    return call
+
+
+def keep_logs(run: Path, archive: Path) -> None:
+    with tarfile.open(archive, "w:gz", dereference=True) as file:
+        for path in (run / "logs", run / "teacher.log", run / "config.yaml"):
+            if path.exists():
+                file.add(path, path.name, filter=lambda member: member if member.isfile() or member.isdir() else None)
 
 
 @pytest.fixture(scope="session")

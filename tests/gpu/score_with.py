@@ -1,7 +1,7 @@
-"""Log-probs of one engine, in a process of its own: `python score_with.py {vllm,actor,exact} REQUEST.json ANSWER.json`.
+"""Log-probs of one engine, in a process of its own: `python score_with.py ENGINE REQUEST.json ANSWER.json`.
 
-`vllm` samples the responses and says their log-probs, as in training; `actor` is verl's FSDP2 worker, and `exact` is
-transformers in fp32, both on the responses that REQUEST holds. Nats.
+`vllm` samples the responses and says their log-probs, as in training; `actor` is verl's FSDP2 worker, `exact` is
+transformers in fp32 and `rounded` the same in the engines' dtype, all on the responses that REQUEST holds. Nats.
 """
 
 import json
@@ -77,20 +77,26 @@ def actor(request: Request) -> dict[str, Any]:
 
 
 def exact(request: Request) -> dict[str, Any]:
+    return rounded(request | {"dtype": "float32"})
+
+
+def rounded(request: Request) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32).to(request["device"])
+    dtype = getattr(torch, request["dtype"])
+    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=dtype).to(request["device"])
     found = []
     with torch.no_grad():
         for prompt, response in zip(request["prompts"], request["responses"], strict=True):
             ids_T = torch.tensor([prompt + response], device=request["device"])
-            rows_TV = model(ids_T).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            rows_TV = model(ids_T).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
             found.append(rows_TV.gather(1, ids_T[0, len(prompt) :, None])[:, 0].tolist())
     return {"logprobs": found}
 
 
 if __name__ == "__main__":
     engine, source, target = sys.argv[1:]
-    answer = {"vllm": vllm, "actor": actor, "exact": exact}[engine](json.loads(Path(source).read_text()))
+    score = {"vllm": vllm, "actor": actor, "exact": exact, "rounded": rounded}[engine]
+    answer = score(json.loads(Path(source).read_text()))
     Path(target).write_text(json.dumps(answer))

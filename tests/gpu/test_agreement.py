@@ -20,9 +20,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 SHAPE = os.environ.get("AGREEMENT_SHAPE", "Qwen/Qwen3-0.6B")
 PROMPTS, RANDOM_PROMPT, RESPONSE = 32, 64, 64
 BF16_NATS = 0.02  # mean absolute difference between two engines
+ROUNDING = 2.0  # or this many times what bf16 does to transformers, where that is more: random weights amplify it
 FP32_NATS = 1e-4  # largest difference
 FP8_NATS = 0.5  # mean: a broken kernel is caught, FP8's own error is stated
-ENGINES = ("vllm", "actor", "exact")
+ENGINES = ("vllm", "actor", "exact", "rounded")
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def scored(request, machine, pair: Path, run_module: Callable[..., str], tmp_pat
     if request.param == "real_shape":
         if machine.platform == "cpu":
             pytest.skip("a real shape is slow on a CPU")
-        from benchmarks.random_model import write_model
+        from benchmarks.random_model import make_model
 
         model = folder / "model"
-        write_model(model, SHAPE, machine.platform, machine.dtype)
+        make_model(model, SHAPE, machine.platform, machine.dtype)
     asked = {"model": str(model), "device": machine.platform, "dtype": machine.dtype, "length": RESPONSE}
     asked |= {"words": machine.words, "prompts": prompts_of(request.param, model, pair)}
     logprobs = {}
@@ -107,14 +108,14 @@ def test_engines_agree(precision: str, scored: Scored, machine, out: Path) -> No
     gaps = {f"{a}-{b}": gap(logprobs[a], logprobs[b]) for a, b in itertools.combinations(logprobs, 2)}
     (out / f"{name}.json").write_text(json.dumps(gaps, indent=2) + "\n")
     print(json.dumps(gaps, indent=2))
-    engines = [key for key in gaps if "exact" not in key]
-    for key in engines:
+    bar = max(BF16_NATS, ROUNDING * gaps["exact-rounded"]["mean"]) if scored.name == "real_shape" else BF16_NATS
+    for key in ("vllm-actor", "vllm-sglang", "actor-sglang"):
         if machine.platform == "cpu":
             assert gaps[key]["max"] <= FP32_NATS, key
         elif precision == "fp8" and "sglang" in key:
             assert 0 < gaps[key]["mean"] <= FP8_NATS, key
         else:
-            assert gaps[key]["mean"] <= BF16_NATS, key
+            assert gaps[key]["mean"] <= bar, key
     if precision != "fp8":
         shifted = gap(teacher[1:], scored.logprobs["actor"][:-1])
         assert shifted["mean"] > 10 * gaps["actor-sglang"]["mean"]  # one position off would be seen

@@ -32,7 +32,8 @@ def test_a_step_is_accounted_for_and_the_plan_holds(
         words += ["--batch", "8", "--steps", "4"]
         more = []
     words += ["--json", str(file), "--out", str(tmp_path / "out"), "--timeout", "480"]
-    text = run_module("profile_step", "benchmarks.profile_step", *words, *more, *machine.words, check=False)
+    words += [*more, *machine.words]
+    text = run_module("profile_step", "benchmarks.profile_step", *words, check=False, run=tmp_path / "out/run")
     assert file.is_file(), text[-4000:]
     found = json.loads(file.read_text())
     stages = {row["name"]: row for row in found["rows"] if "name" in row}

@@ -48,11 +48,11 @@ def measure(machine, folder: Path, precision: str, log: Path) -> dict[str, dict[
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fp8_is_no_slower_than_bfloat16(shape: str, cuda, out: Path, tmp_path: Path) -> None:
     from benchmarks import flops
-    from benchmarks.random_model import write_model
+    from benchmarks.random_model import make_model
     from verl_ext.plan.shape import load_shape
 
     started, folder = time.time(), tmp_path / shape
-    write_model(folder, SHAPES[shape], "cuda", "bfloat16")
+    make_model(folder, SHAPES[shape], "cuda", "bfloat16")
     numbers = load_shape("shape", str(folder))
     seconds = {p: measure(cuda, folder, p, out / f"teacher_throughput_{shape}_{p}.log") for p in ("bf16", "fp8")}
     found: dict[str, dict] = {"tokens_per_s": {}, "fp8_share_of_peak": {}}

@@ -1,5 +1,6 @@
 """FLOPs worked out by hand, what is read of a driver and of metrics, and the GPU suite collected without a GPU."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import flops
 from benchmarks.memory_watch import Reading, owner_of, parse_device, parse_processes, peak, phases_of
 from benchmarks.profile_step import Stage, bars_of
+from verl_ext.plan.check import check_plan
 from verl_ext.plan.shape import ModelShape
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,22 @@ def test_the_plan_has_bars_on_a_gpu_only():
     rows.append({"what": "vLLM's processes", "planned": 1, "measured": 9})
     assert bars_of(lines, rows, "cpu") == [("share_of_step_not_in_the_table", pytest.approx(0.1), 0.1)]
     assert bars_of(lines, rows, "cuda")[1:] == [("plan_error_device_update", pytest.approx(0.12), 0.1)]
+
+
+def test_the_gpu_suites_command_lines_compose_and_fit_an_80_gb_gpu(compose_run):
+    spec = importlib.util.spec_from_file_location("gpu_conftest", ROOT / "tests/gpu/conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    conftest = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = conftest  # dataclasses look their module up
+    spec.loader.exec_module(conftest)
+    machine = conftest.Machine(
+        "cuda", "NVIDIA H100 80GB HBM3", 79.6, "teacher.sh", ("--attention-backend", "triton"), ()
+    )
+    config = compose_run(*machine.words, "teacher=fp8", "update=lora", "student.path=Qwen/Qwen3-4B")
+    assert config.teacher.extra_args == ["--attention-backend", "triton"]
+    assert config.teacher.share_device
+    assert check_plan(config).startswith("fits NVIDIA H100 80GB HBM3")
 
 
 def test_the_gpu_suite_is_collected_without_a_gpu():
