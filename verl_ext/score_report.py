@@ -64,15 +64,15 @@ def summary(answers: Answers, scoring: Scoring, teacher: str) -> Table:
 
 def disagreement_table(answers: Answers, found: Sequence[Disagreement], tokenizer: Any) -> Table:
     """Where student and teacher are furthest apart, each token in its text."""
-    title = f"the {len(found)} tokens with the largest reverse KL"
+    title = f"largest reverse KL: {len(found)} tokens, their probabilities, the teacher's choice"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1))
-    for column in ("nats", "sample", "student p", "teacher p", "instead", "text"):
+    for column in ("nats", "sample", "student", "teacher", "instead", "text"):
         table.add_column(column, overflow="fold", justify="left" if column in ("instead", "text") else "right")
     for one in found:
         row = answers.table.slice(one.index, 1).to_pylist()[0]
         table.add_row(
             f"{one.reverse_kl:.2f}",
-            f"{row['row']}.{row['sample']}",
+            f"{row['row']}.{row['sample']}" + (f" x{one.times}" if one.times > 1 else ""),
             probability(one.rollout_logprob),
             probability(one.teacher_logprob),
             Text(choice(one, tokenizer)),

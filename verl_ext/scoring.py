@@ -28,14 +28,16 @@ NEVER = math.log(1e-3)  # a token below this the teacher would never say
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A token that the student said and the teacher would not."""
+    """A token that the student said and the teacher would not, after one prompt and the same tokens before it."""
 
     index: int
-    """Number of the sample in the file."""
+    """Number of the first sample in the file that has it."""
     position: int
     """Of the token in the response, from 0."""
     rollout_logprob: float
     teacher_logprob: float
+    times: int = 1
+    """Samples that have it."""
     teachers_id: int | None = None
     """The teacher's most likely token there; None where it was not asked."""
     teachers_logprob: float = math.nan
@@ -109,16 +111,21 @@ def requests_of(answers: Answers, tokenizer: Any) -> list[ScoreRequest]:
 
 
 def largest(
-    rollout_logprobs: Sequence[np.ndarray], outcomes: Sequence[Score | TeacherError], k: int
+    requests: Sequence[ScoreRequest],
+    rollout_logprobs: Sequence[np.ndarray],
+    outcomes: Sequence[Score | TeacherError],
+    k: int,
 ) -> list[Disagreement]:
-    """The k tokens of the largest reverse KL, largest first, of equal ones the first in the file."""
-    found = []
-    for index, (rollout, outcome) in enumerate(zip(rollout_logprobs, outcomes, strict=True)):
-        if isinstance(outcome, Score):
-            gaps = rollout - outcome.logprobs
-            worst = np.argsort(-gaps, kind="stable")[:k]
-            found += [Disagreement(index, int(at), float(rollout[at]), float(outcome.logprobs[at])) for at in worst]
-    return sorted(found, key=lambda one: -one.reverse_kl)[:k]
+    """The k tokens of the largest reverse KL, largest first; the same token in the same place counts once."""
+    found: dict[tuple[Sequence[int], ...], Disagreement] = {}
+    for index, (request, rollout, outcome) in enumerate(zip(requests, rollout_logprobs, outcomes, strict=True)):
+        if not isinstance(outcome, Score):
+            continue
+        for at in map(int, np.argsort(outcome.logprobs - rollout, kind="stable")[:k]):
+            place = (tuple(request.prompt_ids), tuple(request.response_ids[: at + 1]))
+            one = found.get(place, Disagreement(index, at, float(rollout[at]), float(outcome.logprobs[at]), times=0))
+            found[place] = dataclasses.replace(one, times=one.times + 1)
+    return sorted(found.values(), key=lambda one: -one.reverse_kl)[:k]
 
 
 async def with_teachers_choice(
@@ -162,7 +169,7 @@ async def ask(
             await asyncio.gather(*(work() for _ in range(CHUNKS_AT_ONCE)))
         took = progress.took()
         in_order = [outcomes[index] for index in range(len(requests))]
-        worst = largest(rollout_logprobs, in_order, k)
+        worst = largest(requests, rollout_logprobs, in_order, k)
         return Scoring(rollout_logprobs, in_order, await with_teachers_choice(scorer, requests, worst), took)
     finally:
         await scorer.close()

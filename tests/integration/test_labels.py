@@ -194,7 +194,7 @@ def test_a_second_scoring_asks_only_the_store(prompted: Path, server: SGLangServ
     score(ScoreConfig(managed, str(prompted), str(out)), Console(width=120))
     printed = capsys.readouterr().out
     assert f"{len(answers.table)}, 0" in printed
-    assert "10 tokens with the largest" in printed
+    assert "largest reverse KL: 10 tokens" in printed
     table = Answers.read("data", str(out)).table
     assert table["teacher_logprobs"].to_pylist() == [teacher.tolist() for _, teacher in first.scored]
     assert not list(tmp_path.glob("*.log"))  # no server was started

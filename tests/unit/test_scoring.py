@@ -85,12 +85,30 @@ def test_numbers_by_hand():
     assert np.isnan(nothing.teacher_kl)
 
 
+REQUESTS = [ScoreRequest([3, 4, 5], ids) for ids in ANSWERS]
+
+
 def test_the_largest_reverse_kl_first_and_of_equal_ones_the_first_in_the_file():
-    found = largest(ROLLOUT, OUTCOMES, 3)
+    found = largest(REQUESTS, ROLLOUT, OUTCOMES, 3)
     assert [(one.index, one.position, one.reverse_kl) for one in found] == [(0, 0, 7.0), (2, 2, 7.0), (2, 0, 0.5)]
-    assert [one.index for one in largest(ROLLOUT, OUTCOMES, 99)] == [0, 2, 2, 0, 2]
-    assert largest(ROLLOUT, OUTCOMES, 0) == []
-    assert largest([np.zeros(0, np.float32)], [Score(np.zeros(0, np.float32))], 3) == []
+    assert [one.index for one in largest(REQUESTS, ROLLOUT, OUTCOMES, 99)] == [0, 2, 2, 0, 2]
+    assert largest(REQUESTS, ROLLOUT, OUTCOMES, 0) == []
+    assert largest(REQUESTS[:1], [np.zeros(0, np.float32)], [Score(np.zeros(0, np.float32))], 3) == []
+
+
+def test_the_same_token_in_the_same_place_counts_once():
+    requests = [ScoreRequest([3], [1, 0]), ScoreRequest([3], [1, 2]), ScoreRequest([4], [1, 0])]
+    rollout = [np.array([-1.0, -0.5], np.float32)] * 3
+    teacher = [Score(np.array([-8.0, -1.0], np.float32))] * 3
+    found = largest(requests, rollout, teacher, 9)
+    # `en` after prompt 3, twice; after prompt 4; then what follows it, in each sample another place.
+    assert [(one.index, one.position, one.times) for one in found] == [
+        (0, 0, 2),
+        (2, 0, 1),
+        (0, 1, 1),
+        (1, 1, 1),
+        (2, 1, 1),
+    ]
 
 
 class TopScorer:
@@ -113,14 +131,13 @@ class TopScorer:
 
 
 async def test_the_teachers_choice_is_asked_at_that_position_alone():
-    (worst,) = largest(ROLLOUT, OUTCOMES, 1)
+    (worst,) = largest(REQUESTS, ROLLOUT, OUTCOMES, 1)
     top = Score(np.array([-8.0, 0.0]), np.array([[2], [0]]), np.array([[-0.01], [0.0]]))
-    requests = [ScoreRequest([3, 4, 5], ids) for ids in ANSWERS]
     scorer = TopScorer(top)
-    (found,) = await with_teachers_choice(scorer, requests, [worst])
+    (found,) = await with_teachers_choice(scorer, REQUESTS, [worst])
     assert (found.teachers_id, found.teachers_logprob) == (2, -0.01)
     assert scorer.seen == [ScoreRequest([3, 4, 5], [1, 0], [1, 0], top_k=1)]
-    (unknown,) = await with_teachers_choice(TopScorer(TeacherUnavailableError("gone")), requests, [worst])
+    (unknown,) = await with_teachers_choice(TopScorer(TeacherUnavailableError("gone")), REQUESTS, [worst])
     assert unknown == worst
 
 
@@ -129,7 +146,7 @@ def test_a_token_is_shown_in_its_text():
     assert in_context(messages, [2, 4, 0], 1, Words()).plain == "it\\nis → de[is]<|im_end|>"
     long = in_context([{"role": "user", "content": "x" * 50}], [3] * 40, 20, Words()).plain
     assert long == "..." + "x" * 40 + " → ..." + ("it " * 20)[-41:-1] + "[it]" + ("it " * 20)[:20] + "..."
-    found = [Disagreement(0, 0, -1.0, -8.0, 2, -0.01), Disagreement(2, 2, 0.0, -7.0)]
+    found = [Disagreement(0, 0, -1.0, -8.0, 3, 2, -0.01), Disagreement(2, 2, 0.0, -7.0)]
     text = printed(disagreement_table(answers_of(*ANSWERS), found, Words()))
     assert "7.00" in text
     assert "de 0.990" in text
