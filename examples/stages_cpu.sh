@@ -17,7 +17,7 @@ $PYTHON -m recipe.on_policy_distillation platform=cpu task=demo student.path="$O
     data.train_files="$OUT/data/train.parquet" data.val_files="$OUT/data/heldout.parquet" \
     teacher.store_path="$OUT/scores" trainer.total_training_steps=16 "$@"
 $PYTHON -m recipe.generate model="$OUT/run/student" data="$OUT/data/heldout.parquet" out="$OUT/after.parquet" n=4 \
-    sampling.max_tokens=4 engine.dtype=float32
+    sampling.max_tokens=4 engine.dtype=float32 overwrite=true # of a student that was trained further
 $PYTHON -m recipe.score data="$OUT/after.parquet" teacher.model_path="$OUT/base" teacher.store_path="$OUT/scores" \
     out="$OUT/after_scored.parquet"
 $PYTHON -m recipe.evaluate data="$OUT/data/heldout.parquet" edge="$OUT/data/edge.parquet" \
