@@ -5,6 +5,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,15 +118,24 @@ def largest(
     k: int,
 ) -> list[Disagreement]:
     """The k tokens of the largest reverse KL, largest first; the same token in the same place counts once."""
-    found: dict[tuple[Sequence[int], ...], Disagreement] = {}
-    for index, (request, rollout, outcome) in enumerate(zip(requests, rollout_logprobs, outcomes, strict=True)):
-        if not isinstance(outcome, Score):
-            continue
-        for at in map(int, np.argsort(outcome.logprobs - rollout, kind="stable")[:k]):
-            place = (tuple(request.prompt_ids), tuple(request.response_ids[: at + 1]))
-            one = found.get(place, Disagreement(index, at, float(rollout[at]), float(outcome.logprobs[at]), times=0))
-            found[place] = dataclasses.replace(one, times=one.times + 1)
-    return sorted(found.values(), key=lambda one: -one.reverse_kl)[:k]
+    candidates = []
+    for index, (rollout, outcome) in enumerate(zip(rollout_logprobs, outcomes, strict=True)):
+        if isinstance(outcome, Score):
+            worst = np.argsort(outcome.logprobs - rollout, kind="stable")[:k]
+            candidates += [
+                Disagreement(index, int(at), float(rollout[at]), float(outcome.logprobs[at])) for at in worst
+            ]
+    candidates.sort(key=lambda one: -one.reverse_kl)
+    found: dict[tuple[tuple[int, ...], ...], Disagreement] = {}
+    for one in itertools.takewhile(lambda _: len(found) < k, candidates):
+        request = requests[one.index]
+        found.setdefault((tuple(request.prompt_ids), tuple(request.response_ids[: one.position + 1])), one)
+    return [dataclasses.replace(one, times=_times(requests, one)) for one in found.values()]
+
+
+def _times(requests: Sequence[ScoreRequest], one: Disagreement) -> int:
+    this, end = requests[one.index], one.position + 1
+    return sum(r.prompt_ids == this.prompt_ids and r.response_ids[:end] == this.response_ids[:end] for r in requests)
 
 
 async def with_teachers_choice(
