@@ -8,7 +8,7 @@ HEAD=127.0.0.1:${RAY_PORT:-6390}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 RAY_agent_register_timeout_ms=300000 RAY_AUTH_MODE=token
 mkdir -p "$OUT"
 NODE="--num-cpus=16 --num-gpus=1 --object-store-memory=268435456 --disable-usage-stats --block"
-trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 
 $PYTHON -m recipe.create_data out_dir="$OUT/data" max_chars=64
 $PYTHON -m recipe.tiny_pair data_dir="$OUT/data" out_dir="$OUT/base"

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayError
 
 from verl_ext import preflight
-from verl_ext.config import MethodConfig, check_method, mapping_of
+from verl_ext.config import MethodConfig, check_given, check_method, mapping_of
 from verl_ext.console import RunConsole
 from verl_ext.launch import as_actor, mark_stage, ray_session
 from verl_ext.model_card import write_cards
@@ -32,6 +32,7 @@ register_schema("teacher_schema", TeacherConfig)
 
 def check(config: DictConfig) -> str:
     """Refuse a run that cannot work; else say how it fits in memory. Raises ValueError naming the key and the fix."""
+    check_given(config, "student.path", "data.train_files", "data.val_files")
     check_method(config)
     teachers = teachers_of(config)
     planned = check_plan(config)

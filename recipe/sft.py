@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from verl_ext import preflight
-from verl_ext.config import mapping_of
+from verl_ext.config import check_given, mapping_of
 from verl_ext.model_card import write_cards
 from verl_ext.sft.config import SftConfig
 from verl_ext.verbs import find_verl_configs, register_schema
@@ -33,7 +33,6 @@ OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / d
 
 LINES = 20
 """Lines that a run's progress takes on the console, about."""
-REQUIRED = (("student", "path"), ("data", "train_files"))
 SILENCE_S = 20
 """Seconds that the other ranks wait before they complain too: torchrun ends them when rank 0 has said it."""
 
@@ -123,9 +122,10 @@ def check(config: DictConfig, ranks: int) -> "DataReport":
 
 @hydra.main(version_base=None, config_path="../configs", config_name="sft")
 def main(config: DictConfig) -> None:
-    for group, key in REQUIRED:
-        if OmegaConf.is_missing(config[group], key):
-            sys.exit(f"error: {group}.{key} is not set: give {group}.{key}=...")
+    try:
+        check_given(config, "student.path", "data.train_files")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     config.run_dir = str(Path(config.run_dir).resolve())
     rank, ranks = prepare_environment(mapping_of(config.environment))
     progress = Progress()

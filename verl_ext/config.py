@@ -6,7 +6,8 @@
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 Settings = TypeVar("Settings")
 
@@ -26,10 +27,22 @@ WHOLE_VOCABULARY = -1
 
 
 def settings_of(node: Any, kind: type[Settings]) -> Settings:
-    """The dataclass behind a configuration node, its values checked. Raises ValueError naming a bad key."""
-    settings = OmegaConf.to_object(node)
+    """The dataclass behind a configuration node, its values checked. Raises ValueError naming a bad or missing key."""
+    try:
+        settings = OmegaConf.to_object(node)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} is not set: give {error.full_key}=...") from None
     assert isinstance(settings, kind)
     return settings
+
+
+def check_given(config: DictConfig, *keys: str) -> None:
+    """Every key has a value. Raises ValueError naming the first that has none."""
+    for key in keys:
+        try:
+            OmegaConf.select(config, key, throw_on_missing=True)
+        except MissingMandatoryValue:
+            raise ValueError(f"{key} is not set: give {key}=...") from None
 
 
 def mapping_of(node: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from verl_ext.config import (
     MethodConfig,
     PolicyLossConfig,
     TaskRewardConfig,
+    check_given,
     check_method,
     settings_of,
 )
@@ -143,3 +144,12 @@ def test_a_bad_combination_is_refused_from_a_configuration():
     node = OmegaConf.merge(OmegaConf.structured(MethodConfig), {"top_k": 4})
     with pytest.raises(ValueError, match="its expected gradient is zero"):
         settings_of(node, MethodConfig)
+
+
+@pytest.mark.parametrize("missing", ["student.path", "data.val_files"])
+def test_what_must_be_given_is_named_where_it_is_not(compose_run, missing):
+    config = compose_run()
+    check_given(config, "student.path", "data.val_files")
+    OmegaConf.update(config, missing, "???")
+    with pytest.raises(ValueError, match=rf"^{missing} is not set: give {missing}=\.\.\.$"):
+        check_given(config, "student.path", "data.val_files")
