@@ -4,12 +4,13 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3.11
+GPU_PYTHON ?= python3.12
 PY := .venv/bin/python
 PIP_QUIET := --quiet --disable-pip-version-check --no-input
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test unit lint integration trl clean
+.PHONY: help setup setup-gpu demo test unit lint integration gpu-test trl clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -17,7 +18,17 @@ help: ## this list
 setup: ## create both environments: .venv (trainer, vLLM) and .venv-teacher (SGLang)
 	@$(MAKE) --no-print-directory -j2 .venv/.ready .venv-teacher/.ready
 
+setup-gpu: ## both environments for NVIDIA GPUs: docs/install.md
+	@$(MAKE) --no-print-directory -j2 .venv/.ready-gpu .venv-teacher/.ready-gpu
+
+# A folder holds one kind of environment. `.gpu` is made before anything is installed, so it tells of an interrupted one too.
+REFUSE_GPU = if [ -e $(@D)/.gpu ]; then \
+	echo "error: $(@D) is for GPUs (make setup-gpu), and this needs the CPU's: rm -r $(@D), and repeat" >&2; exit 1; fi
+REFUSE_CPU = if [ -d $(@D) ] && [ ! -e $(@D)/.gpu ]; then \
+	echo "error: $(@D) is the CPU's (make setup), and this needs the GPU's: rm -r $(@D), and repeat" >&2; exit 1; fi
+
 .venv/.ready: requirements/trainer-cpu.txt requirements/dev.txt pyproject.toml
+	@$(REFUSE_GPU)
 	@echo "setting up .venv (verl, vLLM, Ray): about 3 minutes, 3 GB"
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install $(PIP_QUIET) torch==2.13.0
@@ -27,11 +38,27 @@ setup: ## create both environments: .venv (trainer, vLLM) and .venv-teacher (SGL
 	@touch $@
 
 .venv-teacher/.ready: requirements/teacher-cpu.txt $(wildcard verl_ext/platform/sglang_cpu/*.toml verl_ext/platform/sglang_cpu/*/*.py)
+	@$(REFUSE_GPU)
 	@echo "setting up .venv-teacher (SGLang): about 2 minutes, 3 GB"
 	@$(PYTHON) -m venv .venv-teacher
 	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) torch==2.13.0
 	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps -r requirements/teacher-cpu.txt
 	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps --no-build-isolation ./verl_ext/platform/sglang_cpu
+	@touch $@
+
+.venv/.ready-gpu: requirements/trainer-cuda.txt requirements/dev.txt pyproject.toml
+	@$(REFUSE_CPU)
+	@echo "setting up .venv (verl, vLLM, Ray; CUDA 13.0): 10 GB"
+	@mkdir -p $(@D) && touch $(@D)/.gpu && $(GPU_PYTHON) -m venv $(@D)
+	@$(PY) -m pip install $(PIP_QUIET) --no-deps -r requirements/trainer-cuda.txt -r requirements/dev.txt
+	@$(PY) -m pip install $(PIP_QUIET) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-teacher/.ready-gpu: requirements/teacher-cuda.txt
+	@$(REFUSE_CPU)
+	@echo "setting up .venv-teacher (SGLang; CUDA 13.0): 7 GB"
+	@mkdir -p $(@D) && touch $(@D)/.gpu && $(GPU_PYTHON) -m venv $(@D)
+	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps -r requirements/teacher-cuda.txt
 	@touch $@
 
 demo: ## the main job on this machine's CPU: a tiny student learns to do without its prompt
@@ -41,14 +68,17 @@ demo: ## the main job on this machine's CPU: a tiny student learns to do without
 test: setup ## lint, types, unit, contract, and real engines end to end
 	@$(MAKE) --no-print-directory lint unit integration
 
-lint: .venv/.ready ## ruff and pyright
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
+lint: .venv/.ready ## ruff, pyright, hadolint
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright && .venv/bin/hadolint docker/*.Dockerfile
 
 unit: .venv/.ready ## unit and contract tests: under a minute
 	@$(PY) -m pytest tests/unit tests/contract
 
 integration: setup ## real vLLM, SGLang and verl on the CPU
 	@$(PY) -m pytest tests/integration
+
+gpu-test: setup-gpu ## what only a GPU can show: tests/gpu/README.md
+	@$(PY) -m pytest tests/gpu
 
 trl: .venv-trl/.ready ## TRL beside .venv, for benchmarks/sft_step.py: TRL_PYTHON=.venv-trl/bin/python
 

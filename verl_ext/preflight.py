@@ -51,7 +51,7 @@ def check_model(key: str, path: str) -> None:
 def check_interpreter(key: str, python: str) -> None:
     """The teacher environment's interpreter exists."""
     if shutil.which(python) is None:
-        raise ValueError(f"{key}={python}: no such interpreter; `make setup-teacher` creates the teacher environment")
+        raise ValueError(f"{key}={python}: no such interpreter; `make setup` (GPUs: `make setup-gpu`) creates it")
 
 
 def check_exposure(teacher: TeacherConfig) -> None:
