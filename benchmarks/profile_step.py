@@ -41,6 +41,8 @@ from verl_ext.plan.run import Run, read_run
 from verl_ext.verbs import find_verl_configs
 
 WARM_UP = 2
+SGLANG_RESERVES = 16
+"""More tokens of context than its longest input; it wants 6."""
 PLAN_BAR, UNEXPLAINED_BAR = 0.10, 0.10
 BARRED_PHASES = ("generate", "update")
 TENSORS = "trainer's tensors"
@@ -140,7 +142,7 @@ def make_inputs(options: argparse.Namespace) -> list[str]:
         *(f"student.path={model}", f"data.train_files={data}/train.parquet", f"data.val_files={data}/heldout.parquet"),
         *(f"data.max_prompt_length={options.prompt}", f"data.max_response_length={options.response}"),
         *(f"actor_rollout_ref.rollout.max_model_len={whole}", "actor_rollout_ref.rollout.ignore_eos=true"),
-        f"teacher.context_length={options.teacher_prompt + options.response + 1}",
+        f"teacher.context_length={options.teacher_prompt + options.response + SGLANG_RESERVES}",
     ]
 
 
@@ -161,11 +163,7 @@ def words_of(options: argparse.Namespace) -> list[str]:
 
 
 def launch(words: list[str], options: argparse.Namespace) -> MemoryWatch:
-    """Train to the end, watching memory.
-
-    Raises:
-        subprocess.CalledProcessError: if it fails.
-    """
+    """Train to the end, watching memory; where it fails, exit with the end of its log."""
     run, log_path = options.out / "run", options.out / "run.log"
     (run / "metrics.jsonl").unlink(missing_ok=True)
     command = [sys.executable, "-m", "recipe.on_policy_distillation", *words, "trainer.resume_mode=disable"]
@@ -179,7 +177,7 @@ def launch(words: list[str], options: argparse.Namespace) -> MemoryWatch:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)  # on which it ends its engines
     if status:
-        raise subprocess.CalledProcessError(status, command, log_path.read_text(errors="replace")[-4000:])
+        sys.exit(f"error: the run ended with status {status}; end of {log_path}:\n{log_path.read_text()[-4000:]}")
     return watch
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from verl_ext.plan.shape import QWEN3, published
 
 TIMEOUT_S = 300
-EOS, PAD, ANSWER = 0, 1, 2
+EOS, PAD, NEWLINE, TURN_END, ANSWER = range(5)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}t" + str(ANSWER) + "{% endif %}"
@@ -67,13 +67,17 @@ def write_model(folder: Path, name: str, device: str, dtype: str) -> None:
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """`t7` is token 7."""
+    """`t7` is token 7. The special tokens have names that no other holds, else they would be found inside it.
+
+    verl wants a newline and an end of turn of every Qwen.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocab_size)}, unk_token=f"t{PAD}"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]  the stub has no setter
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=f"t{EOS}", pad_token=f"t{PAD}")
+    special = {"<eos>": EOS, "<pad>": PAD, "\n": NEWLINE, "<|im_end|>": TURN_END}
+    words = Tokenizer(models.WordLevel(special | {f"t{i}": i for i in range(ANSWER, vocab_size)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Split(" ", "removed")  # pyright: ignore[reportAttributeAccessIssue]  the stub has no setter
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>")
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
 
@@ -96,7 +100,7 @@ def write_rows(folder: Path, rows: int, vocab_size: int, prompt: int, teacher_pr
         return [{"role": "user", "content": " ".join(f"t{i}" for i in ids)}]
 
     made = []
-    for _ in range(rows):
+    for number in range(rows):
         own = draw.choices(range(ANSWER + 1, vocab_size), k=prompt - 1)
         made.append(
             {
@@ -104,6 +108,7 @@ def write_rows(folder: Path, rows: int, vocab_size: int, prompt: int, teacher_pr
                 "teacher_messages": message(shared + own),
                 "data_source": "random",
                 "reward_model": {"style": "rule", "ground_truth": ""},
+                "extra_info": {"index": number},
             }
         )
     folder.mkdir(parents=True, exist_ok=True)

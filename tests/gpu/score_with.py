@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 Request = dict[str, Any]
-"""model, device, dtype, prompts (ids), length (tokens of each response), words (of the training command), responses."""
+"""model, device, dtype, words (of the training command), prompts and responses (ids), and for sampling: length (tokens,
+at most), ignore_eos."""
 
 
 def vllm(request: Request) -> dict[str, Any]:
@@ -28,7 +29,8 @@ def vllm(request: Request) -> dict[str, Any]:
         generation_config="vllm",
         seed=0,
     )
-    params = SamplingParams(temperature=1.0, max_tokens=request["length"], ignore_eos=True, logprobs=0)
+    limits = {"max_tokens": request["length"], "ignore_eos": request["ignore_eos"]}
+    params = SamplingParams(temperature=1.0, logprobs=0, **limits)
     prompts = [TokensPrompt(prompt_token_ids=ids) for ids in request["prompts"]]
     outputs = [output.outputs[0] for output in engine.generate(prompts, params, use_tqdm=False)]
     return {
@@ -73,7 +75,7 @@ def actor(request: Request) -> dict[str, Any]:
     asked = {"calculate_entropy": False, "compute_loss": False, "temperature": 1.0}
     batch = tu.get_tensordict(nested, non_tensor_dict=asked)
     logprobs_BT = no_padding_2_padding(worker.compute_log_prob(batch)["log_probs"], batch)
-    return {"logprobs": logprobs_BT.float().tolist()}
+    return {"logprobs": [row.tolist()[: len(ids)] for row, ids in zip(logprobs_BT.float(), responses, strict=True)]}
 
 
 def exact(request: Request) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """On what vLLM samples, SGLang, verl's actor and vLLM itself give the same weights the same log-probs.
 
-The tiny pair, whose distribution is that of a trained model, and a real shape with random weights.
+The tiny pair as it samples in training, and a real shape with random weights.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ import pytest
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
 SHAPE = os.environ.get("AGREEMENT_SHAPE", "Qwen/Qwen3-0.6B")
-PROMPTS, RANDOM_PROMPT, RESPONSE = 32, 64, 64
+PAIR_PROMPTS, PAIR_RESPONSE = 256, 8  # tokens at most: a label and the end
+RANDOM_PROMPTS, RANDOM_PROMPT, RANDOM_RESPONSE = 32, 64, 64
 BF16_NATS = 0.02  # mean absolute difference between two engines
 ROUNDING = 2.0  # or this many times what bf16 does to transformers, where that is more: random weights amplify it
 FP32_NATS = 1e-4  # largest difference
@@ -35,33 +36,39 @@ class Scored:
     logprobs: dict[str, list[float]]
 
 
-def prompts_of(name: str, model: Path, pair: Path) -> list[list[int]]:
-    if name != "pair":
-        draw = random.Random(0)
-        return [[draw.randrange(3, 150_000) for _ in range(RANDOM_PROMPT)] for _ in range(PROMPTS)]
+def pairs_prompts(pair: Path) -> list[list[int]]:
+    """The held-out rows as the student sees them."""
     import pyarrow.parquet as pq
 
     from verl_ext.preflight import load_tokenizer
     from verl_ext.sampling import render
 
-    tokenizer = load_tokenizer(str(model))
-    rows = pq.read_table(pair / "data/heldout.parquet").to_pylist()[:PROMPTS]
-    return [render(tokenizer, row["teacher_messages"], {}) for row in rows]
+    tokenizer = load_tokenizer(str(pair / "base"))
+    rows = pq.read_table(pair / "data/heldout.parquet").to_pylist()[:PAIR_PROMPTS]
+    return [render(tokenizer, row["prompt"], {}) for row in rows]
+
+
+def random_prompts() -> list[list[int]]:
+    draw = random.Random(0)
+    return [[draw.randrange(3, 150_000) for _ in range(RANDOM_PROMPT)] for _ in range(RANDOM_PROMPTS)]
 
 
 @pytest.fixture(scope="module", params=["pair", "real_shape"])
 def scored(request, machine, pair: Path, run_module: Callable[..., str], tmp_path_factory) -> Scored:
     """Sampled by vLLM, scored by every engine but the teacher's."""
-    folder, model = tmp_path_factory.mktemp(request.param), pair / "base"
-    if request.param == "real_shape":
+    folder = tmp_path_factory.mktemp(request.param)
+    asked: dict[str, Any] = {"device": machine.platform, "dtype": machine.dtype, "words": machine.words}
+    if request.param == "pair":
+        asked |= {"model": str(pair / "base"), "prompts": pairs_prompts(pair)}
+        asked |= {"length": PAIR_RESPONSE, "ignore_eos": False}
+    else:
         if machine.platform == "cpu":
             pytest.skip("a real shape is slow on a CPU")
         from benchmarks.random_model import make_model
 
-        model = folder / "model"
-        make_model(model, SHAPE, machine.platform, machine.dtype)
-    asked = {"model": str(model), "device": machine.platform, "dtype": machine.dtype, "length": RESPONSE}
-    asked |= {"words": machine.words, "prompts": prompts_of(request.param, model, pair)}
+        make_model(folder / "model", SHAPE, machine.platform, machine.dtype)
+        asked |= {"model": str(folder / "model"), "prompts": random_prompts()}
+        asked |= {"length": RANDOM_RESPONSE, "ignore_eos": True}
     logprobs = {}
     for engine in ENGINES:
         (folder / "request.json").write_text(json.dumps(asked))
@@ -104,11 +111,12 @@ def test_engines_agree(precision: str, scored: Scored, machine, out: Path) -> No
     settings = machine.teacher_settings(Path(scored.request["model"]), precision, context_length=1024)
     teacher = teachers_logprobs(settings, scored.request, out / f"{name}_teacher.log")
     logprobs = scored.logprobs | {"sglang": teacher}
-    assert len(teacher) == PROMPTS * RESPONSE
+    assert len(teacher) == len(logprobs["vllm"]) > len(scored.request["prompts"])
     gaps = {f"{a}-{b}": gap(logprobs[a], logprobs[b]) for a, b in itertools.combinations(logprobs, 2)}
     (out / f"{name}.json").write_text(json.dumps(gaps, indent=2) + "\n")
     print(json.dumps(gaps, indent=2))
-    bar = max(BF16_NATS, ROUNDING * gaps["exact-rounded"]["mean"]) if scored.name == "real_shape" else BF16_NATS
+    random_weights = scored.name == "real_shape"
+    bar = max(BF16_NATS, ROUNDING * gaps["exact-rounded"]["mean"]) if random_weights else BF16_NATS
     for key in ("vllm-actor", "vllm-sglang", "actor-sglang"):
         if machine.platform == "cpu":
             assert gaps[key]["max"] <= FP32_NATS, key

@@ -5,13 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import flops
+from benchmarks import flops, random_model
 from benchmarks.memory_watch import Reading, owner_of, parse_device, parse_processes, peak, phases_of
 from benchmarks.profile_step import Stage, bars_of
 from verl_ext.plan.check import check_plan
 from verl_ext.plan.shape import ModelShape
+from verl_ext.preflight import load_tokenizer
+from verl_ext.sampling import render
 
 ROOT = Path(__file__).parents[2]
 # 1 layer: q 4x4, k 4x2, v 4x2, o 4x4 = 48; gate, up, down 3 x 4x6 = 72.
@@ -48,6 +51,17 @@ def test_an_update_is_three_forward_passes_and_two_of_frozen_weights():
     assert flops.update(DENSE, 3, 2, 2, adapters=0) == 2 * 3 * (2 * 4 * MATRICES + 2 * 2 * 40 + 16 * 10)
     frozen, trained = 2 * 4 * MATRICES + 2 * 2 * 40, 16 * 10 + 2 * 4 * 7
     assert flops.update(DENSE, 3, 2, 2, adapters=7) == 2 * (2 * frozen + 3 * trained)
+
+
+def test_rows_of_random_models_have_the_lengths_asked_for(tmp_path: Path):
+    random_model.write_tokenizer(tmp_path, vocab_size=200)
+    random_model.write_rows(tmp_path, rows=3, vocab_size=200, prompt=16, teacher_prompt=64)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert len(tokenizer.encode("\n", add_special_tokens=False)) == 1  # verl refuses a Qwen without
+    for row in pq.read_table(tmp_path / "train.parquet").to_pylist():
+        prompt, teacher_prompt = (render(tokenizer, row[key], {}) for key in ("prompt", "teacher_messages"))
+        assert (len(prompt), len(teacher_prompt)) == (16, 64)
+        assert teacher_prompt[-16:] == prompt
 
 
 def test_memory_in_use_is_read_from_the_driver():
