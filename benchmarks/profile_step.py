@@ -222,8 +222,9 @@ def show(lines: list[Stage], memory_rows: list[dict], title: str) -> None:
 def memory_table(by_phase: dict[str, Bytes], rows: list[Row], run: Run, hardware: HardwareConfig) -> list[dict]:
     """Planned and measured bytes: the device by phase, each engine at its most, the trainer's own tensors."""
     device: Pool = pools(run, hardware)[0]
+    where = "device" if run.device == "cuda" else "all processes"
     found = [
-        {"what": f"device, {phase}", "planned": device.total(phase), "measured": by_phase[phase][ALL]}
+        {"what": f"{where}, {phase}", "planned": device.total(phase), "measured": by_phase[phase][ALL]}
         for phase in PHASES
         if by_phase.get(phase)  # one that is shorter than the watch's interval may have none
     ]
