@@ -25,6 +25,9 @@ REQUIRED_COLUMNS = ("prompt", "teacher_messages", "data_source", "reward_model")
 # docs/results/cpu-demo.md).
 CPU_BASE_GIB = 9.0
 
+KEPT_BACK = 7
+"""Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py)."""
+
 
 def check_sampling(rollout: Any) -> None:
     """The sampler must draw from the very distribution that its log-probs describe."""
@@ -166,7 +169,7 @@ def check_prompt_lengths(
             ids = tokenizer.apply_chat_template(
                 row[column], add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
             )
-            room = max_response_length + 1 if column == "teacher_messages" else 0
+            room = max_response_length + KEPT_BACK if column == "teacher_messages" else 0
             if len(ids) + room > limit:
                 raise ValueError(
                     f"row {number}: {column} has {len(ids)} tokens (+{room} of response); raise {key}={limit}"

@@ -64,11 +64,11 @@ def test_prompt_longer_than_the_limit_names_row_and_key():
         ROW | {"prompt": [{"role": "user", "content": "a"}], "teacher_messages": [{"role": "user", "content": "a"}]}
     ]
     limits = {"max_response_length": 3, "template_kwargs": {}}
-    preflight.check_prompt_lengths(rows, words, max_prompt_length=1, teacher_context_length=5, **limits)
+    preflight.check_prompt_lengths(rows, words, max_prompt_length=1, teacher_context_length=11, **limits)
     with pytest.raises(ValueError, match=r"row 0: prompt has 1 tokens.*raise data\.max_prompt_length=0"):
-        preflight.check_prompt_lengths(rows, words, max_prompt_length=0, teacher_context_length=5, **limits)
-    with pytest.raises(ValueError, match=r"row 0: teacher_messages.*raise teacher\.context_length=4"):
-        preflight.check_prompt_lengths(rows, words, max_prompt_length=1, teacher_context_length=4, **limits)
+        preflight.check_prompt_lengths(rows, words, max_prompt_length=0, teacher_context_length=11, **limits)
+    with pytest.raises(ValueError, match=r"row 0: teacher_messages.*raise teacher\.context_length=10"):
+        preflight.check_prompt_lengths(rows, words, max_prompt_length=1, teacher_context_length=10, **limits)
 
 
 def test_swapped_ids_and_special_tokens_are_found():
