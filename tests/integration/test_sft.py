@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl_ext import data, labels, tiny_pair
+from verl_ext.export import export_checkpoint
 from verl_ext.metrics import read_metrics
 from verl_ext.sft.dataset import ConversationDataset
-from verl_ext.export import export_checkpoint
 from verl_ext.sft.lora import untie_head
 from verl_ext.sft.order import TinkerBatches
 from verl_ext.teacher.config import TeacherConfig

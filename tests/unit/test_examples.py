@@ -37,7 +37,11 @@ def commands(script: Path, folder: Path) -> list[list[str]]:
     for name, text in STANDINS.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
-    env = os.environ | SLURM | {"LOG": f"{folder}/log", "PYTHON": f"{folder}/python", "RAY": f"{folder}/ray"}
+    env = (
+        os.environ
+        | SLURM
+        | {"LOG": f"{folder}/log", "OUT": f"{folder}/out", "PYTHON": f"{folder}/python", "RAY": f"{folder}/ray"}
+    )
     env["PATH"] = f"{folder}{os.pathsep}{env['PATH']}"
     subprocess.run(["bash", str(script)], env=env, cwd=ROOT, check=True)
     return [line.split() for line in (folder / "log").read_text().splitlines()]
@@ -67,7 +71,7 @@ def test_every_command_resolves(script, tmp_path):
             with initialize(config_path=None, version_base=None):
                 config = compose(module.removeprefix("recipe."), overrides)
         assert OmegaConf.missing_keys(config) <= UNUSED
-        if "hardware" in config and config.hardware.name != "CPU":
+        if "hardware" in config and config.trainer.device == "cuda":
             assert check_plan(config).startswith("fits ")
 
 
