@@ -48,7 +48,7 @@ REFUSE_CPU = if [ -d $(@D) ] && [ ! -e $(@D)/.gpu ]; then \
 
 .venv/.ready-gpu: requirements/trainer-cuda.txt requirements/dev.txt pyproject.toml
 	@$(REFUSE_CPU)
-	@echo "setting up .venv (verl, vLLM, Ray; CUDA 13.0): 10 GB"
+	@echo "setting up .venv (verl, vLLM, Ray; CUDA 13.0): 11 GB"
 	@mkdir -p $(@D) && touch $(@D)/.gpu && $(GPU_PYTHON) -m venv $(@D)
 	@$(PY) -m pip install $(PIP_QUIET) --no-deps -r requirements/trainer-cuda.txt -r requirements/dev.txt
 	@$(PY) -m pip install $(PIP_QUIET) --no-deps --no-build-isolation --editable .
@@ -56,7 +56,7 @@ REFUSE_CPU = if [ -d $(@D) ] && [ ! -e $(@D)/.gpu ]; then \
 
 .venv-teacher/.ready-gpu: requirements/teacher-cuda.txt
 	@$(REFUSE_CPU)
-	@echo "setting up .venv-teacher (SGLang; CUDA 13.0): 7 GB"
+	@echo "setting up .venv-teacher (SGLang; CUDA 13.0): 9 GB"
 	@mkdir -p $(@D) && touch $(@D)/.gpu && $(GPU_PYTHON) -m venv $(@D)
 	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps -r requirements/teacher-cuda.txt
 	@touch $@

@@ -24,6 +24,7 @@ RUN useradd --create-home --uid 1001 opd \
     && install --directory --owner opd outputs /models /home/opd/.cache
 ENV PATH=/opt/verl-opd/.venv-teacher/bin:$PATH \
     CUDA_HOME=/usr/local/cuda \
+    TRITON_CACHE_DIR=/home/opd/.cache/triton \
     HF_HOME=/models \
     TEACHER_PORT=30000
 USER 1001

@@ -26,6 +26,7 @@ RUN useradd --create-home --uid 1001 opd \
     && install --directory --owner opd outputs /models /home/opd/.cache
 ENV PATH=/opt/verl-opd/.venv/bin:$PATH \
     CUDA_HOME=/usr/local/cuda \
+    TRITON_CACHE_DIR=/home/opd/.cache/triton \
     HF_HOME=/models
 USER 1001
 CMD ["python", "-m", "recipe.on_policy_distillation", "--help"]
