@@ -72,7 +72,7 @@ lint: .venv/.ready ## ruff, pyright, hadolint
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright && .venv/bin/hadolint docker/*.Dockerfile
 
 unit: .venv/.ready ## unit and contract tests: under a minute
-	@$(PY) -m pytest tests/unit tests/contract
+	@$(PY) -m pytest tests/unit tests/contract --numprocesses 2
 
 integration: setup ## real vLLM, SGLang and verl on the CPU
 	@$(PY) -m pytest tests/integration
