@@ -145,6 +145,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--steps", type=int, default=12, help="training steps of each arm")
     parser.add_argument("--out", type=Path, default=Path("outputs/method_ablation"), help="folder of runs and results")
+    parser.add_argument("--plot", type=Path, help="draw the accuracies by step here; the ending chooses the format")
     parser.add_argument("--json", type=Path, help="write the table and the bars here")
     options = parser.parse_args()
     options.arms = options.arms.split(",")
@@ -164,6 +165,27 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     Console(width=140).print(table)
 
 
+def draw(results: list[dict[str, Any]], target: float, file: Path) -> None:
+    """Accuracy by step, the methods left, the controls right."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, title, of_panel in zip(panels, ("methods", "controls"), (True, False), strict=True):
+        shown = [result for result in results if (result["arm"] in METHODS) == of_panel]
+        for number, result in enumerate(shown):
+            steps, style = result["steps"], ("-", "--")[number % 2]
+            colour = matplotlib.colormaps["tab20"](number % 20)
+            points = [row["step"] for row in steps], [row["accuracy"] for row in steps]
+            axes.plot(*points, style, color=colour, label=result["arm"])
+        axes.axhline(target, color="black", linewidth=0.8, linestyle=":")
+        axes.set(title=title, xlabel="step of 128 samples", ylim=(0, 1.02))
+        axes.legend(fontsize=7, ncols=2 if of_panel else 1)
+    panels[0].set_ylabel("held-out accuracy without the prompt")
+    figure.savefig(file)
+
+
 def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -175,6 +197,8 @@ def main() -> None:
                 run_arm(name, options.out, options.steps, overrides)
     results = [json.loads(result_file(name, options.out, options.steps).read_text()) for name in options.arms]
     rows = [summary(result, ENOUGH * teacher, samples_a_step=128) for result in results]
+    if options.plot:
+        draw(results, ENOUGH * teacher, options.plot)
     show(rows, f"target: {ENOUGH} x the teacher's accuracy of {teacher:.3f}; 32 prompts x 4 samples a step")
     report(rows, bars(rows, teacher), options.json)
 
