@@ -46,7 +46,7 @@ class GenerateConfig:
     overwrite: bool = False
     """Replace answers that were sampled with other settings."""
     sampling: SamplingConfig = field(
-        default_factory=lambda: SamplingConfig(temperature=1.0, stop=[], enable_thinking=None)
+        default_factory=lambda: SamplingConfig(temperature=1.0, max_tokens=1024, stop=[], enable_thinking=None)
     )
     """How answers are drawn. Sample s of row r has the seed `sampling.seed + r * n + s`."""
     engine: EngineConfig = field(default_factory=EngineConfig)

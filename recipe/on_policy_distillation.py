@@ -63,8 +63,8 @@ def check_teacher(teacher: TeacherConfig, student_path: str, student_tokenizer: 
     """Refuse a teacher that cannot score this student."""
     if teacher.mode == "managed" and teacher.model_path:
         preflight.check_model("teacher.model_path", teacher.model_path)
-        preflight.check_exposure(teacher)
         if teacher.store_mode != "replay":
+            teacher.check_exposure()
             preflight.check_interpreter("teacher.python", teacher.python)
     elif teacher.store_mode != "replay":
         preflight.check_external_teacher(teacher, vocab_size=2)
@@ -124,9 +124,23 @@ def train(config: DictConfig, started: float) -> None:
                     mark_stage(run_dir, "teacher answers")
                     console.stage(f"the teacher {teachers[reference][0]} answers log-prob requests at {answer}")
         console.update()
+    if config.actor_rollout_ref.model.lora_rank:
+        export_what_is_missing(config)
     if (run_dir / "metrics.jsonl").is_file():
         write_cards(run_dir)  # with the last step, which the last checkpoint's card does not know yet
     console.finish()
+
+
+def export_what_is_missing(config: DictConfig) -> None:
+    """The merged student of a finished LoRA run that was stopped while it was exported."""
+    from verl_ext.export import link_merged
+
+    checkpoints, run_dir = Path(config.trainer.default_local_dir), Path(config.run_dir)
+    latest = checkpoints / "latest_checkpointed_iteration.txt"
+    if latest.is_file():
+        actor = checkpoints / f"global_step_{latest.read_text().strip()}" / "actor"
+        if (run_dir / "student").resolve().parent != actor.resolve():
+            link_merged(actor, config.student.path, run_dir)
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="on_policy_distillation")

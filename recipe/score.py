@@ -77,9 +77,10 @@ def score(config: ScoreConfig, console: Console) -> None:
         print(f"{len(found.errors)} samples have no score, the first: {found.errors[0]}")
     if not found.scored:
         raise RuntimeError(f"none of the {len(found.errors)} samples was scored")
-    print(
-        f"next: python -m recipe.on_policy_distillation student.path={model} teacher.model_path={teacher.model_path} \\"
-    )
+    asked = f"teacher.model_path={teacher.model_path}"
+    if teacher.mode == "external":
+        asked = f"teacher.mode=external 'teacher.urls=[{','.join(teacher.urls)}]'"
+    print(f"next: python -m recipe.on_policy_distillation student.path={model} {asked} \\")
     print("    data.train_files=TRAIN.parquet data.val_files=HELDOUT.parquet")
 
 

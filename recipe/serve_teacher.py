@@ -16,7 +16,6 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from verl_ext.preflight import check_exposure
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.prometheus import MetricsServer
 from verl_ext.teacher.server import SGLangServer
@@ -95,7 +94,6 @@ def main(settings: DictConfig) -> None:
     try:
         config = OmegaConf.to_object(settings.teacher)
         assert isinstance(config, TeacherConfig)
-        check_exposure(config)
         serve(config, Path(settings.log_path))
     except (ValueError, RuntimeError, TimeoutError) as error:
         sys.exit(f"error: {error}")

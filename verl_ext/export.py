@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 from verl_ext.sft.lora import untie_head
 
 LORA = "lora_train_meta.json"
-"""verl's file of rank and alpha, in checkpoints with adapters alone."""
+"""verl's file of rank and alpha, in every checkpoint with adapters."""
 HEAD = "lm_head"
 PEFT_NAME = ".default."  # PEFT's name of the only adapter, which its files leave out
 
@@ -31,13 +31,15 @@ def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The whole tensors of a checkpoint that verl wrote in shards, one file a rank.
 
     Raises:
-        ValueError: if the folder holds no such checkpoint.
+        ValueError: if the folder holds no such checkpoint, or not all of it.
     """
     described = checkpoint / "fsdp_config.json"
     if not described.is_file():
         raise ValueError(f"{checkpoint}: no checkpoint of verl's FSDP engine (no fsdp_config.json)")
     ranks = json.loads(described.read_text())["world_size"]
     files = [checkpoint / f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
+    if missing := [file for file in files if not file.is_file()]:
+        raise ValueError(f"{missing[0]} is missing: run_dir must be a folder that all nodes share")
     shards = [torch.load(file, map_location="cpu", weights_only=False) for file in files]
     return {name: _whole([shard[name] for shard in shards]) for name in shards[0]}
 
@@ -131,6 +133,31 @@ def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         folder.replace(target)
     new.rmdir()
+
+
+def link(name: Path, target: Path) -> None:
+    """Point `name` at `target`, both below one run's folder, at once: a reader finds the old one or the new one."""
+    new = name.with_name(f"{name.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target.resolve().relative_to(name.parent.resolve()))
+    new.replace(name)
+
+
+def link_adapter(checkpoint: Path, base: str, run_dir: Path) -> Path:
+    """Export a LoRA checkpoint of an on-policy run as its `adapter` and make it `run_dir/adapter`; the folder."""
+    adapter = checkpoint / "adapter"
+    shutil.rmtree(adapter, ignore_errors=True)  # of an earlier run to this step, or of an export that was cut off
+    export_adapter(checkpoint, base, adapter)
+    link(run_dir / "adapter", adapter)
+    return adapter
+
+
+def link_merged(checkpoint: Path, base: str, run_dir: Path) -> None:
+    """The same, and the merged model as `run_dir/student`. Takes the base's memory, in fp32."""
+    merged = checkpoint / "merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    save_model(merged_model(base, link_adapter(checkpoint, base, run_dir)), base, merged)
+    link(run_dir / "student", merged)
 
 
 def main() -> None:

@@ -42,13 +42,22 @@ class MathVerifier:
             except multiprocessing.TimeoutError:
                 print(f"math-verify: gave up on {answer[:40]!r} after {self.timeout_s} s; it counts as wrong")
                 pool.terminate()
+                atexit.unregister(pool.terminate)
                 self._pool = None
                 return False
 
 
 def start() -> Pool:
-    """A process that has compared something: what it imports is in no answer's time."""
+    """A process that has compared something: what it imports is in no answer's time.
+
+    Raises:
+        RuntimeError: if it cannot, within START_S.
+    """
     pool = multiprocessing.get_context("spawn").Pool(1)
     atexit.register(pool.terminate)  # left to the interpreter's end, it complains
-    pool.apply_async(same_value, ("1", "1")).get(START_S)
+    try:
+        pool.apply_async(same_value, ("1", "1")).get(START_S)
+    except multiprocessing.TimeoutError:
+        pool.terminate()
+        raise RuntimeError(f"math-verify did not start within {START_S:.0f} s") from None
     return pool

@@ -61,13 +61,24 @@ def write_cards(run_dir: Path) -> None:
     """Write `README.md` beside the weights of `run_dir/student` and `run_dir/adapter`, whichever there are."""
     config = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(config, DictConfig)
-    metrics, evaluation = run_dir / "metrics.jsonl", run_dir / "eval.json"
-    rows = read_metrics(metrics) if metrics.is_file() else []
-    found = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+    rows, file = rows_of(run_dir), run_dir / "eval.json"
+    evaluation = json.loads(file.read_text()) if file.is_file() else {}
+    if evaluation.get("step") != last_step(rows):
+        evaluation = {}  # of weights that have been trained since
     for kind in ("student", "adapter"):
-        folder = run_dir / kind
-        if folder.is_dir():
-            (folder / "README.md").write_text(card(config, rows, found, folder.resolve(), adapter=kind == "adapter"))
+        if (run_dir / kind).is_dir():
+            (run_dir / kind / "README.md").write_text(card(config, rows, evaluation, adapter=kind == "adapter"))
+
+
+def rows_of(run_dir: Path) -> list[dict[str, float]]:
+    """Of metrics.jsonl; empty where there is none."""
+    metrics = run_dir / "metrics.jsonl"
+    return read_metrics(metrics) if metrics.is_file() else []
+
+
+def last_step(rows: Sequence[Row]) -> float | None:
+    """Of the recorded ones; None where there are none."""
+    return rows[-1]["step"] if rows else None
 
 
 def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
@@ -75,13 +86,13 @@ def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
     run_dir = student.absolute().parent
     if student.name != "student" or not (run_dir / "config.yaml").is_file():
         return False
-    write_json(run_dir / "eval.json", {**report, "student_folder": str(student.resolve())})
+    write_json(run_dir / "eval.json", {**report, "step": last_step(rows_of(run_dir))})
     write_cards(run_dir)
     return True
 
 
-def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], folder: Path, *, adapter: bool) -> str:
-    """The card's text. `evaluation` (an eval.json) is shown where it judged these weights, in a folder beside this."""
+def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], *, adapter: bool) -> str:
+    """The card's text. `evaluation`: an eval.json of these weights, or empty."""
     base = str(config.student.path)
     tags = ["distillation", "on-policy-distillation" if is_on_policy(config) else "sft"]
     head = ["---", f"base_model: {base}", f"library_name: {'peft' if adapter else 'transformers'}"]
@@ -96,7 +107,7 @@ def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any],
     ]
     if rows:
         parts += [table("Training", training(rows)), table("Cost so far", cost(config, rows))]
-    if Path(evaluation.get("student_folder", "")).parent == folder.parent:
+    if evaluation:
         parts.append(table("Evaluation", accuracies(evaluation)))
     parts.append("Versions: " + ", ".join(f"{name} {version(name)}" for name in PACKAGES) + ".")
     return "\n\n".join(parts) + "\n"
@@ -160,13 +171,23 @@ def cost(config: DictConfig, rows: Sequence[Row]) -> dict[str, str]:
         found["tokens that the trainer read"] = f"{total('perf/total_num_tokens'):,.0f}"
         found["tokens that the teacher read"] = f"{total('teacher/tokens'):,.0f}"
         if config.trainer.device == "cuda":
-            teacher = 0 if config.teacher.share_device or config.teacher.store_mode == "replay" else 1
             devices = config.trainer.nnodes * config.trainer.n_gpus_per_node
-            own = teacher * config.teacher.tp * config.teacher.dp
-            found["GPU-hours (trainer's, teacher's)"] = f"{devices * seconds / 3600:.2f}, {own * seconds / 3600:.2f}"
+            found["GPU-hours of trainer and vLLM"] = f"{devices * seconds / 3600:.2f}"
+            if own := teachers_devices(config):
+                found["GPU-hours of the teacher"] = f"{own * seconds / 3600:.2f}"
     else:
         found["tokens trained on"] = f"{total('train/tokens'):,.0f}"
     return found
+
+
+def teachers_devices(config: DictConfig) -> int:
+    """GPUs that managed teachers had to themselves; those of external servers are not known here."""
+    teachers = [OmegaConf.merge(config.teacher, departures) for departures in config.teachers.values()]
+    return sum(
+        teacher.tp * teacher.dp
+        for teacher in teachers or [config.teacher]
+        if teacher.mode == "managed" and teacher.store_mode != "replay" and not teacher.share_device
+    )
 
 
 def accuracies(evaluation: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,6 @@ Each check raises ValueError naming the configuration key and the fix. None impo
 
 import asyncio
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,15 +54,6 @@ def check_interpreter(key: str, python: str) -> None:
     """The teacher environment's interpreter exists."""
     if shutil.which(python) is None:
         raise ValueError(f"{key}={python}: no such interpreter; `make setup` (GPUs: `make setup-gpu`) creates it")
-
-
-def check_exposure(teacher: TeacherConfig) -> None:
-    """A managed server that other machines reach asks them for a key."""
-    if teacher.host not in ("127.0.0.1", "::1", "localhost") and not os.environ.get(teacher.api_key_env):
-        raise ValueError(
-            f"teacher.host={teacher.host} lets other machines in: export {teacher.api_key_env} (on every node of a "
-            "cluster, before `ray start`), or set teacher.host=127.0.0.1"
-        )
 
 
 def check_external_teacher(settings: TeacherConfig, vocab_size: int) -> list[float]:

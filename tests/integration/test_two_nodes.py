@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from recipe.on_policy_distillation import export_what_is_missing
+from verl_ext.export import read_checkpoint
 from verl_ext.metrics import read_metrics
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -118,6 +122,22 @@ def test_adapter_and_merged_student_are_the_same_model_and_not_the_base(trained:
     assert student.config.tie_word_embeddings  # no adapter on the head, so nothing to untie
     torch.testing.assert_close(student(ids).logits.log_softmax(-1), adapted, atol=MERGED_NATS, rtol=0)
     assert (adapted - before).abs().max() > 100 * MERGED_NATS
+
+
+def test_a_student_whose_export_was_cut_off_is_made_when_the_run_is_started_again(trained: Path):
+    run, config = trained / "run", OmegaConf.load(trained / "run/config.yaml")
+    assert isinstance(config, DictConfig)
+    before = load_file(run / "student/model.safetensors")
+    (run / "student").unlink()
+    (run / "checkpoints/global_step_2/actor/adapter/adapter_model.safetensors").write_bytes(b"half")
+    export_what_is_missing(config)
+    after = load_file(run / "student/model.safetensors")
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    shard = run / "checkpoints/global_step_2/actor/model_world_size_2_rank_1.pt"
+    shard.rename(shard.with_suffix(".elsewhere"))
+    with pytest.raises(ValueError, match=r"rank_1\.pt is missing: run_dir must be a folder that all nodes share"):
+        read_checkpoint(shard.parent)
+    shard.with_suffix(".elsewhere").rename(shard)
 
 
 def test_both_carry_the_runs_card(trained: Path):

@@ -50,7 +50,8 @@ def test_settings_training_and_cost_are_the_runs(run_dir):
         "| tokens that the student sampled | 640 |",  # 128 x (2 + 3)
         "| tokens that the trainer read | 2,000 |",
         "| tokens that the teacher read | 8,000 |",
-        "| GPU-hours (trainer's, teacher's) | 4.00, 4.00 |",  # 2 GPUs each for two hours
+        "| GPU-hours of trainer and vLLM | 4.00 |",  # 2 GPUs for two hours
+        "| GPU-hours of the teacher | 4.00 |",
         "    vllm serve .",
     ):
         assert line in card, line
@@ -64,11 +65,22 @@ def test_an_adapter_is_served_on_its_base(run_dir):
     assert "    vllm serve org/base --enable-lora --max-lora-rank 32 --lora-modules student=." in card
 
 
-def test_a_shared_gpu_is_counted_once(run_dir):
+@pytest.mark.parametrize(
+    ("change", "devices"),
+    [
+        ({"share_device": True}, 0),
+        ({"mode": "external"}, 0),
+        ({"store_mode": "replay"}, 0),
+        ({"tp": 1}, 1),
+    ],
+)
+def test_a_teachers_gpus_are_those_it_had_to_itself(run_dir, change, devices):
     config = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(config, DictConfig)
-    config.teacher.share_device = True
-    assert model_card.cost(config, ROWS)["GPU-hours (trainer's, teacher's)"] == "4.00, 0.00"
+    config.teacher.update(change)
+    assert model_card.teachers_devices(config) == devices
+    config.teachers = {"one": {}, "other": {"share_device": False, "mode": "managed", "store_mode": "read_write"}}
+    assert model_card.teachers_devices(config) == devices + config.teacher.tp
 
 
 def test_an_evaluation_of_the_student_is_shown_until_the_student_changes(run_dir):
@@ -76,10 +88,10 @@ def test_an_evaluation_of_the_student_is_shown_until_the_student_changes(run_dir
     line = "| teacher, with the prompt | 0.500 (0.400-0.600) of 300 rows |"
     assert model_card.keep_evaluation(run_dir / "student", arms)
     assert all(line in lines_of(run_dir / kind / "README.md") for kind in ("student", "adapter"))
-    later = run_dir / "checkpoints/global_step_8/actor/merged"
-    later.mkdir(parents=True)
-    (run_dir / "student").unlink()
-    (run_dir / "student").symlink_to(later)
+    model_card.write_cards(run_dir)
+    assert line in lines_of(run_dir / "student" / "README.md")
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(ROWS[-1] | {"step": 3}) + "\n")
     model_card.write_cards(run_dir)
     assert line not in lines_of(run_dir / "student" / "README.md")
 

@@ -200,6 +200,14 @@ def test_offloading_moves_bytes_to_main_memory_except_in_the_update():
     assert device.phases["update"] == less.phases["update"]
 
 
+def test_an_adapter_is_merged_into_the_base_in_fp32_whatever_was_trained():
+    half = changed(RUN, "trainer", weight_bytes=2)
+    whole, lora = (
+        pools(run, NODE)[-1].phases["save"]["whole model"] for run in (half, changed(half, "trainer", lora_rank=32))
+    )
+    assert (whole, lora) == (2 * RUN.student.total, 4 * RUN.student.total)
+
+
 def test_unified_memory_is_counted_once():
     unified = dataclasses.replace(SHARED, unified_memory=True)
     alone = changed(changed(RUN, "trainer", ranks_per_node=1, shards=1), "teacher", mode="external", tp=1, dp=1)

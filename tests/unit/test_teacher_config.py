@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server import build_arguments
+from verl_ext.teacher.server import SGLangServer, build_arguments
 
 
 def make(**changes: Any) -> TeacherConfig:
@@ -89,3 +89,14 @@ def test_teacher_modules_import_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_server_that_others_reach_needs_a_key(monkeypatch, tmp_path):
+    monkeypatch.delenv("TEACHER_API_KEY", raising=False)
+    TeacherConfig(model_path="m").check_exposure()
+    exposed = TeacherConfig(model_path="m", host="0.0.0.0")
+    message = r"teacher\.host=0\.0\.0\.0 lets other machines in: export TEACHER_API_KEY"
+    with pytest.raises(ValueError, match=message):
+        SGLangServer(exposed, tmp_path / "teacher.log").start()
+    monkeypatch.setenv("TEACHER_API_KEY", "key")
+    exposed.check_exposure()

@@ -96,7 +96,8 @@ def _host(run: Run) -> dict[str, Parts]:
         "score": between,
         "update": merge(processes, asleep),
         "sync": between,
-        "save": merge(between, asleep, {"whole model": model}),
+        # verl gathers a whole model as it is; an adapter is merged into the base in fp32 (verl_ext/export.py).
+        "save": merge(between, asleep, {"whole model": 4 * student.total if run.trainer.lora_rank else model}),
     }
 
 
@@ -184,18 +185,19 @@ def _devices(run: Run, hardware: HardwareConfig) -> list[str]:
             f"{hardware.nodes} nodes of {hardware.devices_per_node}"
         )
     needed = teacher.tp * teacher.dp
+    elsewhere = "; set hardware.teacher=elsewhere if its servers have other devices" * (teacher.mode == "external")
     if hardware.teacher == "own":
         if trainer.ranks + needed > hardware.devices:
             found.append(
                 f"trainer.n_gpus_per_node, teacher.tp, teacher.dp: {trainer.ranks} for the trainer and {needed} for "
-                f"the teacher are more than {hardware.name}'s {hardware.devices} devices"
+                f"the teacher are more than {hardware.name}'s {hardware.devices} devices{elsewhere}"
             )
         elif needed > hardware.devices_per_node:
             found.append(
                 f"teacher.tp x teacher.dp = {needed}: a server lives on one node of {hardware.devices_per_node}"
             )
     if hardware.teacher == "shared" and needed > 1:
-        found.append(f"teacher.tp x teacher.dp = {needed}: {hardware.name} shares one device; set both to 1")
+        found.append(f"teacher.tp x teacher.dp = {needed}: {hardware.name} shares one device; set both to 1{elsewhere}")
     if teacher.mode == "managed" and run.device == "cuda" and hardware.teacher != "elsewhere":
         if hardware.teacher == "shared" and not teacher.shares_device:
             found.append(

@@ -1,7 +1,9 @@
 """Every setting of the teacher, with its default, unit and range. The only place a default is written."""
 
+import os
 from dataclasses import dataclass, field
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MODES = ("managed", "external")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -193,6 +195,14 @@ class TeacherConfig:
             "store_path",
             "missing: store_mode=replay answers from a store, give its folder",
         )
+
+    def check_exposure(self) -> None:
+        """A managed server that other machines reach asks them for a key. Raises ValueError where there is none."""
+        if self.host not in LOOPBACK and not os.environ.get(self.api_key_env):
+            raise ValueError(
+                f"teacher.host={self.host} lets other machines in: export {self.api_key_env} (on every node of a "
+                "cluster, before `ray start`), or set teacher.host=127.0.0.1"
+            )
 
     @property
     def probe_tolerance_nats(self) -> float:

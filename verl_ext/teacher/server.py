@@ -75,6 +75,7 @@ class SGLangServer:
         Raises:
             ValueError: if it cannot possibly start.
         """
+        self.config.check_exposure()
         python = Path(self.config.python).expanduser().absolute()  # not resolve(): a venv's python is a symlink
         if not python.is_file():
             raise ValueError(f"teacher.python: no file {python}; create the teacher environment or give its python")

@@ -6,6 +6,7 @@ import functools
 import sqlite3
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -21,6 +22,9 @@ from verl_ext.teacher.service import RoutedScorer, open_scorer, teacher_of_row, 
 from verl_ext.teacher.store import StoreError
 from verl_ext.trainer.ray_classes import plain_class
 from verl_ext.trainer.reward import exact_match, math_match
+
+# Of its own: verl renders prompts in the loop's default threads, and the verifier compares one pair at a time.
+MATH_THREAD = ThreadPoolExecutor(1)
 
 
 class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
@@ -85,10 +89,13 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             await super()._compute_score(outputs, kwargs)
             return
         text = self.tokenizer.decode(outputs[-1].response_ids, skip_special_tokens=True)
-        reward = math_match if kwargs["data_source"] == MATH else exact_match
-        # In a thread: a mathematical comparison can take seconds, and other samples' loops run here.
         truth = kwargs["reward_model"]["ground_truth"]
-        outputs[-1].reward_score = await asyncio.to_thread(reward, text, truth)
+        if kwargs["data_source"] == MATH:
+            # Not in the loop, where other samples are answered: a comparison can take seconds.
+            loop = asyncio.get_running_loop()
+            outputs[-1].reward_score = await loop.run_in_executor(MATH_THREAD, math_match, text, truth)
+        else:
+            outputs[-1].reward_score = exact_match(text, truth)
         outputs[-1].extra_fields["reward_extra_info"] = {}
 
     async def _compute_teacher_logprobs(

@@ -14,7 +14,8 @@ def exact_match(text: str, ground_truth: str) -> float:
 
 def boxed_answer(text: str) -> str | None:
     """What the response's last \\boxed{} holds; None without one, or where it is not closed."""
-    box = math_reward.last_boxed_only_string(text)
+    # From the last one on: verl takes a `\\boxed ` anywhere before it for the box.
+    box = math_reward.last_boxed_only_string(text[max(text.rfind("\\boxed"), 0) :])
     if box is None or not box.startswith(("\\boxed{", "\\boxed ")):  # verl also finds \fbox, and takes it for an error
         return None
     return math_reward.remove_boxed(box)
