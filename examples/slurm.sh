@@ -3,7 +3,7 @@
 # Slurm: a Ray cluster over the job's nodes, then an example that finds it (EXAMPLE, default on_policy_ray_cluster.sh).
 #     sbatch --export=ALL,TEACHER_API_KEY=... examples/slurm.sh
 set -euo pipefail
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 RAY=${RAY:-.venv/bin/ray}
 export RAY_ADDRESS=$HEAD:${RAY_PORT:-6379} RAY_AUTH_MODE=token
 

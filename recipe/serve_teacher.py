@@ -1,6 +1,6 @@
 """Serve a teacher in the foreground until Ctrl-C.
 
-python -m recipe.serve_teacher teacher.model_path=Qwen/Qwen3-0.6B
+python -m recipe.serve_teacher teacher=bf16 teacher.model_path=Qwen/Qwen3-0.6B
 python -m recipe.serve_teacher teacher=fp8 teacher.model_path=Qwen/Qwen3-30B-A3B-Instruct-2507
 python -m recipe.serve_teacher --cfg job          # every setting with its default
 """
