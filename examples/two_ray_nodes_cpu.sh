@@ -8,12 +8,13 @@ HEAD=127.0.0.1:${RAY_PORT:-6390}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 RAY_agent_register_timeout_ms=300000 RAY_AUTH_MODE=token
 mkdir -p "$OUT"
 NODE="--num-cpus=16 --num-gpus=1 --object-store-memory=268435456 --disable-usage-stats --block"
-trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+RAY_FILES=$(mktemp -d /tmp/ray-XXXXXX) # of its own: Ray's usual one would make every later `ray.init()` look for this cluster
+trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$RAY_FILES"' EXIT
 
 $PYTHON -m recipe.create_data out_dir="$OUT/data" max_chars=64
 $PYTHON -m recipe.tiny_pair data_dir="$OUT/data" out_dir="$OUT/base"
 $RAY get-auth-token --generate > /dev/null # into ~/.ray: nodes and driver show it to each other
-$RAY start --head --port="${HEAD#*:}" --include-dashboard=false $NODE > "$OUT/ray-head.log" 2>&1 &
+$RAY start --head --port="${HEAD#*:}" --include-dashboard=false --temp-dir="$RAY_FILES" $NODE > "$OUT/ray-head.log" 2>&1 &
 sleep "${RAY_HEAD_SECONDS:-20}"
 $RAY start --address="$HEAD" $NODE > "$OUT/ray-node.log" 2>&1 &
 sleep "${RAY_WORKER_SECONDS:-20}"

@@ -264,7 +264,7 @@ async def test_managed_teacher_serves_and_dies_with_its_actor(
     tiny_qwen3: Path, teacher_python: str, tmp_path: Path
 ) -> None:
     config = with_absolute_paths(TeacherConfig(model_path=str(tiny_qwen3), python=teacher_python))
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     try:
         actor = ManagedTeacher.remote(config, str(tmp_path / "log"))
         ray.get(actor.start.remote(), timeout=60)

@@ -148,7 +148,7 @@ def test_without_a_restart_left_the_actor_says_down_and_why(
     tiny_qwen3: Path, teacher_python: str, tmp_path: Path
 ) -> None:
     config = with_absolute_paths(settings(tiny_qwen3, teacher_python, max_restarts=0))
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     try:
         actor = as_actor(ManagedTeacher).remote(config, str(tmp_path / "log"))
         port = ray.get(actor.start.remote(), timeout=60).rpartition(":")[2]

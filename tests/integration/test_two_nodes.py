@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from recipe.on_policy_distillation import export_what_is_missing
 from verl_ext.export import read_checkpoint
 from verl_ext.metrics import read_metrics
+from verl_ext.model_card import write_cards
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -97,7 +99,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> Pa
     words += ["data.train_batch_size=8", "actor_rollout_ref.actor.optim.lr=5e-3", "trainer.total_training_steps=2"]
     head = ("--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false")
     with (
-        ray_node(environment, folder / "head.log", *head),
+        # A folder of its own (its name is short: sockets lie in it), or every later `ray.init()` looks for this cluster.
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch,
+        ray_node(environment, folder / "head.log", *head, f"--temp-dir={scratch}"),
         ray_node(environment, folder / "node.log", f"--address={address}"),
     ):
         run(environment, "recipe.on_policy_distillation", *words)
@@ -131,6 +135,7 @@ def test_a_student_whose_export_was_cut_off_is_made_when_the_run_is_started_agai
     (run / "student").unlink()
     (run / "checkpoints/global_step_2/actor/adapter/adapter_model.safetensors").write_bytes(b"half")
     export_what_is_missing(config)
+    write_cards(run)
     after = load_file(run / "student/model.safetensors")
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     shard = run / "checkpoints/global_step_2/actor/model_world_size_2_rank_1.pt"
