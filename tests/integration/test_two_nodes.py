@@ -99,7 +99,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> Pa
     words += ["data.train_batch_size=8", "actor_rollout_ref.actor.optim.lr=5e-3", "trainer.total_training_steps=2"]
     head = ("--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false")
     with (
-        # A folder of its own (its name is short: sockets lie in it), or every later `ray.init()` looks for this cluster.
+        # Of its own, with a short name (sockets lie in it): every later `ray.init()` would look for this cluster else.
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch,
         ray_node(environment, folder / "head.log", *head, f"--temp-dir={scratch}"),
         ray_node(environment, folder / "node.log", f"--address={address}"),
