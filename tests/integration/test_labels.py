@@ -1,7 +1,10 @@
 """Labelling, and sampling and scoring as single stages, with real engines: order, resuming, vLLM against SGLang."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,7 +62,12 @@ def command(teacher: Path, out: Path) -> list[str]:
 
 def start(teacher: Path, out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(teacher, out), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command(teacher, out),
+        cwd=ROOT,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -104,6 +112,8 @@ def test_a_killed_run_goes_on_without_sampling_again(teacher: Path, whole: Path,
             process.kill()
             break
     process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # vLLM's engine outlives a parent that could not end it
     before = journal(out)
     assert CHUNK <= len(before) < len(journal(whole))
     assert not (out / "conversations.jsonl").exists()
