@@ -17,12 +17,11 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-import recipe.on_policy_distillation  # noqa: F401  registers the schemas
 from benchmarks.runs import DEMO, arguments, report
 from verl_ext.hardware import GIB
 from verl_ext.plan.memory import trainer_update
 from verl_ext.plan.run import read_run
-from verl_ext.verbs import find_verl_configs
+from verl_ext.verbs import prepare_training_configs
 
 ARM_TIMEOUT_S = 240
 BAR = 0.10
@@ -85,7 +84,7 @@ def measured(words: list[str], folder: Path, name: str) -> int:
 
 def main() -> None:
     options = arguments("the planner's trainer against measured memory", steps=2)
-    find_verl_configs()
+    prepare_training_configs()
     model = options.out / "model"
     make_model(model)
     table = Table(title="peak memory of the trainer's process in an update, GiB")

@@ -5,6 +5,7 @@ loss and optimizer are those of `recipe.on_policy_distillation` (verl's Training
 random tokens of full length. The parent sets MALLOC_MMAP_THRESHOLD_, so that freed tensors leave the process at once.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -15,10 +16,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import recipe.on_policy_distillation  # noqa: F401  registers the schemas
 from recipe.sft import prepare_environment
 from verl_ext.config import mapping_of
-from verl_ext.verbs import find_verl_configs
+from verl_ext.verbs import prepare_training_configs
 
 STEPS = 2
 """The first makes the optimizer's state; the second is measured with it."""
@@ -109,7 +109,7 @@ def build(config: Any) -> Any:
 
 def main() -> None:
     out, *overrides = sys.argv[1:]
-    find_verl_configs()
+    prepare_training_configs()
     with initialize_config_dir(str(Path("configs").resolve()), version_base=None):
         config = compose("on_policy_distillation", ["platform=cpu", *overrides])
     OmegaConf.resolve(config)
@@ -117,9 +117,9 @@ def main() -> None:
     os.environ["LOCAL_WORLD_SIZE"] = "1"
 
     import torch
-    import verl.workers.engine_workers  # noqa: F401  its imports are no part of the measurement
     from verl.utils.distributed import initialize_global_process_group
 
+    importlib.import_module("verl.workers.engine_workers")  # its imports are no part of the measurement
     initialize_global_process_group()
     torch.set_num_threads(1)
     before = resident("VmRSS")

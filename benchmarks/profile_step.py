@@ -29,7 +29,6 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-import recipe.on_policy_distillation  # noqa: F401  registers the schemas
 from benchmarks import flops, random_model
 from benchmarks.memory_watch import ALL, TEACHER, TRAINER, VLLM, Bytes, MemoryWatch
 from benchmarks.runs import DEMO, report
@@ -38,7 +37,7 @@ from verl_ext.metrics import read_metrics
 from verl_ext.plan import memory
 from verl_ext.plan.layout import PHASES, Pool, pools
 from verl_ext.plan.run import Run, read_run
-from verl_ext.verbs import find_verl_configs
+from verl_ext.verbs import prepare_training_configs
 
 WARM_UP = 2
 SGLANG_RESERVES = 16
@@ -253,7 +252,7 @@ def bars_of(lines: list[Stage], memory_rows: list[dict], device: str) -> list[tu
 def main() -> None:
     options = arguments()
     options.out.mkdir(parents=True, exist_ok=True)
-    find_verl_configs()
+    prepare_training_configs()
     words = words_of(options)
     with initialize_config_dir(str(Path("configs").resolve()), version_base=None):
         config = compose("on_policy_distillation", words)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import recipe.sft
 from verl_ext.config import mapping_of
-from verl_ext.verbs import find_verl_configs
+from verl_ext.verbs import prepare_training_configs
 
 STOCK = {
     "data.custom_cls.path": None,
@@ -74,5 +74,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    find_verl_configs()
+    prepare_training_configs()
     main()

@@ -11,12 +11,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from verl_ext.config import MethodConfig
-from verl_ext.teacher.config import TeacherConfig
-from verl_ext.verbs import find_verl_configs, register_schema
-
-register_schema("method_schema", MethodConfig)
-register_schema("teacher_schema", TeacherConfig)
+from verl_ext.verbs import prepare_training_configs
 
 # Back to verl's own classes and settings (verl/trainer/config); the reward function is the least it accepts.
 STOCK = {
@@ -52,5 +47,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    find_verl_configs()
+    prepare_training_configs()
     main()

@@ -17,14 +17,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-import recipe.on_policy_distillation  # noqa: F401  registers the schemas of `method` and `teacher`
 from verl_ext import preflight
 from verl_ext.config import check_method, settings_of
 from verl_ext.doctor.config import DoctorConfig
 from verl_ext.doctor.finding import WARN, Finding, failed, print_table, refused, report
 from verl_ext.doctor.static import read_inputs, settings_findings, token_findings
 from verl_ext.teacher.service import teachers_of
-from verl_ext.verbs import find_verl_configs
+from verl_ext.verbs import prepare_training_configs
 
 SCHEMA = OmegaConf.structured(DoctorConfig)
 OmegaConf.set_readonly(SCHEMA, None)  # a frozen dataclass' node is read-only, and Hydra could not compose it
@@ -96,6 +95,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    find_verl_configs()
+    prepare_training_configs()
     sys.argv.insert(1, "+doctor=settings")  # Hydra's way to add to a configuration that another verb owns
     main()

@@ -17,17 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayError
 
 from verl_ext import preflight
-from verl_ext.config import MethodConfig, check_given, check_method, mapping_of
+from verl_ext.config import check_given, check_method, mapping_of
 from verl_ext.console import RunConsole
 from verl_ext.launch import as_actor, mark_stage, ray_session
 from verl_ext.model_card import write_cards
 from verl_ext.plan.check import check_plan
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.service import identify, teachers_of
-from verl_ext.verbs import find_verl_configs, register_schema
-
-register_schema("method_schema", MethodConfig)
-register_schema("teacher_schema", TeacherConfig)
+from verl_ext.verbs import prepare_training_configs
 
 
 def check(config: DictConfig) -> str:
@@ -167,5 +164,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    find_verl_configs()
+    prepare_training_configs()
     main()

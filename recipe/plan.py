@@ -14,13 +14,12 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-import recipe.on_policy_distillation  # noqa: F401  registers the schemas
 from verl_ext.hardware import HardwareConfig, hardware_of
 from verl_ext.plan.advice import single_changes
 from verl_ext.plan.layout import overflows, pools, problems
 from verl_ext.plan.report import draw, table, title
 from verl_ext.plan.run import Run, read_run
-from verl_ext.verbs import find_verl_configs
+from verl_ext.verbs import prepare_training_configs
 
 WHAT = "memory"
 REQUIRED = ("data.train_files=-", "data.val_files=-")
@@ -72,7 +71,7 @@ def command_line(words: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    find_verl_configs()
+    prepare_training_configs()
     if {"--help", "-h"} & set(sys.argv):
         print(__doc__)
     sys.argv[1:] = command_line(sys.argv[1:])

@@ -22,14 +22,11 @@ from rich.console import Console
 from verl_ext import preflight
 from verl_ext.config import check_given, mapping_of
 from verl_ext.model_card import write_cards
-from verl_ext.sft.config import SftConfig
-from verl_ext.verbs import find_verl_configs, register_schema
+from verl_ext.verbs import prepare_training_configs
 
 if TYPE_CHECKING:
     from verl_ext.sft.dataset import DataReport
 
-register_schema("sft_schema", SftConfig)
-OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)
 
 LINES = 20
 """Lines that a run's progress takes on the console, about."""
@@ -151,5 +148,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    find_verl_configs()
+    prepare_training_configs()
     main()

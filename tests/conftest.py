@@ -12,10 +12,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture(scope="session")
 def compose_run(pytestconfig):
     """Compose the training configuration as the command line does: `compose_run("platform=cpu", ...)`."""
-    import recipe.on_policy_distillation  # noqa: F401  registers the schemas
-    from verl_ext.verbs import find_verl_configs
+    from verl_ext.verbs import prepare_training_configs
 
-    find_verl_configs()
+    prepare_training_configs()
 
     def run(*overrides: str):
         required = ["student.path=MODEL", "data.train_files=train.parquet", "data.val_files=val.parquet"]

@@ -9,6 +9,10 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from verl_ext.config import MethodConfig
+from verl_ext.sft.config import SftConfig
+from verl_ext.teacher.config import TeacherConfig
+
 
 def register_schema(name: str, config_class: type) -> None:
     """Make a frozen dataclass available to `defaults` lists as `name`; its unknown keys are errors."""
@@ -42,12 +46,18 @@ def register_verb(name: str, config_class: type, groups: Sequence[str] = ()) -> 
     ConfigStore.instance().store(name=name, node={"defaults": defaults, "hydra": hydra_part})
 
 
-def find_verl_configs() -> Path:
-    """Set `VERL_CONFIG_DIR`, which `configs/*.yaml` name in `hydra.searchpath`; return the folder.
+def prepare_training_configs() -> Path:
+    """What `configs/*.yaml` need before Hydra composes them; return the folder of verl's own.
+
+    Our schemas, the resolver `divide`, and `VERL_CONFIG_DIR`, which they name in `hydra.searchpath`.
 
     Raises:
         ModuleNotFoundError: if verl is not installed.
     """
+    register_schema("method_schema", MethodConfig)
+    register_schema("teacher_schema", TeacherConfig)
+    register_schema("sft_schema", SftConfig)
+    OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("verl is not installed in this environment: run `make setup`")

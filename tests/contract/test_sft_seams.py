@@ -133,10 +133,9 @@ def test_verl_itself_has_no_linear_schedule():
 
 @pytest.fixture(scope="module")
 def compose_sft(pytestconfig):
-    import recipe.sft  # noqa: F401  registers the schema and the resolver
-    from verl_ext.verbs import find_verl_configs
+    from verl_ext.verbs import prepare_training_configs
 
-    find_verl_configs()
+    prepare_training_configs()
 
     def run(*overrides: str):
         with initialize_config_dir(str(pytestconfig.rootpath / "configs"), version_base=None):

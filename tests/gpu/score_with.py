@@ -46,12 +46,11 @@ def actor(request: Request) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    import recipe.on_policy_distillation  # noqa: F401  registers the schemas
     from recipe.sft import prepare_environment
     from verl_ext.config import mapping_of
-    from verl_ext.verbs import find_verl_configs
+    from verl_ext.verbs import prepare_training_configs
 
-    find_verl_configs()
+    prepare_training_configs()
     with initialize_config_dir(str(Path("configs").resolve()), version_base=None):
         words = ["data.train_files=-", "data.val_files=-", f"student.path={request['model']}", *request["words"]]
         config = compose("on_policy_distillation", words)

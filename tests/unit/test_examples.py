@@ -49,9 +49,9 @@ def commands(script: Path, folder: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_every_command_resolves(script, tmp_path):
-    from verl_ext.verbs import find_verl_configs
+    from verl_ext.verbs import prepare_training_configs
 
-    find_verl_configs()
+    prepare_training_configs()
     found = commands(script, tmp_path)
     assert found[-1][1] in ("recipe.evaluate", "recipe.compare")  # each ends in a table
     for words in found:

@@ -19,10 +19,9 @@ SHAPE = {
 @pytest.fixture(scope="module")
 def compose_sft(pytestconfig, tmp_path_factory):
     """Compose a run on a tiny student and 16 rows: `compose_sft("optim.lr=1", ...)`."""
-    import recipe.sft  # noqa: F401  registers the schema and the resolver
-    from verl_ext.verbs import find_verl_configs
+    from verl_ext.verbs import prepare_training_configs
 
-    find_verl_configs()
+    prepare_training_configs()
     folder = tmp_path_factory.mktemp("sft")
     tokenizer = tiny_pair.train_tokenizer(["Good morning"], data.LABELS, 300)
     tokenizer.save_pretrained(folder / "base")

@@ -24,7 +24,7 @@ MULTILINGUAL = (
     "নমস্কার",
     "हिन्दी में",
     "ภาษาไทย",
-    "你好，世界！",  # noqa: RUF001  full-width punctuation is what is tested
+    "你好\uff0c世界\uff01",  # full-width punctuation
     "مرحبا\nسطر",
     "a  b\t🙂 1234",
 )

@@ -31,9 +31,9 @@ def training(request: dict[str, Any]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
 
     from recipe.sft import prepare_environment
-    from verl_ext.verbs import find_verl_configs
+    from verl_ext.verbs import prepare_training_configs
 
-    find_verl_configs()
+    prepare_training_configs()
     with initialize_config_dir(request["config_dir"], version_base=None):
         config = compose("sft", request["overrides"])
     prepare_environment(mapping_of(config.environment))

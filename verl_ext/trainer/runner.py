@@ -21,13 +21,14 @@ class Runner:
         from verl.trainer.ppo.utils import need_critic, need_reference_policy
         from verl.utils.config import validate_config
 
-        import verl_ext.trainer.trainer  # noqa: F401  registers the trainer
         from verl_ext.launch import mark_stage
         from verl_ext.platform import assert_platform
         from verl_ext.trainer.ray_classes import plain_class
+        from verl_ext.trainer.trainer import register
 
         mark_stage(config.run_dir, "trainer process imported verl")
         assert_platform(config.trainer.device)
+        register()
         ask_for_reference(config, check_method(config))
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         plain_class(TaskRunnerV1)().run(config)

@@ -25,7 +25,6 @@ NAME = "on_policy_distillation"
 POLL_INTERVAL_S = 0.05
 
 
-@register_trainer(NAME)
 class OnPolicyDistillationTrainer(PPOTrainerSync):
     """Sample, score, advantage, update, sync: verl's step, with the teacher's log-probs in the advantage."""
 
@@ -144,6 +143,11 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         metrics["training/total_steps"] = self.total_training_steps
         metrics["response_length/truncated_share"] = sum(n >= max_length for n in lengths) / len(lengths)
         self.metrics_file.append(global_steps, metrics)
+
+
+def register() -> None:
+    """Make the trainer known to verl as `trainer.v1.trainer_mode=on_policy_distillation`."""
+    register_trainer(NAME)(OnPolicyDistillationTrainer)
 
 
 def set_policy_loss(actor: DictConfig, settings: PolicyLossConfig) -> None:

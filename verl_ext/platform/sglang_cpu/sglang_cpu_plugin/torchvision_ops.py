@@ -11,12 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import library
 
 _SIGNATURES = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_library: torch.library.Library | None = None  # torch drops the operators when this is collected
+_library: library.Library | None = None  # torch drops the operators when this is collected
 
 
 def _torchvision_needs_cuda() -> bool:
@@ -32,6 +33,6 @@ def declare() -> None:
     global _library
     if torch.version.cuda is not None or not _torchvision_needs_cuda():
         return
-    _library = torch.library.Library("torchvision", "DEF")
+    _library = library.Library("torchvision", "DEF")
     for signature in _SIGNATURES.values():
         _library.define(signature)
