@@ -96,5 +96,7 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     prepare_training_configs()
-    sys.argv.insert(1, "+doctor=settings")  # Hydra's way to add to a configuration that another verb owns
+    own = "+doctor=settings"  # Hydra's way to add to a configuration that another verb owns
+    flags_first = sys.argv[1:2] and sys.argv[1].startswith("-")  # argparse wants the overrides in one piece
+    sys.argv.insert(len(sys.argv) if flags_first else 1, own)
     main()

@@ -122,6 +122,7 @@ def test_the_manager_reads_its_worker_class_after_init():
 
 
 def test_our_trainer_is_what_the_mode_names():
+    trainer.register()
     assert get_trainer_cls(trainer.NAME) is trainer.OnPolicyDistillationTrainer
 
 
