@@ -1,16 +1,22 @@
-"""TeacherPool against a server on loopback that speaks SGLang's protocol and can misbehave on request."""
+"""TeacherPool: what it asks of which server, and how it shares the work out."""
 
 import asyncio
-import contextlib
 import logging
-import re
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
-import pytest_asyncio
-from aiohttp import web
+from fake_sglang import (
+    PROBE,
+    PROMPT,
+    RESPONSE,
+    VOCAB,
+    FakeSGLang,
+    expected,
+    hang,
+    open_pool,
+    score,
+    serve,
+    status,
+)
 
 from verl_ext.teacher import pool as pool_module
 from verl_ext.teacher.config import TeacherConfig
@@ -22,143 +28,12 @@ from verl_ext.teacher.scorer import (
     TeacherResponseError,
     TeacherUnavailableError,
 )
-from verl_ext.teacher.wire import probe_span
-
-VOCAB = 50
-PROMPT, RESPONSE = [3, 4, 5], [6, 7, 8, 9]
-PROBE = probe_span(VOCAB).ids
-
-Fault = Callable[[web.Request, dict[str, Any]], Any]
-
-
-def logprob_of(ids: list[int], position: int) -> float:
-    """A log-prob that depends on the token and on all tokens before it, as a model's does."""
-    return -(1 + ids[position]) / (1 + sum(ids[:position]))
-
-
-@dataclass
-class FakeSGLang:
-    """Answers `/generate`. `faults` are used up one a request; then it behaves. `model` shifts every log-prob."""
-
-    faults: list[Fault] = field(default_factory=list)
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    authorizations: list[str | None] = field(default_factory=list)
-    running: int = 0
-    most_running: int = 0
-    delay_s: float = 0.0
-    model: float = 0.0
-    url: str = ""
-
-    @property
-    def sequences(self) -> list[list[int]]:
-        """Every sequence sent, the probes left out."""
-        return [ids for body in self.requests for ids in body["input_ids"] if ids != PROBE]
-
-    def answer(self, ids: list[int], start: int, top_k: int) -> dict[str, Any]:
-        echo = [0 if token == VOCAB - 1 else token for token in ids]  # the quirk of the real server
-        entries = [[None, echo[start], None]]
-        entries += [[logprob_of(ids, i) - self.model, echo[i], None] for i in range(start + 1, len(ids))]
-        meta = {"input_token_logprobs": entries, "cached_tokens": start}
-        if top_k:
-            rows = len(ids) - 1 - start
-            meta["input_top_logprobs"] = [None, *([[-1.0 - k, k, None] for k in range(top_k)] for _ in range(rows))]
-        return {"text": "", "meta_info": meta}
-
-    async def generate(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        self.requests.append(body)
-        self.authorizations.append(request.headers.get("Authorization"))
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        try:
-            await asyncio.sleep(self.delay_s)
-            top_k = body.get("top_logprobs_num", [0] * len(body["input_ids"]))
-            answers = [
-                self.answer(*each) for each in zip(body["input_ids"], body["logprob_start_len"], top_k, strict=True)
-            ]
-            if self.faults:
-                outcome = self.faults.pop(0)(request, answers[0])
-                if asyncio.iscoroutine(outcome):
-                    outcome = await outcome
-                if isinstance(outcome, web.StreamResponse):
-                    return outcome
-            return web.json_response(answers)
-        finally:
-            self.running -= 1
-
-
-def status(code: int, text: str = "no") -> Fault:
-    return lambda _request, _answer: web.Response(status=code, text=text)
-
-
-def drop_connection(request: web.Request, _answer: dict[str, Any]) -> None:
-    assert request.transport is not None
-    request.transport.abort()
-
-
-async def hang(_request: web.Request, _answer: dict[str, Any]) -> None:
-    await asyncio.sleep(5)
-
-
-def edit(change: Callable[[list[list[Any]]], Any]) -> Fault:
-    """A fault in the list of log-probs."""
-
-    def apply(_request: web.Request, answer: dict[str, Any]) -> None:
-        change(answer["meta_info"]["input_token_logprobs"])
-
-    return apply
-
-
-async def serve(fake: FakeSGLang) -> web.AppRunner:
-    app = web.Application()
-    app.router.add_post("/generate", fake.generate)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    return runner
-
-
-@pytest_asyncio.fixture
-async def server() -> AsyncIterator[FakeSGLang]:
-    fake = FakeSGLang()
-    runner = await serve(fake)
-    yield fake
-    await runner.cleanup()
 
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "BACKOFF_FIRST_S", 0.01)
     monkeypatch.delenv("TEACHER_API_KEY", raising=False)
-
-
-@contextlib.asynccontextmanager
-async def open_pool(*fakes: FakeSGLang, probed: bool = True, **changes: Any) -> AsyncIterator[TeacherPool]:
-    """A pool whose servers were probed; what they saw of that is forgotten, so that a test sees its own requests."""
-    defaults = {"mode": "external", "urls": [fake.url for fake in fakes], "max_retries": 2, "breaker_cooldown_s": 0.05}
-    async with TeacherPool(TeacherConfig(**defaults | changes), VOCAB) as pool:
-        if probed:
-            faults = [(fake, fake.faults) for fake in fakes]
-            for fake in fakes:
-                fake.faults = []
-            await pool.probe()
-            for fake, had in faults:
-                fake.faults = had
-                fake.requests.clear()
-                fake.authorizations.clear()
-        yield pool
-
-
-async def score(pool: TeacherPool, prompt: list[int], response: list[int], **more: Any) -> Any:
-    (outcome,) = await pool.score([ScoreRequest(prompt, response, **more)])
-    return outcome
-
-
-def expected(prompt: list[int], response: list[int]) -> list[float]:
-    ids = prompt + response
-    return [logprob_of(ids, i) for i in range(len(prompt), len(ids))]
 
 
 async def test_scores_the_response_only_and_sends_the_probe_along(server: FakeSGLang) -> None:
@@ -243,90 +118,6 @@ async def test_edges_of_the_input(server: FakeSGLang) -> None:
 async def test_last_id_of_the_vocabulary_comes_back_as_zero(server: FakeSGLang) -> None:
     async with open_pool(server) as pool:
         assert (await score(pool, [VOCAB - 1], [VOCAB - 1, 2])).logprobs.shape == (2,)
-
-
-@pytest.mark.parametrize("fault", [status(500), status(503), drop_connection], ids=["500", "503", "drop"])
-async def test_passing_faults_are_retried(server: FakeSGLang, fault: Fault) -> None:
-    server.faults = [fault, fault]
-    async with open_pool(server) as pool:
-        assert (await score(pool, PROMPT, RESPONSE)).logprobs.shape == (4,)
-        metrics = pool.metrics()
-        assert (metrics["retries"], metrics["failures"], metrics["sequences"]) == (2, 2, 1)
-
-
-async def test_timeout_is_retried(server: FakeSGLang) -> None:
-    server.faults = [hang]
-    async with open_pool(server, request_timeout_s=0.2) as pool:
-        assert (await score(pool, PROMPT, RESPONSE)).logprobs.shape == (4,)
-        assert pool.metrics()["retries"] == 1
-
-
-async def test_gives_up_after_max_retries_and_the_others_live(server: FakeSGLang) -> None:
-    server.faults = [status(500)] * 3
-    async with open_pool(server, breaker_failures=9) as pool:
-        outcome = await score(pool, PROMPT, RESPONSE)
-        assert isinstance(outcome, TeacherUnavailableError)
-        assert "in 3 tries" in str(outcome)
-        assert len(server.requests) == 3
-        assert isinstance(await score(pool, PROMPT, RESPONSE), Score)
-        assert pool.metrics()["pool_unscored"] == 1
-
-
-async def test_a_refused_request_is_not_retried_and_takes_no_other_with_it(server: FakeSGLang) -> None:
-    def refuse_long(_request: web.Request, _answer: dict[str, Any]) -> web.Response | None:
-        too_long = any(len(ids) > 30 for ids in server.requests[-1]["input_ids"])
-        return web.Response(status=400, text="longer than the context") if too_long else None
-
-    server.faults = [refuse_long] * 9
-    async with open_pool(server, prime=False) as pool:
-        outcomes = await pool.score([ScoreRequest(PROMPT, [i] * n) for i, n in enumerate((2, 40, 3))])
-        assert isinstance(outcomes[1], TeacherResponseError)
-        assert "400" in str(outcomes[1])
-        assert "longer than the context" in str(outcomes[1])
-        assert [len(o.logprobs) for o in (outcomes[0], outcomes[2]) if isinstance(o, Score)] == [2, 3]
-        assert pool.metrics()["retries"] == 0
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        (edit(lambda entries: entries.pop()), "4 entries for 5 tokens"),
-        (edit(lambda entries: entries.append([-1.0, 1, None])), "6 entries for 5 tokens"),
-        (edit(lambda entries: entries[2].__setitem__(1, 30)), "scores token 30 at position 2, sent was 7"),
-        (edit(lambda entries: entries[1].__setitem__(0, None)), "log-prob nan of response token 0 is not finite"),
-        (edit(lambda entries: entries[1].__setitem__(0, -1e39)), "log-prob -inf of response token 0 is not finite"),
-        (edit(lambda entries: entries[4].__setitem__(0, 0.1)), "log-prob 0.1.* of response token 3 is above 0"),
-        (edit(lambda entries: entries[4].__setitem__(0, "x")), "a log-prob is not a number"),
-        (edit(lambda entries: entries.__setitem__(1, 5)), "no readable input_token_logprobs"),
-        # The classic mistake: the list starts one token late and is padded at the end.
-        (edit(lambda entries: entries.append([-1.0, 2, None]) or entries.pop(0)), "sent was"),
-        (lambda _request, answer: answer.pop("meta_info") and None, "did not answer as SGLang does"),
-        (lambda _request, answer: answer["meta_info"].pop("cached_tokens") and None, "did not answer as SGLang does"),
-        (lambda _request, _answer: web.Response(text="<html>"), "did not answer as SGLang does"),
-        (lambda _request, _answer: web.Response(text='[{"meta_info": {'), "did not answer as SGLang does"),
-        (lambda _request, _answer: web.Response(text="[]"), "gave 0 answers to 2 sequences"),
-    ],
-)
-async def test_unusable_answers_never_become_scores(server: FakeSGLang, fault: Fault, message: str) -> None:
-    server.faults = [fault] * 3
-    async with open_pool(server, breaker_failures=9) as pool:
-        outcome = await score(pool, PROMPT, RESPONSE)
-        assert isinstance(outcome, TeacherUnavailableError)
-        assert re.search(message, str(outcome)), outcome
-        assert pool.metrics()["failures"] == 3
-
-
-async def test_an_unusable_answer_is_asked_again(server: FakeSGLang) -> None:
-    server.faults = [edit(lambda entries: entries[1].__setitem__(0, None))]
-    async with open_pool(server) as pool:
-        outcome = await score(pool, PROMPT, RESPONSE)
-    assert outcome.logprobs.tolist() == pytest.approx(expected(PROMPT, RESPONSE))
-
-
-async def test_rounding_above_zero_is_allowed(server: FakeSGLang) -> None:
-    server.faults = [edit(lambda entries: entries[1].__setitem__(0, 1e-6))]
-    async with open_pool(server) as pool:
-        assert (await score(pool, PROMPT, RESPONSE)).logprobs[0] == pytest.approx(1e-6)
 
 
 async def test_concurrency_is_bounded(server: FakeSGLang) -> None:

@@ -1,0 +1,136 @@
+"""A server on loopback that speaks SGLang's protocol and can misbehave on request, and a pool that asks it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.pool import TeacherPool
+from verl_ext.teacher.scorer import ScoreRequest
+from verl_ext.teacher.wire import probe_span
+
+VOCAB = 50
+PROMPT, RESPONSE = [3, 4, 5], [6, 7, 8, 9]
+PROBE = probe_span(VOCAB).ids
+
+Fault = Callable[[web.Request, dict[str, Any]], Any]
+
+
+def logprob_of(ids: list[int], position: int) -> float:
+    """A log-prob that depends on the token and on all tokens before it, as a model's does."""
+    return -(1 + ids[position]) / (1 + sum(ids[:position]))
+
+
+@dataclass
+class FakeSGLang:
+    """Answers `/generate`. `faults` are used up one a request; then it behaves. `model` shifts every log-prob."""
+
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
+    running: int = 0
+    most_running: int = 0
+    delay_s: float = 0.0
+    model: float = 0.0
+    url: str = ""
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Every sequence sent, the probes left out."""
+        return [ids for body in self.requests for ids in body["input_ids"] if ids != PROBE]
+
+    def answer(self, ids: list[int], start: int, top_k: int) -> dict[str, Any]:
+        echo = [0 if token == VOCAB - 1 else token for token in ids]  # the quirk of the real server
+        entries = [[None, echo[start], None]]
+        entries += [[logprob_of(ids, i) - self.model, echo[i], None] for i in range(start + 1, len(ids))]
+        meta = {"input_token_logprobs": entries, "cached_tokens": start}
+        if top_k:
+            rows = len(ids) - 1 - start
+            meta["input_top_logprobs"] = [None, *([[-1.0 - k, k, None] for k in range(top_k)] for _ in range(rows))]
+        return {"text": "", "meta_info": meta}
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append(body)
+        self.authorizations.append(request.headers.get("Authorization"))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(self.delay_s)
+            top_k = body.get("top_logprobs_num", [0] * len(body["input_ids"]))
+            answers = [
+                self.answer(*each) for each in zip(body["input_ids"], body["logprob_start_len"], top_k, strict=True)
+            ]
+            if self.faults:
+                outcome = self.faults.pop(0)(request, answers[0])
+                if asyncio.iscoroutine(outcome):
+                    outcome = await outcome
+                if isinstance(outcome, web.StreamResponse):
+                    return outcome
+            return web.json_response(answers)
+        finally:
+            self.running -= 1
+
+
+def status(code: int, text: str = "no") -> Fault:
+    return lambda _request, _answer: web.Response(status=code, text=text)
+
+
+def drop_connection(request: web.Request, _answer: dict[str, Any]) -> None:
+    assert request.transport is not None
+    request.transport.abort()
+
+
+async def hang(_request: web.Request, _answer: dict[str, Any]) -> None:
+    await asyncio.sleep(5)
+
+
+def edit(change: Callable[[list[list[Any]]], Any]) -> Fault:
+    """A fault in the list of log-probs."""
+
+    def apply(_request: web.Request, answer: dict[str, Any]) -> None:
+        change(answer["meta_info"]["input_token_logprobs"])
+
+    return apply
+
+
+async def serve(fake: FakeSGLang) -> web.AppRunner:
+    app = web.Application()
+    app.router.add_post("/generate", fake.generate)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    return runner
+
+
+@contextlib.asynccontextmanager
+async def open_pool(*fakes: FakeSGLang, probed: bool = True, **changes: Any) -> AsyncIterator[TeacherPool]:
+    """A pool whose servers were probed; what they saw of that is forgotten, so that a test sees its own requests."""
+    defaults = {"mode": "external", "urls": [fake.url for fake in fakes], "max_retries": 2, "breaker_cooldown_s": 0.05}
+    async with TeacherPool(TeacherConfig(**defaults | changes), VOCAB) as pool:
+        if probed:
+            faults = [(fake, fake.faults) for fake in fakes]
+            for fake in fakes:
+                fake.faults = []
+            await pool.probe()
+            for fake, had in faults:
+                fake.faults = had
+                fake.requests.clear()
+                fake.authorizations.clear()
+        yield pool
+
+
+async def score(pool: TeacherPool, prompt: list[int], response: list[int], **more: Any) -> Any:
+    (outcome,) = await pool.score([ScoreRequest(prompt, response, **more)])
+    return outcome
+
+
+def expected(prompt: list[int], response: list[int]) -> list[float]:
+    ids = prompt + response
+    return [logprob_of(ids, i) for i in range(len(prompt), len(ids))]
