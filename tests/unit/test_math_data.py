@@ -149,7 +149,7 @@ def test_the_students_prompt_is_its_own(tmp_path):
     [
         # what verl's normalisation makes equal
         ("\\boxed{1} no, \\boxed{43}", "43", 1.0),
-        ("Use \\boxed notation: \\boxed{43}", "43", 1.0),
+        ("In \\boxed form: $\\boxed{43}$", "43", 1.0),
         ("\\boxed{\\dfrac34}", "\\frac{3}{4}", 1.0),
         ("\\boxed{60\\text{ km/h}}", "60", 1.0),
         ("\\boxed{50\\%}", "50", 1.0),
