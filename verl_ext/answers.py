@@ -113,12 +113,7 @@ class Answers:
     @classmethod
     def read(cls, key: str, path: str) -> "Answers":
         """Of the file that `write` wrote. ValueError naming `key` if it is none."""
-        if not Path(path).is_file():
-            raise ValueError(f"{key}={path}: no such file; make it with `python -m recipe.generate`")
-        try:
-            table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{key}={path} is no parquet file ({error})") from None
+        table = preflight.read_table(key, path, "generate")
         described = (table.schema.metadata or {}).get(METADATA)
         if described is None:
             raise ValueError(f"{key}={path} holds no answers of `python -m recipe.generate`; give another file")

@@ -69,18 +69,23 @@ def check_external_teacher(settings: TeacherConfig, vocab_size: int) -> list[flo
         raise ValueError(f"teacher.urls: a server does not score: {error}") from None
 
 
+def read_table(key: str, path: str, verb: str) -> pa.Table:
+    """A parquet file that `python -m recipe.<verb>` makes. ValueError naming `key` if it is missing or none."""
+    if not Path(path).is_file():
+        raise ValueError(f"{key}={path}: no such file; make it with `python -m recipe.{verb}`")
+    try:
+        return pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{key}={path} is no parquet file ({error}); see data/README.md") from None
+
+
 def check_rows(key: str, path: str) -> list[dict[str, Any]]:
     """Read a parquet of prompts; return its rows.
 
     Raises:
         ValueError: if the file is missing, is no parquet, lacks a column or holds an empty prompt.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{key}={path}: no such file; make it with `python -m recipe.create_data`")
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{key}={path} is no parquet file ({error}); see data/README.md") from None
+    table = read_table(key, path, "create_data")
     missing = [column for column in REQUIRED_COLUMNS if column not in table.column_names]
     if missing:
         raise ValueError(f"{key}={path} has no column {', '.join(missing)}; see data/README.md for the columns")

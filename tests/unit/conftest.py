@@ -9,6 +9,7 @@ import pytest_asyncio
 from fake_sglang import FakeSGLang, serve
 from stored_scores import GIB
 
+from verl_ext.teacher import pool as pool_module
 from verl_ext.teacher.store import ScoreStore
 
 
@@ -20,7 +21,10 @@ def store(tmp_path: Path) -> Iterator[ScoreStore]:
 
 
 @pytest_asyncio.fixture
-async def server() -> AsyncIterator[FakeSGLang]:
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeSGLang]:
+    """Up, for a pool that waits little and has no key."""
+    monkeypatch.setattr(pool_module, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.delenv("TEACHER_API_KEY", raising=False)
     fake = FakeSGLang()
     runner = await serve(fake)
     yield fake

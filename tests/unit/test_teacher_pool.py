@@ -18,7 +18,6 @@ from fake_sglang import (
     status,
 )
 
-from verl_ext.teacher import pool as pool_module
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.pool import TeacherPool
 from verl_ext.teacher.scorer import (
@@ -28,12 +27,6 @@ from verl_ext.teacher.scorer import (
     TeacherResponseError,
     TeacherUnavailableError,
 )
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "BACKOFF_FIRST_S", 0.01)
-    monkeypatch.delenv("TEACHER_API_KEY", raising=False)
 
 
 async def test_scores_the_response_only_and_sends_the_probe_along(server: FakeSGLang) -> None:

@@ -19,19 +19,12 @@ from fake_sglang import (
     status,
 )
 
-from verl_ext.teacher import pool as pool_module
 from verl_ext.teacher.scorer import (
     Score,
     ScoreRequest,
     TeacherResponseError,
     TeacherUnavailableError,
 )
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "BACKOFF_FIRST_S", 0.01)
-    monkeypatch.delenv("TEACHER_API_KEY", raising=False)
 
 
 @pytest.mark.parametrize("fault", [status(500), status(503), drop_connection], ids=["500", "503", "drop"])
