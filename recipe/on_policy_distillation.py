@@ -121,7 +121,7 @@ def train(config: DictConfig, started: float) -> None:
                     mark_stage(run_dir, "teacher answers")
                     console.stage(f"the teacher {teachers[reference][0]} answers log-prob requests at {answer}")
         console.update()
-    if config.actor_rollout_ref.model.lora_rank:
+    if config.actor_rollout_ref.model.lora_rank and config.trainer.save_freq > 0:
         export_what_is_missing(config)
     if (run_dir / "metrics.jsonl").is_file():
         write_cards(run_dir)  # with the last step, which the last checkpoint's card does not know yet
