@@ -26,7 +26,8 @@ from verl_ext.evaluation import Agreement, accuracy_by, agreement, evaluate_answ
 from verl_ext.evaluation_report import ArmResult, plot_confusion, print_tables
 from verl_ext.math_evaluation import MathResult, evaluate_math, math_table
 from verl_ext.model_card import keep_evaluation
-from verl_ext.sampling import Answer, EngineConfig, Request, SamplingConfig, VllmSampler
+from verl_ext.offline_vllm import VllmSampler
+from verl_ext.sampling import Answer, EngineConfig, Request, SamplingConfig
 from verl_ext.verbs import register_verb
 
 # arm name -> the column whose messages the model sees
@@ -103,7 +104,8 @@ def answer(model: str, arms: list[str], rows: Rows, config: EvaluateConfig) -> d
         temperature=0.0, max_tokens=config.max_tokens, seed=config.seed, enable_thinking=config.enable_thinking
     )
     engine = EngineConfig(dtype=config.dtype, tp=config.tp, gpu_memory_utilization=config.gpu_memory_utilization)
-    answers = VllmSampler(model, sampling, engine, requests).answer(requests)
+    with VllmSampler(model, sampling, engine, requests) as sampler:
+        answers = sampler.answer(requests)
     return {arm: answers[number * len(rows) : (number + 1) * len(rows)] for number, arm in enumerate(arms)}
 
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from verl_ext import preflight
 from verl_ext.journal import Journal, differing
 from verl_ext.labelling import model_fingerprint
-from verl_ext.sampling import EngineConfig, Request, Sample, SamplingConfig, VllmSampler
+from verl_ext.offline_vllm import VllmSampler
+from verl_ext.sampling import EngineConfig, Request, Sample, SamplingConfig
 
 VIEWS = {"student": "prompt", "teacher": "teacher_messages"}
 """Whose prompt the model sees -> the column that holds it."""
@@ -162,8 +163,8 @@ def generate(run: AnswerRun, out: Path, chunk: int, overwrite: bool) -> tuple[An
     requests = run.requests(rows)
     took = None
     if missing := [request for request in requests if request.index not in journal.answers]:
-        sampler = VllmSampler(run.model, run.sampling, run.engine, missing)
-        took = journal.fill(sampler.sample, missing, chunk, "answers")
+        with VllmSampler(run.model, run.sampling, run.engine, missing) as sampler:
+            took = journal.fill(sampler.sample, missing, chunk, "answers")
     samples = [journal.answers[request.index] for request in requests]
     answers = Answers(table_of(rows, samples, run.n), run.model, settings)
     answers.write(out)

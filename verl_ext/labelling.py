@@ -7,7 +7,8 @@ conversations.parquet, labels_manifest.json.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 from verl_ext import labels
 from verl_ext.data import LABELS, SPLITS
 from verl_ext.journal import Journal, differing, write_atomically
-from verl_ext.sampling import Answer, EngineConfig, Request, Sampler, SamplingConfig, ServedSampler, VllmSampler
+from verl_ext.offline_vllm import VllmSampler
+from verl_ext.sampling import Answer, EngineConfig, Request, Sampler, SamplingConfig, ServedSampler
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model")
 """What decides a model's answers, tokenizer and chat template included."""
@@ -140,13 +142,16 @@ class LabelRun:
             "dtype": "" if self.labels.urls else self.engine.dtype,
         }
 
-    def sampler(self, missing: Sequence[Request]) -> Sampler:
+    @contextmanager
+    def sampler(self, missing: Sequence[Request]) -> Iterator[Sampler]:
         if not self.labels.urls:
-            return VllmSampler(self.teacher, self.sampling, self.engine, missing)
+            with VllmSampler(self.teacher, self.sampling, self.engine, missing) as sampler:
+                yield sampler
+            return
         served = served_sampler(self.teacher, self.labels, self.sampling)
         if self.teacher not in (offered := served.served_models()):
             raise ValueError(f"teacher={self.teacher}: {self.labels.urls[0]} serves {', '.join(offered)}")
-        return served
+        yield served
 
 
 def is_labelled(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
@@ -182,7 +187,10 @@ def create_labels(run: LabelRun) -> str:
         return f"{run.out_dir}: labels up to date"
     journal = Journal(run.out_dir / "answers.jsonl", sampled_under, run.overwrite, Answer)
     missing = [request for request in run.requests() if request.index not in journal.answers]
-    took = journal.fill(run.sampler(missing).answer, missing, run.labels.chunk, "labels") if missing else None
+    took = None
+    if missing:
+        with run.sampler(missing) as sampler:
+            took = journal.fill(sampler.answer, missing, run.labels.chunk, "labels")
     kept, rejected = make_conversations(run.rows, journal.answers, run.labels)
     if not kept:
         raise ValueError(

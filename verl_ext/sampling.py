@@ -1,23 +1,17 @@
-"""Ask a model for answers to conversations: vLLM in this process, or servers that speak OpenAI's chat API.
+"""Ask a model for answers to conversations: what is asked, and servers that speak OpenAI's chat API.
 
-Both send every sampling setting, so that no default of an engine or of a model's generation_config.json gets in.
+vLLM in this process: verl_ext/offline_vllm.py. Both send every sampling setting, so that no default of an engine or of a
+model's generation_config.json gets in.
 """
 
 import asyncio
-import importlib.util
 import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import aiohttp
-
-from verl_ext.engine_env import prepare_engine_environment
-from verl_ext.preflight import load_tokenizer
-
-if TYPE_CHECKING:
-    from vllm.outputs import CompletionOutput
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 15.0
@@ -116,85 +110,6 @@ class Sampler(Protocol):
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order."""
         ...
-
-
-class VllmSampler:
-    """vLLM in this process. It ends with the object."""
-
-    def __init__(
-        self,
-        model: str,
-        sampling: SamplingConfig,
-        engine: EngineConfig,
-        requests: Sequence[Request],
-        template_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        """`requests`: all that will be asked; the longest sets the context, so that the KV cache is not too large.
-
-        `template_kwargs` go to the chat template; None: those of `sampling`.
-
-        Raises:
-            ValueError: without vLLM, or if a prompt leaves no room for an answer in the model's context.
-        """
-        on_gpu = prepare_engine_environment()
-        if importlib.util.find_spec("vllm") is None:
-            raise ValueError("vLLM is not installed in this environment: run `make setup`, or serve the model")
-        from transformers import AutoConfig
-        from vllm import LLM
-
-        tokenizer = load_tokenizer(model)
-        self._sampling = sampling
-        kwargs = sampling.template_kwargs if template_kwargs is None else template_kwargs
-        self._prompts = {r.index: render(tokenizer, r.messages, kwargs) for r in requests}
-        index, longest = max(((i, len(ids)) for i, ids in self._prompts.items()), key=lambda item: item[1])
-        limit = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
-        if longest >= limit:
-            raise ValueError(f"row {index}: its prompt has {longest} tokens, {model} takes {limit}; cut it (max_chars)")
-        self._llm = LLM(
-            model=model,
-            dtype=engine.dtype,  # pyright: ignore[reportArgumentType]  vLLM checks it
-            tensor_parallel_size=engine.tp,
-            gpu_memory_utilization=engine.gpu_memory_utilization,
-            max_model_len=min(limit, longest + sampling.max_tokens),
-            enforce_eager=engine.enforce_eager or not on_gpu,
-            # vLLM rewinds a request's generator after a part of its prompt, which a CPU generator cannot do.
-            enable_chunked_prefill=on_gpu,
-            generation_config="vllm",
-            seed=sampling.seed,
-        )
-
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        return [Answer(o.text, len(o.token_ids), o.finish_reason or "unknown") for o in self._generate(requests, None)]
-
-    def sample(self, requests: Sequence[Request]) -> list[Sample]:
-        """One answer a request, in order, with its tokens and their log-probs."""
-        samples = []
-        for output in self._generate(requests, logprobs=0):  # 0: of the sampled token alone
-            ids, logprobs = list(output.token_ids), output.logprobs
-            assert isinstance(logprobs, list)  # asked for
-            chosen = [entry[token].logprob for entry, token in zip(logprobs, ids, strict=True)]
-            samples.append(Sample(output.text, len(ids), output.finish_reason or "unknown", ids, chosen))
-        return samples
-
-    def _generate(self, requests: Sequence[Request], logprobs: int | None) -> "list[CompletionOutput]":
-        from vllm import SamplingParams, TokensPrompt
-
-        wanted = self._sampling
-        prompts = [TokensPrompt(prompt_token_ids=self._prompts[request.index]) for request in requests]
-        parameters = [
-            SamplingParams(
-                temperature=wanted.temperature,
-                top_p=wanted.top_p,
-                top_k=wanted.top_k,
-                max_tokens=wanted.max_tokens,
-                stop=wanted.stop,
-                logprobs=logprobs,
-                skip_special_tokens=False,  # else the text never holds `<|im_end|>`, and nothing stops there
-                seed=wanted.seed + request.index,
-            )
-            for request in requests
-        ]
-        return [output.outputs[0] for output in self._llm.generate(prompts, parameters, use_tqdm=False)]
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], template_kwargs: dict[str, Any]) -> list[int]:

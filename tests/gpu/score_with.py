@@ -20,6 +20,8 @@ def vllm(request: Request) -> dict[str, Any]:
     prepare_engine_environment()
     from vllm import LLM, SamplingParams, TokensPrompt
 
+    from verl_ext.offline_vllm import close
+
     engine = LLM(
         model=request["model"],
         dtype=request["dtype"],
@@ -33,6 +35,7 @@ def vllm(request: Request) -> dict[str, Any]:
     params = SamplingParams(temperature=1.0, logprobs=0, **limits)
     prompts = [TokensPrompt(prompt_token_ids=ids) for ids in request["prompts"]]
     outputs = [output.outputs[0] for output in engine.generate(prompts, params, use_tqdm=False)]
+    close(engine)
     return {
         "responses": [list(output.token_ids) for output in outputs],
         "logprobs": [

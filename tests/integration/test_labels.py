@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from rich.console import Console
 from recipe.score import ScoreConfig, score
 from verl_ext import data, labels, tiny_pair
 from verl_ext.answers import AnswerRun, Answers, generate
+from verl_ext.offline_vllm import ENGINE_THREADS, VllmSampler
 from verl_ext.preflight import load_tokenizer
-from verl_ext.sampling import EngineConfig, Request, SamplingConfig, ServedSampler, VllmSampler
+from verl_ext.sampling import EngineConfig, Request, SamplingConfig, ServedSampler
 from verl_ext.scoring import Scoring, score_answers
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server import SGLangServer
@@ -135,6 +137,10 @@ def server(teacher: Path, teacher_python: str, tmp_path_factory: pytest.TempPath
         yield running
 
 
+def engine_threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()} & set(ENGINE_THREADS)
+
+
 def test_a_served_teacher_answers_as_vllm_does(teacher: Path, server: SGLangServer):
     sentences = data.file_sentences(ROOT / "data" / "sample.jsonl")
     requests = [Request(s.index, [{"role": "user", "content": s.text}]) for s in sentences]
@@ -144,7 +150,10 @@ def test_a_served_teacher_answers_as_vllm_does(teacher: Path, server: SGLangServ
     )
     assert served.served_models() == [str(teacher)]
     theirs = served.answer(requests)
-    ours = VllmSampler(str(teacher), sampling, EngineConfig(dtype="float32"), requests).answer(requests)
+    with VllmSampler(str(teacher), sampling, EngineConfig(dtype="float32"), requests) as sampler:
+        ours = sampler.answer(requests)
+        assert engine_threads() == set(ENGINE_THREADS)
+    assert not engine_threads()  # one that lives on can abort a process that ends
     assert [(a.tokens, a.finish) for a in theirs] == [(a.tokens, a.finish) for a in ours]
     # SGLang writes U+FFFD for bytes that are no character, vLLM holds back all that follows: a random model's answers.
     texts = [(a.text, b.text) for a, b in zip(theirs, ours, strict=True) if "\ufffd" not in a.text]

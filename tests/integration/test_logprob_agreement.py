@@ -24,6 +24,7 @@ PROMPT, SEQUENCES, LENGTH = 10, 20, 110  # 2,000 scored tokens
 
 VLLM_SCORER = """
 import json, sys
+from verl_ext.offline_vllm import close
 from vllm import LLM, SamplingParams
 model, sequences, prompt = sys.argv[1], json.load(open(sys.argv[2])), int(sys.argv[3])
 llm = LLM(model=model, dtype="float32", enforce_eager=True, max_model_len=256)
@@ -32,6 +33,7 @@ outputs = llm.generate([{"prompt_token_ids": ids} for ids in sequences], params)
 scores = [[out.prompt_logprobs[i][ids[i]].logprob for i in range(prompt, len(ids))]
           for out, ids in zip(outputs, sequences)]
 json.dump(scores, open(sys.argv[4], "w"))
+close(llm)
 """
 
 

@@ -152,6 +152,7 @@ def log_probs(model: Any, rows: list[dict[str, torch.Tensor]]) -> torch.Tensor:
 
 VLLM_SCORER = """
 import json, sys
+from verl_ext.offline_vllm import close
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 model, sequences, adapter = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[4]
@@ -163,6 +164,7 @@ request = LoRARequest("adapter", 1, adapter) if adapter else None
 outputs = [llm.generate([{"prompt_token_ids": ids}], params, lora_request=request)[0] for ids in sequences]
 scores = [[out.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))] for out, ids in zip(outputs, sequences)]
 json.dump(scores, open(sys.argv[3], "w"))
+close(llm)
 """
 
 

@@ -1,6 +1,7 @@
 """Answers on disk: which sample is which, what an interruption costs, and what is refused."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pyarrow as pa
@@ -66,7 +67,7 @@ def start(tmp_path, monkeypatch):
     run = AnswerRun(str(tmp_path / "model"), str(tmp_path / "rows.parquet"), "student", 2, 0, SAMPLING, EngineConfig())
 
     def with_sampler(sampler: ScriptedSampler, *, overwrite: bool = False, **changes) -> Answers:
-        monkeypatch.setattr(answers_module, "VllmSampler", lambda *_: sampler)
+        monkeypatch.setattr(answers_module, "VllmSampler", lambda *_: nullcontext(sampler))
         return generate(replace(run, **changes), tmp_path / "out" / "a.parquet", 2, overwrite)[0]
 
     with_sampler.out = tmp_path / "out" / "a.parquet"

@@ -26,7 +26,8 @@ from verl_ext.doctor.models import (
 from verl_ext.doctor.record import check_record
 from verl_ext.doctor.static import same_weights
 from verl_ext.doctor.tokens import render_rows
-from verl_ext.sampling import EngineConfig, Request, SamplingConfig, VllmSampler
+from verl_ext.offline_vllm import VllmSampler
+from verl_ext.sampling import EngineConfig, Request, SamplingConfig
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.pool import TeacherPool
 from verl_ext.teacher.scorer import Scorer, ScoreRequest, TeacherError
@@ -77,7 +78,8 @@ def sample_student(
         sampling = SamplingConfig(temperature=1.0, max_tokens=max_tokens, stop=[], seed=settings.seed)
         tp, memory = rollout.tensor_model_parallel_size, rollout.gpu_memory_utilization
         engine = EngineConfig(rollout.dtype, tp, memory, enforce_eager=True)
-        samples = VllmSampler(path, sampling, engine, requests, kwargs).sample(requests)
+        with VllmSampler(path, sampling, engine, requests, kwargs) as sampler:
+            samples = sampler.sample(requests)
         sampled = [(sample.ids, np.array(sample.logprobs, np.float32)) for sample in samples]
     else:
         device = config.trainer.device
