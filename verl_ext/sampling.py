@@ -1,7 +1,7 @@
 """Ask a model for answers to conversations: what is asked, and servers that speak OpenAI's chat API.
 
-vLLM in this process: verl_ext/offline_vllm.py. Both send every sampling setting, so that no default of an engine or of a
-model's generation_config.json gets in.
+vLLM in this process: verl_ext/offline_vllm.py. Both send every sampling setting, so that no default of an engine or of
+a model's generation_config.json gets in.
 """
 
 import asyncio

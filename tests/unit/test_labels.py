@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def run(tmp_path, monkeypatch):
     )
 
     def with_sampler(sampler: ScriptedSampler, **changes) -> str:
-        monkeypatch.setattr(LabelRun, "sampler", lambda *_: sampler)
+        monkeypatch.setattr(LabelRun, "sampler", lambda *_: nullcontext(sampler))
         return create_labels(replace(job, **changes))
 
     with_sampler.job = job
