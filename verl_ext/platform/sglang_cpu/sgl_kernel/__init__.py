@@ -21,7 +21,7 @@ for _real in ("sgl-kernel", "sglang-kernel", "sglang-kernel-cpu", "sgl-kernel-cp
 
 
 def _missing(*_args: object, **_kwargs: object) -> NoReturn:
-    raise NotImplementedError("sgl_kernel is a stand-in on this machine: speculative decoding needs the real kernels")
+    raise RuntimeError("speculative decoding needs the real sgl_kernel: take --speculative-* out of SGLang's arguments")
 
 
 assign_draft_cache_locs_contiguous_cpu = _missing
