@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.runs import DEMO, launch, report
-from verl_ext.preflight import write_json
+from verl_ext.run.files import write_json
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server import SGLangServer
+from verl_ext.teacher.server.process import SGLangServer
 
 TOP_K = "method.top_k=32"
 DECOUPLED = "algorithm.rollout_correction.bypass_mode=false"

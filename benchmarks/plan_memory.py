@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.runs import DEMO, arguments, report
-from verl_ext.hardware import GIB
+from verl_ext.checks.schemas import prepare_training_configs
+from verl_ext.plan.hardware import GIB
 from verl_ext.plan.memory import trainer_update
 from verl_ext.plan.run import read_run
-from verl_ext.verbs import prepare_training_configs
 
 ARM_TIMEOUT_S = 240
 BAR = 0.10

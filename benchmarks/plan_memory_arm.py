@@ -16,9 +16,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from recipe.sft import prepare_environment
-from verl_ext.config import mapping_of
-from verl_ext.verbs import prepare_training_configs
+from verl_ext.checks.schemas import prepare_training_configs
+from verl_ext.run.settings import mapping_of
+from verl_ext.sft.environment import prepare_environment
 
 STEPS = 2
 """The first makes the optimizer's state; the second is measured with it."""

@@ -32,12 +32,12 @@ from rich.table import Table
 from benchmarks import flops, random_model
 from benchmarks.memory_watch import ALL, TEACHER, TRAINER, VLLM, Bytes, MemoryWatch
 from benchmarks.runs import DEMO, report
-from verl_ext.hardware import GIB, HardwareConfig, hardware_of
-from verl_ext.metrics import read_metrics
+from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.plan import memory
+from verl_ext.plan.hardware import GIB, HardwareConfig, hardware_of
 from verl_ext.plan.layout import PHASES, Pool, pools
 from verl_ext.plan.run import Run, read_run
-from verl_ext.verbs import prepare_training_configs
+from verl_ext.run.metrics import read_metrics
 
 WARM_UP = 2
 SGLANG_RESERVES = 16

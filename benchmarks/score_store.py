@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.runs import report
-from verl_ext.teacher.scorer import Score
-from verl_ext.teacher.store import ScoreStore
+from verl_ext.teacher.store.store import ScoreStore
+from verl_ext.teacher.types import Score
 
 SCORES, TOKENS, BATCH = 10_000, 512, 256
 

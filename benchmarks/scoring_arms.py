@@ -23,10 +23,10 @@ import aiohttp
 import orjson
 import psutil
 
-from verl_ext.engine_env import prepare_engine_environment
-from verl_ext.teacher.pool import TeacherPool
-from verl_ext.teacher.scorer import Score, ScoreRequest
-from verl_ext.teacher.server import SGLangServer, group_members
+from verl_ext.sampling.vllm import prepare_engine_environment
+from verl_ext.teacher.client.pool import TeacherPool
+from verl_ext.teacher.server.process import SGLangServer, group_members
+from verl_ext.teacher.types import Score, ScoreRequest
 
 ARM_TIMEOUT_S = 300
 START_TIMEOUT_S = 240

@@ -16,8 +16,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 import recipe.sft
-from verl_ext.config import mapping_of
-from verl_ext.verbs import prepare_training_configs
+from verl_ext.checks.schemas import prepare_training_configs
+from verl_ext.run.settings import mapping_of
 
 STOCK = {
     "data.custom_cls.path": None,

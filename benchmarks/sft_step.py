@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.runs import DEMO, RUN_TIMEOUT_S, arguments, report
-from verl_ext import labels, preflight
+from verl_ext.data.conversations import conversation, to_parquet
+from verl_ext.data.rows import check_rows
 
 ROUNDS = 3
 SPEED_BAR = 1.0  # stock's tokens/s over ours
@@ -29,9 +30,9 @@ ARMS = ("ours", "stock", "trl") if TRL_PYTHON else ("ours", "stock")
 
 def write_rows(file: Path) -> None:
     """The demo's training rows as conversations; the label stands for the teacher's."""
-    rows = preflight.check_rows("data.train_files", str(DEMO / "data" / "train.parquet"))
+    rows = check_rows("data.train_files", str(DEMO / "data" / "train.parquet"))
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(labels.to_parquet([labels.conversation(row, row["label"]) for row in rows]))
+    file.write_bytes(to_parquet([conversation(row, row["label"]) for row in rows]))
 
 
 def run(arm: str, folder: Path, rows: Path, steps: int) -> tuple[list[float], float]:

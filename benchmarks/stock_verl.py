@@ -11,7 +11,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from verl_ext.verbs import prepare_training_configs
+from verl_ext.checks.schemas import prepare_training_configs
 
 # Back to verl's own classes and settings (verl/trainer/config); the reward function is the least it accepts.
 STOCK = {

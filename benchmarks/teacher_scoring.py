@@ -23,10 +23,10 @@ from rich.table import Table
 
 from benchmarks.runs import report
 from benchmarks.scoring_arms import Model, Outcome, SGLangArms, VerlTeacher, Workload, write_model
+from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.pool import TeacherPool
-from verl_ext.teacher.scorer import Score, ScoreRequest
-from verl_ext.teacher.server import SGLangServer
+from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.types import Score, ScoreRequest
 
 MAX_MODEL_LEN = 2048
 ROUNDS = 3

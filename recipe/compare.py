@@ -22,7 +22,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from verl_ext import data, labels, preflight
+from verl_ext.data.conversations import conversation, from_jsonl, to_jsonl
+from verl_ext.data.rows import PLACEHOLDER, make_row
+from verl_ext.data.sentences import tinker_sentences
+from verl_ext.run.files import write_json
+from verl_ext.run.models import check_model
 from verl_ext.tinker import parity
 
 ROOT = Path(__file__).parent.parent
@@ -71,8 +75,8 @@ def parse(arguments: list[str]) -> tuple[ParityConfig, list[str]]:
 
 def default_conversations() -> bytes:
     """Tinker's sentences, each with its label, edge cases with `ot`: real rows, where labels do not matter."""
-    rows = [data.row(sentence, data.PLACEHOLDER, "train", "") for sentence in data.tinker_sentences()]
-    return labels.to_jsonl([labels.conversation(row, row["label"] or "ot") for row in rows], columns=("messages",))
+    rows = [make_row(sentence, PLACEHOLDER, "train", "") for sentence in tinker_sentences()]
+    return to_jsonl([conversation(row, row["label"] or "ot") for row in rows], columns=("messages",))
 
 
 def run_side(command: list[str], **kwargs: Any) -> str:
@@ -142,17 +146,17 @@ def print_table(comparisons: list[parity.Comparison]) -> None:
 
 def compare_parity(config: ParityConfig, overrides: list[str]) -> bool:
     """Compare, report; returns whether every difference has an explanation."""
-    preflight.check_model("student", config.student)
+    check_model("student", config.student)
     check_tinker(config.tinker_python or sys.executable)
     if config.conversations:
-        labels.from_jsonl(Path(config.conversations))
+        from_jsonl(Path(config.conversations))
     with tempfile.TemporaryDirectory() as folder:
         tinker, ours = gather(config, overrides, Path(folder))
     comparisons, versions = parity.compare(tinker, ours), tinker["versions"]
     print_table(comparisons)
     out = Path(config.out)
     result = parity.report(comparisons, versions) | {"config": asdict(config), "overrides": overrides}
-    preflight.write_json(out, result)
+    write_json(out, result)
     out.with_suffix(".md").write_text(parity.markdown(comparisons, versions))
     print(parity.markdown(comparisons, versions).splitlines()[0])
     print(f"{out} and {out.with_suffix('.md')} written")

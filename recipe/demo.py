@@ -20,10 +20,10 @@ import hydra
 from rich.console import Console
 from rich.table import Table
 
-from verl_ext.config import settings_of
-from verl_ext.metrics import read_metrics
-from verl_ext.preflight import write_json
-from verl_ext.verbs import register_verb
+from verl_ext.run.files import write_json
+from verl_ext.run.hydra import register_verb
+from verl_ext.run.metrics import read_metrics
+from verl_ext.run.settings import settings_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 
 Writes a row a sample: the data's columns and `row`, `sample`, `response`, `response_ids`, `rollout_logprobs` (nats),
 `finish_reason`, `truncated`. Interrupted, the same command goes on; complete, it changes nothing. What `sampling.*` and
-`engine.*` mean: verl_ext/sampling.py. The defaults here are those of training: the model's own distribution.
+`engine.*` mean: verl_ext/sampling/types.py. The defaults here are those of training: the model's own distribution.
 """
 
 import sys
@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verl_ext.answers import VIEWS, AnswerRun, Answers, generate
-from verl_ext.config import settings_of
-from verl_ext.sampling import EngineConfig, SamplingConfig
-from verl_ext.verbs import register_verb
+from verl_ext.run.hydra import register_verb
+from verl_ext.run.settings import settings_of
+from verl_ext.sampling.answers import VIEWS, AnswerRun, Answers, generate
+from verl_ext.sampling.types import EngineConfig, SamplingConfig
 
 
 @dataclass(frozen=True)

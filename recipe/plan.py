@@ -14,12 +14,12 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from verl_ext.hardware import HardwareConfig, hardware_of
+from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.plan.advice import single_changes
+from verl_ext.plan.hardware import HardwareConfig, hardware_of
 from verl_ext.plan.layout import overflows, pools, problems
 from verl_ext.plan.report import draw, table, title
 from verl_ext.plan.run import Run, read_run
-from verl_ext.verbs import prepare_training_configs
 
 WHAT = "memory"
 REQUIRED = ("data.train_files=-", "data.val_files=-")

@@ -19,14 +19,14 @@ from typing import Any
 import hydra
 from rich.console import Console
 
-from recipe.on_policy_distillation import check_teacher
-from verl_ext import preflight
-from verl_ext.answers import Answers
-from verl_ext.config import settings_of
-from verl_ext.score_report import disagreement_table, summary, with_scores
-from verl_ext.scoring import score_answers
+from verl_ext.checks.run import check_teacher
+from verl_ext.evaluation.disagreement import score_answers
+from verl_ext.evaluation.disagreement_report import disagreement_table, summary, with_scores
+from verl_ext.run.hydra import register_verb
+from verl_ext.run.models import check_model, load_tokenizer
+from verl_ext.run.settings import settings_of
+from verl_ext.sampling.answers import Answers
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.verbs import register_verb
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def score(config: ScoreConfig, console: Console) -> None:
     """
     answers, out = Answers.read("data", config.data), Path(config.out)
     model = config.model or answers.model
-    preflight.check_model("model", model)
-    tokenizer = preflight.load_tokenizer(model)
+    check_model("model", model)
+    tokenizer = load_tokenizer(model)
     # A server that runs need not have its files here: the vocabulary is the student's.
     teacher = dataclasses.replace(config.teacher, model_path=config.teacher.model_path or model)
     check_teacher(config.teacher, model, tokenizer)

@@ -17,9 +17,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.prometheus import MetricsServer
-from verl_ext.teacher.server import SGLangServer
-from verl_ext.teacher.supervisor import Supervisor
+from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.prometheus import MetricsServer
+from verl_ext.teacher.server.supervisor import Supervisor
 
 HELP = """Serve a teacher in the foreground until Ctrl-C.
 

@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture(scope="session")
 def compose_run(pytestconfig):
     """Compose the training configuration as the command line does: `compose_run("platform=cpu", ...)`."""
-    from verl_ext.verbs import prepare_training_configs
+    from verl_ext.checks.schemas import prepare_training_configs
 
     prepare_training_configs()
 

@@ -21,10 +21,11 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.utils.losses import sft_loss
 
-from verl_ext import data, tiny_pair
+from verl_ext.data.rows import LABELS
+from verl_ext.demo.tiny_pair import build_model, train_tokenizer
 from verl_ext.sft import engine, trainer
 from verl_ext.sft.dataset import ConversationDataset
-from verl_ext.sft.lora import TARGET_MODULES
+from verl_ext.student.export import TARGET_MODULES
 
 
 def parameters(function) -> list[str]:
@@ -133,7 +134,7 @@ def test_verl_itself_has_no_linear_schedule():
 
 @pytest.fixture(scope="module")
 def compose_sft(pytestconfig):
-    from verl_ext.verbs import prepare_training_configs
+    from verl_ext.checks.schemas import prepare_training_configs
 
     prepare_training_configs()
 
@@ -211,10 +212,10 @@ def test_constant_and_cosine_stay_verls(compose_sft):
 
 
 def test_adapters_stay_in_fp32_on_a_bf16_base_when_asked():
-    tokenizer = tiny_pair.train_tokenizer(["x"], data.LABELS, 300)
+    tokenizer = train_tokenizer(["x"], LABELS, 300)
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     for asked, wanted in (("base", torch.bfloat16), ("fp32", torch.float32)):
-        model = tiny_pair.build_model(tokenizer, shape | {"num_key_value_heads": 1, "head_dim": 16}).bfloat16()
+        model = build_model(tokenizer, shape | {"num_key_value_heads": 1, "head_dim": 16}).bfloat16()
         settings = types.SimpleNamespace(
             lora_rank=4,
             lora_alpha=4,

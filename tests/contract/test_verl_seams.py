@@ -33,9 +33,9 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWith
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.config import POLICY_LOSSES, GuardsConfig, MethodConfig, PolicyLossConfig
 from verl_ext.method.divergence import topk_divergence
 from verl_ext.trainer import agent_loop, losses, runner, trainer
+from verl_ext.trainer.config import POLICY_LOSSES, GuardsConfig, MethodConfig, PolicyLossConfig
 
 
 def parameters(function) -> list[str]:

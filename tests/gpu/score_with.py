@@ -15,12 +15,12 @@ at most), ignore_eos."""
 
 
 def vllm(request: Request) -> dict[str, Any]:
-    from verl_ext.engine_env import prepare_engine_environment
+    from verl_ext.sampling.vllm import prepare_engine_environment
 
     prepare_engine_environment()
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    from verl_ext.offline_vllm import close
+    from verl_ext.sampling.vllm import close
 
     engine = LLM(
         model=request["model"],
@@ -49,9 +49,9 @@ def actor(request: Request) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from recipe.sft import prepare_environment
-    from verl_ext.config import mapping_of
-    from verl_ext.verbs import prepare_training_configs
+    from verl_ext.checks.schemas import prepare_training_configs
+    from verl_ext.run.settings import mapping_of
+    from verl_ext.sft.environment import prepare_environment
 
     prepare_training_configs()
     with initialize_config_dir(str(Path("configs").resolve()), version_base=None):

@@ -40,8 +40,8 @@ def pairs_prompts(pair: Path) -> list[list[int]]:
     """The held-out rows as the student sees them."""
     import pyarrow.parquet as pq
 
-    from verl_ext.preflight import load_tokenizer
-    from verl_ext.sampling import render
+    from verl_ext.run.models import load_tokenizer
+    from verl_ext.sampling.types import render
 
     tokenizer = load_tokenizer(str(pair / "base"))
     rows = pq.read_table(pair / "data/heldout.parquet").to_pylist()[:PAIR_PROMPTS]
@@ -82,11 +82,11 @@ def scored(request, machine, pair: Path, run_module: Callable[..., str], tmp_pat
 
 
 def teachers_logprobs(settings: dict[str, Any], asked: dict[str, Any], log: Path) -> list[float]:
+    from verl_ext.teacher.client.pool import TeacherPool
     from verl_ext.teacher.config import TeacherConfig
-    from verl_ext.teacher.pool import TeacherPool
-    from verl_ext.teacher.scorer import Score, ScoreRequest
-    from verl_ext.teacher.server import SGLangServer
-    from verl_ext.teacher.service import vocab_size_of
+    from verl_ext.teacher.server.process import SGLangServer
+    from verl_ext.teacher.teachers import vocab_size_of
+    from verl_ext.teacher.types import Score, ScoreRequest
 
     config = TeacherConfig(**settings)
     requests = [ScoreRequest(p, r) for p, r in zip(asked["prompts"], asked["responses"], strict=True)]

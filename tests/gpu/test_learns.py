@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_ext.metrics import read_metrics
+from verl_ext.run.metrics import read_metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 

@@ -22,8 +22,8 @@ def measure(machine, folder: Path, precision: str, log: Path) -> dict[str, dict[
     """Median seconds of both arms by workload."""
     from benchmarks.scoring_arms import SGLangArms, Workload
     from verl_ext.teacher.config import TeacherConfig
-    from verl_ext.teacher.server import SGLangServer
-    from verl_ext.teacher.service import vocab_size_of
+    from verl_ext.teacher.server.process import SGLangServer
+    from verl_ext.teacher.teachers import vocab_size_of
 
     vocab_size = vocab_size_of(str(folder), trust_remote_code=False)
     found: dict[str, dict[str, float]] = {}

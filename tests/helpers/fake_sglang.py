@@ -8,10 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
+from verl_ext.teacher.client.pool import TeacherPool
+from verl_ext.teacher.client.protocol import probe_span
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.pool import TeacherPool
-from verl_ext.teacher.scorer import ScoreRequest
-from verl_ext.teacher.wire import probe_span
+from verl_ext.teacher.types import ScoreRequest
 
 VOCAB = 50
 PROMPT, RESPONSE = [3, 4, 5], [6, 7, 8, 9]

@@ -4,8 +4,8 @@ import sqlite3
 
 import numpy as np
 
-from verl_ext.teacher.scorer import Score
-from verl_ext.teacher.store import ScoreStore
+from verl_ext.teacher.store.store import ScoreStore
+from verl_ext.teacher.types import Score
 
 GIB = 1 << 30
 BARE = Score(np.array([-1.5, -0.25], np.float32))

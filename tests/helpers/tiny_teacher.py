@@ -6,13 +6,8 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from verl_ext.teacher.fingerprint import TeacherFingerprint
-from verl_ext.teacher.scorer import (
-    Score,
-    ScoreRequest,
-    TeacherError,
-    TeacherUnavailableError,
-)
+from verl_ext.teacher.store.fingerprint import TeacherFingerprint
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherUnavailableError
 
 VOCAB = 64
 FINGERPRINT = TeacherFingerprint("m", None, "float32", "auto", "0.5.21")

@@ -146,7 +146,7 @@ def run_scenario(method: str, micro: str, request: dict[str, Any], rank: int, ra
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
-    from verl_ext.config import MethodConfig
+    from verl_ext.trainer.config import MethodConfig
     from verl_ext.trainer.losses import loss_from_logits
 
     config = OmegaConf.load(request["config"])
@@ -192,13 +192,13 @@ def child(request: dict[str, Any], rank: int, ranks: int) -> None:
 @pytest.fixture(scope="module")
 def made(compose_run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     """The folder of the model and of what 1 and 2 ranks made of it; the rows."""
-    from verl_ext import tiny_pair
+    from verl_ext.demo.tiny_pair import build_model, train_tokenizer
 
     folder = tmp_path_factory.mktemp("actor")
-    tokenizer = tiny_pair.train_tokenizer(["x"], ["y"], 300)
+    tokenizer = train_tokenizer(["x"], ["y"], 300)
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
-    model = tiny_pair.build_model(tokenizer, shape | {"num_key_value_heads": 1, "head_dim": 16})
+    model = build_model(tokenizer, shape | {"num_key_value_heads": 1, "head_dim": 16})
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     config = compose_run("platform=cpu", f"student.path={folder}/model", f"actor_rollout_ref.actor.optim.lr={LR}")

@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from recipe.doctor import SCHEMA, diagnose
-from verl_ext.doctor.finding import FAIL, OK, Finding, failed
+from recipe.doctor import SCHEMA
+from verl_ext.checks.diagnose import diagnose
+from verl_ext.checks.finding import FAIL, OK, Finding, failed
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server import SGLangServer
+from verl_ext.teacher.server.process import SGLangServer
 
 torch.set_num_threads(1)
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from verl_ext.metrics import read_metrics
+from verl_ext.run.metrics import read_metrics
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

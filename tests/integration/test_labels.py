@@ -16,14 +16,18 @@ import pytest
 from rich.console import Console
 
 from recipe.score import ScoreConfig, score
-from verl_ext import data, labels, tiny_pair
-from verl_ext.answers import AnswerRun, Answers, generate
-from verl_ext.offline_vllm import ENGINE_THREADS, VllmSampler
-from verl_ext.preflight import load_tokenizer
-from verl_ext.sampling import EngineConfig, Request, SamplingConfig, ServedSampler
-from verl_ext.scoring import Scoring, score_answers
+from verl_ext.data.conversations import from_jsonl, from_parquet
+from verl_ext.data.rows import LABELS
+from verl_ext.data.sentences import file_sentences
+from verl_ext.demo.tiny_pair import build_model, train_tokenizer
+from verl_ext.evaluation.disagreement import Scoring, score_answers
+from verl_ext.run.models import load_tokenizer
+from verl_ext.sampling.answers import AnswerRun, Answers, generate
+from verl_ext.sampling.served import ServedSampler
+from verl_ext.sampling.types import EngineConfig, Request, SamplingConfig
+from verl_ext.sampling.vllm import ENGINE_THREADS, VllmSampler
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server import SGLangServer
+from verl_ext.teacher.server.process import SGLangServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -46,10 +50,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     folder = tmp_path_factory.mktemp("label-teacher")
-    texts = [s.text for s in data.file_sentences(ROOT / "data" / "sample.jsonl")]
-    tokenizer = tiny_pair.train_tokenizer(texts, data.LABELS, 400)
+    texts = [s.text for s in file_sentences(ROOT / "data" / "sample.jsonl")]
+    tokenizer = train_tokenizer(texts, LABELS, 400)
     torch.manual_seed(3)
-    tiny_pair.build_model(tokenizer, SHAPE).save_pretrained(folder)
+    build_model(tokenizer, SHAPE).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -93,13 +97,11 @@ def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_are_in_input_order_and_both_files_hold_them(whole: Path):
-    rows = labels.from_parquet(whole / "conversations.parquet")
-    texts = {s.index: s.text for s in data.file_sentences(ROOT / "data" / "sample.jsonl")}
+    rows = from_parquet(whole / "conversations.parquet")
+    texts = {s.index: s.text for s in file_sentences(ROOT / "data" / "sample.jsonl")}
     assert [row["index"] for row in rows] == sorted(row["index"] for row in rows)
     assert all(row["messages"][0] == {"role": "user", "content": texts[row["index"]]} for row in rows)
-    assert [row["messages"] for row in rows] == [
-        c["messages"] for c in labels.from_jsonl(whole / "conversations.jsonl")
-    ]
+    assert [row["messages"] for row in rows] == [c["messages"] for c in from_jsonl(whole / "conversations.jsonl")]
     answers = {record["index"]: record["text"].strip() for record in journal(whole)}
     assert all(row["messages"][1]["content"] == answers[row["index"]] for row in rows)
     assert len({row["messages"][1]["content"] for row in rows}) > 5
@@ -154,7 +156,7 @@ def engine_threads() -> set[str]:
 
 
 def test_a_served_teacher_answers_as_vllm_does(teacher: Path, server: SGLangServer):
-    sentences = data.file_sentences(ROOT / "data" / "sample.jsonl")
+    sentences = file_sentences(ROOT / "data" / "sample.jsonl")
     requests = [Request(s.index, [{"role": "user", "content": s.text}]) for s in sentences]
     sampling = SamplingConfig(temperature=0.0, max_tokens=6)
     served = ServedSampler(

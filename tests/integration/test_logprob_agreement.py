@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.pool import TeacherPool
-from verl_ext.teacher.scorer import Score, ScoreRequest
-from verl_ext.teacher.server import SGLangServer
+from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.types import Score, ScoreRequest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -24,7 +24,7 @@ PROMPT, SEQUENCES, LENGTH = 10, 20, 110  # 2,000 scored tokens
 
 VLLM_SCORER = """
 import json, sys
-from verl_ext.offline_vllm import close
+from verl_ext.sampling.vllm import close
 from vllm import LLM, SamplingParams
 model, sequences, prompt = sys.argv[1], json.load(open(sys.argv[2])), int(sys.argv[3])
 llm = LLM(model=model, dtype="float32", enforce_eager=True, max_model_len=256)

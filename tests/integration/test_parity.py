@@ -22,11 +22,13 @@ SHAPE = {
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from verl_ext import data, tiny_pair
+    from verl_ext.data.rows import LABELS
+    from verl_ext.data.sentences import tinker_sentences
+    from verl_ext.demo.tiny_pair import build_model, train_tokenizer
 
     folder = tmp_path_factory.mktemp("parity-student")
-    tokenizer = tiny_pair.train_tokenizer([s.text for s in data.tinker_sentences()[:300]], data.LABELS, 1024)
-    tiny_pair.build_model(tokenizer, SHAPE).save_pretrained(folder)
+    tokenizer = train_tokenizer([s.text for s in tinker_sentences()[:300]], LABELS, 1024)
+    build_model(tokenizer, SHAPE).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -17,16 +17,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from verl_ext import data, labels, tiny_pair
-from verl_ext.export import export_checkpoint
-from verl_ext.metrics import read_metrics
+from verl_ext.data.conversations import to_jsonl
+from verl_ext.data.rows import LABELS
+from verl_ext.data.sentences import file_sentences
+from verl_ext.demo.tiny_pair import build_model, train_tokenizer
+from verl_ext.run.metrics import read_metrics
 from verl_ext.sft.dataset import ConversationDataset
-from verl_ext.sft.lora import untie_head
 from verl_ext.sft.order import TinkerBatches
+from verl_ext.student.export import export_checkpoint, untie_head
+from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.pool import TeacherPool
-from verl_ext.teacher.scorer import Score, ScoreRequest
-from verl_ext.teacher.server import SGLangServer
+from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.types import Score, ScoreRequest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -55,17 +57,17 @@ class Inputs:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """A random tied model, and 16 rows whose answers have different lengths: two batches an epoch."""
     folder = tmp_path_factory.mktemp("sft-inputs")
-    sentences = [s for s in data.file_sentences(ROOT / "data" / "sample.jsonl") if s.label][:18]
-    tokenizer = tiny_pair.train_tokenizer([s.text for s in sentences], data.LABELS, 400)
+    sentences = [s for s in file_sentences(ROOT / "data" / "sample.jsonl") if s.label][:18]
+    tokenizer = train_tokenizer([s.text for s in sentences], LABELS, 400)
     torch.manual_seed(1)
-    tiny_pair.build_model(tokenizer, SHAPE).save_pretrained(folder / "base")
+    build_model(tokenizer, SHAPE).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     answers = [s.label if i % 2 else f"{s.label}, I am quite sure" for i, s in enumerate(sentences)]
     rows = [
         {"messages": [{"role": "user", "content": s.text}, {"role": "assistant", "content": answer}]}
         for s, answer in zip(sentences, answers, strict=True)
     ]
-    (folder / "rows.jsonl").write_bytes(labels.to_jsonl(rows))
+    (folder / "rows.jsonl").write_bytes(to_jsonl(rows))
     return Inputs(folder / "base", folder / "rows.jsonl")
 
 
@@ -152,7 +154,7 @@ def log_probs(model: Any, rows: list[dict[str, torch.Tensor]]) -> torch.Tensor:
 
 VLLM_SCORER = """
 import json, sys
-from verl_ext.offline_vllm import close
+from verl_ext.sampling.vllm import close
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 model, sequences, adapter = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[4]

@@ -19,10 +19,10 @@ import torch
 from faulty_proxy import FAULTS, above_zero, proxy
 from transformers import AutoModelForCausalLM
 
+from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.pool import TeacherPool
-from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError
-from verl_ext.teacher.server import SGLangServer, group_members
+from verl_ext.teacher.server.process import SGLangServer, group_members
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 
 torch.set_num_threads(1)
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

@@ -19,11 +19,11 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
+from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
-from verl_ext.teacher.pool import TeacherPool
-from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherResponseError
-from verl_ext.teacher.server import SGLangServer, group_members
+from verl_ext.teacher.server.actor import ManagedTeacher, with_absolute_paths
+from verl_ext.teacher.server.process import SGLangServer, group_members
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherResponseError
 
 torch.set_num_threads(1)  # the server needs the other core
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -218,7 +218,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server import SGLangServer
+from verl_ext.teacher.server.process import SGLangServer
 server = SGLangServer(TeacherConfig(model_path=sys.argv[1], python=sys.argv[2]), Path(sys.argv[3]))
 server.start()
 print(server._process.pid, flush=True)

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import ray
 
-from verl_ext.launch import as_actor
+from verl_ext.run.ray_session import as_actor
+from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.managed import ManagedTeacher, with_absolute_paths
-from verl_ext.teacher.pool import TeacherPool
-from verl_ext.teacher.prometheus import MetricsServer
-from verl_ext.teacher.scorer import Score, ScoreRequest
-from verl_ext.teacher.server import SGLangServer, group_members
-from verl_ext.teacher.supervisor import Supervisor
+from verl_ext.teacher.server.actor import ManagedTeacher, with_absolute_paths
+from verl_ext.teacher.server.process import SGLangServer, group_members
+from verl_ext.teacher.server.prometheus import MetricsServer
+from verl_ext.teacher.server.supervisor import Supervisor
+from verl_ext.teacher.types import Score, ScoreRequest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

@@ -20,10 +20,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from recipe.on_policy_distillation import export_what_is_missing
-from verl_ext.export import read_checkpoint
-from verl_ext.metrics import read_metrics
-from verl_ext.model_card import write_cards
+from verl_ext.run.metrics import read_metrics
+from verl_ext.student.export import export_what_is_missing, read_checkpoint
+from verl_ext.student.model_card import write_cards
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

@@ -9,8 +9,8 @@ import pytest_asyncio
 from fake_sglang import FakeSGLang, serve
 from stored_scores import GIB
 
-from verl_ext.teacher import pool as pool_module
-from verl_ext.teacher.store import ScoreStore
+from verl_ext.teacher.client import pool as pool_module
+from verl_ext.teacher.store.store import ScoreStore
 
 
 @pytest.fixture

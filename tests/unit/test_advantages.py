@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from verl_ext.config import GuardsConfig, MethodConfig, TaskRewardConfig
 from verl_ext.trainer.advantages import Samples, advantages, guard, with_controlled_teacher
+from verl_ext.trainer.config import GuardsConfig, MethodConfig, TaskRewardConfig
 
 NAN = float("nan")
 SAMPLES = Samples(

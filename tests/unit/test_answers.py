@@ -11,11 +11,11 @@ from hydra import compose, initialize
 from hydra.errors import ConfigCompositionException
 
 from recipe.generate import GenerateConfig, summary
-from verl_ext import answers as answers_module
-from verl_ext.answers import COLUMNS, AnswerRun, Answers, generate
-from verl_ext.config import settings_of
-from verl_ext.sampling import EngineConfig, Sample, SamplingConfig
-from verl_ext.scoring import on_policy
+from verl_ext.evaluation.disagreement import on_policy
+from verl_ext.run.settings import settings_of
+from verl_ext.sampling import answers as answers_module
+from verl_ext.sampling.answers import COLUMNS, AnswerRun, Answers, generate
+from verl_ext.sampling.types import EngineConfig, Sample, SamplingConfig
 
 SAMPLING = SamplingConfig(temperature=1.0, stop=[], enable_thinking=None)
 

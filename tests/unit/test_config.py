@@ -1,7 +1,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from verl_ext.config import (
+from verl_ext.method import divergence, reverse_kl
+from verl_ext.run.settings import check_given, settings_of
+from verl_ext.trainer.config import (
     BASELINES,
     CONTROLS,
     DIRECT_LOSSES,
@@ -12,11 +14,8 @@ from verl_ext.config import (
     MethodConfig,
     PolicyLossConfig,
     TaskRewardConfig,
-    check_given,
     check_method,
-    settings_of,
 )
-from verl_ext.method import divergence, reverse_kl
 
 DIRECT = {"loss": "forward_kl", "top_k": 64}
 EXPECTED = {"baseline": "expected_reverse_kl", "top_k": 64}
@@ -89,7 +88,7 @@ def test_what_may_be_combined():
 
 
 def test_the_names_are_those_of_the_method():
-    """`verl_ext.config` imports no torch, so it lists them itself."""
+    """`verl_ext.trainer.config` imports no torch, so it lists them itself."""
     assert DIRECT_LOSSES == divergence.KINDS
     assert NORMALIZATIONS == reverse_kl.NORMALIZATIONS
     assert MethodConfig().discount_mode in DISCOUNT_MODES

@@ -6,9 +6,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from recipe.create_data import PROMPTS, CreateDataConfig, create
-from verl_ext import data
-from verl_ext.hub import HubConfig
+from recipe import PROMPTS
+from verl_ext.data import sentences as data
+from verl_ext.data.create import RowsConfig, create_rows
+from verl_ext.data.hub import HubConfig
+from verl_ext.data.rows import LABELS, SPLITS, make_row, read_prompt
 
 SAMPLE = Path(__file__).parent.parent.parent / "data" / "sample.jsonl"
 
@@ -24,7 +26,7 @@ def test_tinker_source_is_the_known_file_with_labels_by_row():
     assert len(sentences) == 2100
     assert " ".join(s.label for s in sentences[:15]) == "ar ru de el en es fr hi ru ot ot tr ur vi zh"
     assert sentences[1].language == "bg"
-    assert {s.label for s in sentences[:2000]} == set(data.LABELS)
+    assert {s.label for s in sentences[:2000]} == set(LABELS)
     assert {(s.slice, s.label, s.language) for s in sentences[2000:]} == {("edge", "", "")}
 
 
@@ -37,7 +39,7 @@ def test_tinker_source_refuses_another_file(monkeypatch, tmp_path):
 
 
 def test_tinker_prompt_is_what_str_format_makes_of_it():
-    template = data.read_prompt("prompt", "tinker", PROMPTS)
+    template = read_prompt("prompt", "tinker", PROMPTS)
     assert "{ar, de, el, en, es, fr, hi, ru, tr, ur, vi, zh, ot}" in template
     assert "{{" not in template
     assert template.count("{text}") == 1
@@ -88,13 +90,13 @@ def test_prompt_errors(tmp_path):
         path = tmp_path / name
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
-            data.read_prompt("prompt", str(path), PROMPTS)
+            read_prompt("prompt", str(path), PROMPTS)
     with pytest.raises(FileNotFoundError, match="student_prompt=shrot: expected math, short, tinker"):
-        data.read_prompt("student_prompt", "shrot", PROMPTS)
+        read_prompt("student_prompt", "shrot", PROMPTS)
 
 
 def test_prompt_takes_the_sentence_literally():
-    row = data.row(sentence("{text} {x} \\1", 0), 'Answer {"lang": ...}: {text}', "train", "task")
+    row = make_row(sentence("{text} {x} \\1", 0), 'Answer {"lang": ...}: {text}', "train", "task")
     assert row["teacher_messages"] == [{"role": "user", "content": 'Answer {"lang": ...}: {text} {x} \\1'}]
     assert row["prompt"] == [{"role": "user", "content": "{text} {x} \\1"}]
 
@@ -152,14 +154,14 @@ def test_cut_tokens_counts_again_after_the_cut():
         data.cut([sentence("é", 0)], lambda text: data.cut_tokens(text, 1, lambda t: [(0, 1)] * 2 * len(t)))
 
 
-def config(tmp_path, **settings) -> CreateDataConfig:
-    return CreateDataConfig(out_dir=str(tmp_path / "out"), source="file", sentences=str(SAMPLE), **settings)
+def config(tmp_path, **settings) -> RowsConfig:
+    return RowsConfig(out_dir=str(tmp_path / "out"), source="file", sentences=str(SAMPLE), **settings)
 
 
 def test_create_writes_rows_and_manifest(tmp_path):
-    create(config(tmp_path, max_chars=20))
+    create_rows(config(tmp_path, max_chars=20), PROMPTS)
     out = tmp_path / "out"
-    rows = {name: pq.read_table(out / f"{name}.parquet").to_pylist() for name in data.SPLITS}
+    rows = {name: pq.read_table(out / f"{name}.parquet").to_pylist() for name in SPLITS}
     manifest = json.loads((out / "manifest.json").read_text())
     for name, part in rows.items():
         assert manifest["counts"][name]["rows"] == len(part)
@@ -170,24 +172,24 @@ def test_create_writes_rows_and_manifest(tmp_path):
             assert row["teacher_messages"][0]["content"].endswith("\n" + row["prompt"][0]["content"])
             assert row["reward_model"] == {"style": "rule", "ground_truth": row["label"]}
     assert len(rows["edge"]) == 3
-    assert {p.name for p in out.iterdir()} == {"manifest.json", *(f"{n}.parquet" for n in data.SPLITS)}
+    assert {p.name for p in out.iterdir()} == {"manifest.json", *(f"{n}.parquet" for n in SPLITS)}
 
 
 def test_create_is_repeatable_and_never_overwrites_silently(tmp_path):
     first = config(tmp_path)
-    create(first)
-    assert create(first).endswith("up to date")
+    create_rows(first, PROMPTS)
+    assert create_rows(first, PROMPTS).endswith("up to date")
     with pytest.raises(ValueError, match=r"other settings \(seed\).*overwrite=true"):
-        create(config(tmp_path, seed=1))
+        create_rows(config(tmp_path, seed=1), PROMPTS)
     train = tmp_path / "out" / "train.parquet"
     train.unlink()  # as an interrupted run leaves it
-    create(first)
+    create_rows(first, PROMPTS)
     assert train.exists()
     train.write_bytes(b"edited")
     with pytest.raises(ValueError, match=r"train\.parquet changed"):
-        create(first)
-    assert not create(config(tmp_path, overwrite=True)).endswith("up to date")
-    assert create(first).endswith("up to date")
+        create_rows(first, PROMPTS)
+    assert not create_rows(config(tmp_path, overwrite=True), PROMPTS).endswith("up to date")
+    assert create_rows(first, PROMPTS).endswith("up to date")
 
 
 @pytest.mark.parametrize(
@@ -205,4 +207,4 @@ def test_create_is_repeatable_and_never_overwrites_silently(tmp_path):
 )
 def test_create_refuses_settings_that_do_not_fit(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        create(CreateDataConfig(out_dir=str(tmp_path), **settings))
+        create_rows(RowsConfig(out_dir=str(tmp_path), **settings), PROMPTS)

@@ -11,19 +11,37 @@ from rich.console import Console
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from recipe.doctor import record_of
-from verl_ext import preflight
-from verl_ext.doctor import agreement, tokens
-from verl_ext.doctor.config import BELOW_FP32, FP32, DoctorConfig
-from verl_ext.doctor.finding import FAIL, OK, WARN, Finding, checked, print_table, report
-from verl_ext.doctor.machine import memory_finding
-from verl_ext.doctor.models import Rollout
-from verl_ext.doctor.record import judge_record
-from verl_ext.doctor.scoring import Speed, repeated, speed_finding
+from verl_ext.checks import agreement
+from verl_ext.checks.agreement import (
+    PrecisionGap,
+    judge_noise,
+    judge_precision,
+    judge_probe,
+    judge_self_kl,
+    precision_gap,
+    reverse_kl,
+    shifted_difference,
+)
+from verl_ext.checks.config import BELOW_FP32, FP32, DoctorConfig
+from verl_ext.checks.diagnose import record_of
+from verl_ext.checks.finding import FAIL, OK, WARN, Finding, checked, print_table, report
+from verl_ext.checks.inputs import check_sampling
+from verl_ext.checks.machine import memory_finding
+from verl_ext.checks.record import judge_record
+from verl_ext.checks.reference import Rollout
+from verl_ext.checks.tokens import (
+    check_rendered,
+    check_templates,
+    check_think_tokens,
+    check_tokenizers,
+    check_vocabulary,
+    first_difference,
+)
+from verl_ext.checks.trials import Speed, repeated, speed_finding
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.fingerprint import TeacherFingerprint
-from verl_ext.teacher.probe import ProbeRecord
-from verl_ext.teacher.scorer import Score
+from verl_ext.teacher.store.fingerprint import TeacherFingerprint
+from verl_ext.teacher.store.probe_record import ProbeRecord
+from verl_ext.teacher.types import Score
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>\n{{ m['content'] }}\n{% endfor %}answer:"
 ROWS = [{"prompt": [{"role": "user", "content": "a"}], "teacher_messages": [{"role": "user", "content": "b a"}]}]
@@ -38,15 +56,15 @@ def tokenizer(vocabulary: list[str], template: str = TEMPLATE, **special) -> Pre
 
 
 def test_two_ids_swapped_are_named():
-    assert tokens.check_tokenizers(tokenizer(WORDS), tokenizer(WORDS)).verdict == OK
-    swapped = tokens.check_tokenizers(tokenizer(WORDS), tokenizer(["?", "b", "a"]))
+    assert check_tokenizers(tokenizer(WORDS), tokenizer(WORDS)).verdict == OK
+    swapped = check_tokenizers(tokenizer(WORDS), tokenizer(["?", "b", "a"]))
     assert swapped.verdict == FAIL
     assert "2 tokens differ, first 'a' (student id 1, teacher id 2)" in swapped.seen
     assert swapped.fix == "the teacher must share the student's vocabulary"
 
 
 def test_special_tokens_that_differ():
-    finding = tokens.check_tokenizers(tokenizer(WORDS, eos_token="a"), tokenizer(WORDS, eos_token="b"))
+    finding = check_tokenizers(tokenizer(WORDS, eos_token="a"), tokenizer(WORDS, eos_token="b"))
     assert (finding.verdict, finding.seen.partition(":")[0]) == (
         FAIL,
         "student.path and teacher.model_path have different special tokens",
@@ -55,31 +73,31 @@ def test_special_tokens_that_differ():
 
 def test_another_template_is_shown_at_its_first_differing_line():
     other = tokenizer(WORDS, TEMPLATE.replace("answer:", "reply:"))
-    finding = tokens.check_templates(tokenizer(WORDS), other, ROWS, {})
+    finding = check_templates(tokenizer(WORDS), other, ROWS, {})
     assert finding.verdict == FAIL
     assert finding.seen == "row 0 prompt, line 3: student 'answer:', teacher 'reply:'"
 
 
 def test_templates_that_render_alike_are_a_warning_and_none_is_an_error():
     alike = tokenizer(WORDS, TEMPLATE + "{# a comment #}")
-    assert tokens.check_templates(tokenizer(WORDS), tokenizer(WORDS), ROWS, {}).verdict == OK
-    assert tokens.check_templates(tokenizer(WORDS), alike, ROWS, {}).verdict == WARN
-    none = tokens.check_templates(tokenizer(WORDS), tokenizer(WORDS, ""), ROWS, {})
+    assert check_templates(tokenizer(WORDS), tokenizer(WORDS), ROWS, {}).verdict == OK
+    assert check_templates(tokenizer(WORDS), alike, ROWS, {}).verdict == WARN
+    none = check_templates(tokenizer(WORDS), tokenizer(WORDS, ""), ROWS, {})
     assert (none.verdict, none.seen) == (FAIL, "the teacher has none")
 
 
 def test_first_difference_past_the_end_of_a_text():
-    assert tokens.first_difference("a\nb", "a") == (2, "b", None)
+    assert first_difference("a\nb", "a") == (2, "b", None)
 
 
 def test_think_tokens():
     think = [*WORDS, "<think>", "</think>"]
     writes = TEMPLATE + "<think>"
-    assert tokens.check_think_tokens(tokenizer(WORDS), tokenizer(WORDS)).seen == "used by neither"
-    assert tokens.check_think_tokens(tokenizer(think, writes), tokenizer(think, writes)).verdict == OK
-    one_side = tokens.check_think_tokens(tokenizer(think), tokenizer(think[:-1]))
+    assert check_think_tokens(tokenizer(WORDS), tokenizer(WORDS)).seen == "used by neither"
+    assert check_think_tokens(tokenizer(think, writes), tokenizer(think, writes)).verdict == OK
+    one_side = check_think_tokens(tokenizer(think), tokenizer(think[:-1]))
     assert (one_side.verdict, one_side.seen) == (FAIL, "</think> is one token for the student only")
-    lacking = tokens.check_think_tokens(tokenizer(WORDS), tokenizer(WORDS, writes))
+    lacking = check_think_tokens(tokenizer(WORDS), tokenizer(WORDS, writes))
     assert lacking.verdict == FAIL
     assert lacking.seen == "the teacher's template writes <think>, its vocabulary has no such token"
 
@@ -96,24 +114,24 @@ def test_think_tokens():
 )
 def test_vocabulary(departure, fix):
     sizes = {"student_tokens": 9, "teacher_tokens": 9, "student_size": 10, "teacher_size": 10, "greatest_id": 9}
-    finding = tokens.check_vocabulary(**(sizes | departure))
+    finding = check_vocabulary(**(sizes | departure))
     assert finding.verdict == (FAIL if fix else OK)
     assert finding.fix.startswith(fix)
     assert finding.numbers["teacher_vocab_size"] == 10
 
 
 def test_equal_prompts_and_weights_have_nothing_to_teach():
-    assert tokens.check_rendered("p", "q", same_weights=True).verdict == OK
-    assert tokens.check_rendered("p", "p", same_weights=False).verdict == OK
-    assert tokens.check_rendered("p", "p", same_weights=True).verdict == WARN
-    long = tokens.check_rendered("p" * 1000, "q", same_weights=False)
+    assert check_rendered("p", "q", same_weights=True).verdict == OK
+    assert check_rendered("p", "p", same_weights=False).verdict == OK
+    assert check_rendered("p", "p", same_weights=True).verdict == WARN
+    long = check_rendered("p" * 1000, "q", same_weights=False)
     assert len(long.seen) < 300
     assert long.numbers["student"] == "p" * 1000
 
 
 def test_temperature_is_a_finding_with_its_fix():
     rollout = OmegaConf.create({"temperature": 0.7, "top_p": 1.0, "top_k": -1})
-    finding = checked("sampling", "fine", preflight.check_sampling, rollout)
+    finding = checked("sampling", "fine", check_sampling, rollout)
     assert finding.verdict == FAIL
     assert finding.seen.startswith("actor_rollout_ref.rollout.temperature=0.7")
     assert finding.fix == "set it to 1.0"
@@ -128,7 +146,7 @@ EXPECTED = arrays([-1.0, -2.0, -4.0, -0.5], [-3.0, -0.25])
 
 def test_equal_scores_pass_and_show_the_control():
     found = [row + np.float32(1e-6) for row in EXPECTED]
-    finding = agreement.judge_probe(found, EXPECTED, FP32)
+    finding = judge_probe(found, EXPECTED, FP32)
     assert finding.verdict == OK
     assert finding.numbers["straight"]["tokens"] == 6
     # later: |-2+1| |-4+2| |-.5+4| |-.25+3| = 1, 2, 3.5, 2.75
@@ -139,16 +157,16 @@ def test_equal_scores_pass_and_show_the_control():
 def test_scores_shifted_by_one_are_recognised(roll):
     found = [np.roll(row, roll) for row in EXPECTED]
     found[0][0 if roll == 1 else -1] = -9.0  # what comes in from outside is not the row's other end
-    finding = agreement.judge_probe(found, EXPECTED, FP32)
+    finding = judge_probe(found, EXPECTED, FP32)
     assert finding.verdict == FAIL
     assert finding.seen.startswith("looks shifted by one")
 
 
 def test_wrong_scores_are_not_called_shifted():
-    finding = agreement.judge_probe([row * 1.01 for row in EXPECTED], EXPECTED, FP32)
+    finding = judge_probe([row * 1.01 for row in EXPECTED], EXPECTED, FP32)
     assert finding.verdict == FAIL
     assert "shifted" not in finding.seen
-    assert agreement.shifted_difference(arrays([-1.0]), arrays([-1.0])) is None
+    assert shifted_difference(arrays([-1.0]), arrays([-1.0])) is None
 
 
 def test_difference_by_hand_and_its_refusals():
@@ -162,20 +180,20 @@ def test_difference_by_hand_and_its_refusals():
 
 def test_noise_is_the_worst_pass():
     passes = [EXPECTED, EXPECTED, [row + np.float32(0.125) for row in EXPECTED]]
-    assert agreement.judge_noise("n", passes[:2], FP32, "fix").verdict == OK
-    noisy = agreement.judge_noise("n", passes, FP32, "fix")
+    assert judge_noise("n", passes[:2], FP32, "fix").verdict == OK
+    noisy = judge_noise("n", passes, FP32, "fix")
     assert (noisy.verdict, noisy.fix) == (FAIL, "fix")
     assert [one["max"] for one in noisy.numbers["to_first"]] == [0.0, pytest.approx(0.125)]
 
 
 def test_self_kl():
     rollout, teacher = arrays([-1.0, -2.0]), arrays([-1.5, -1.75])
-    kl = agreement.reverse_kl(rollout, teacher)
+    kl = reverse_kl(rollout, teacher)
     assert (kl.mean, kl.max, kl.tokens) == (0.125, 0.5, 2)
-    same = agreement.reverse_kl(rollout, rollout)
-    assert agreement.judge_self_kl(same, kl, FP32).verdict == OK
-    assert agreement.judge_self_kl(kl, kl, FP32).verdict == FAIL
-    other = agreement.judge_self_kl(None, kl, FP32)
+    same = reverse_kl(rollout, rollout)
+    assert judge_self_kl(same, kl, FP32).verdict == OK
+    assert judge_self_kl(kl, kl, FP32).verdict == FAIL
+    other = judge_self_kl(None, kl, FP32)
     assert other.verdict == OK
     assert other.seen.startswith("skipped: other weights; with the teacher's prompt: reverse KL +0.1250")
 
@@ -183,11 +201,11 @@ def test_self_kl():
 def test_precision_by_hand():
     rollout, higher = arrays([-1.0, -1.0], [-1.0, -1.0]), arrays([-0.5, -1.25], [-2.0, -1.0])
     lower = arrays([-0.75, -0.75], [-2.0, -1.5])
-    gap = agreement.precision_gap(rollout, lower, higher)
+    gap = precision_gap(rollout, lower, higher)
     # advantages +0.5 -0.25 -1 0 become +0.25 +0.25 -1 -0.5: two signs of four, 0.25 of 1.75 of the mass
-    assert gap == agreement.PrecisionGap(0.3125, 0.5, 0.5, pytest.approx(0.25 / 1.75), 4)
-    assert agreement.judge_precision(gap, "fp8 against bfloat16", 0.5).verdict == OK
-    warned = agreement.judge_precision(gap, "fp8 against bfloat16", 0.4)
+    assert gap == PrecisionGap(0.3125, 0.5, 0.5, pytest.approx(0.25 / 1.75), 4)
+    assert judge_precision(gap, "fp8 against bfloat16", 0.5).verdict == OK
+    warned = judge_precision(gap, "fp8 against bfloat16", 0.4)
     assert warned.verdict == WARN
     assert "changes sign on 50.0% of 4 tokens" in warned.seen
 

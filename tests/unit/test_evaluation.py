@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 
-from recipe.evaluate import EvaluateConfig, is_math, judge, judge_math, show
-from verl_ext import evaluation
-from verl_ext.evaluation import ClassRow, Proportion, accuracy_by, agreement, evaluate_answers
-from verl_ext.evaluation_report import languages_apart, plot_confusion, print_tables
-from verl_ext.sampling import Answer
+from verl_ext.evaluation.arms import EvaluateConfig, is_math, judge, judge_math, show
+from verl_ext.evaluation.labels import Z_95, Agreement, ClassRow, Proportion, accuracy_by, agreement, evaluate_answers
+from verl_ext.evaluation.labels_report import languages_apart, plot_confusion, print_tables
+from verl_ext.sampling.types import Answer
 
 #         en en en en  de de de  fr
 GOLD = ["en", "en", "en", "en", "de", "de", "de", "fr"]
@@ -41,7 +40,7 @@ def test_as_dict_keeps_the_keys_that_others_read():
 
 
 def test_thirteen_classes_make_a_13_by_14_matrix():
-    from verl_ext.data import LABELS as TASK
+    from verl_ext.data.rows import LABELS as TASK
 
     result = evaluate_answers(list(TASK), list(TASK), TASK)
     assert np.array(result.confusion).shape == (13, 14)
@@ -54,7 +53,7 @@ def test_macro_f1_interval():
     low, high = result.macro_f1_interval
     assert low < result.macro_f1 < high
     # The delta method gives a standard error of 0.01677 for these 400 rows; the bootstrap must be near it.
-    assert (high - low) / (2 * evaluation.Z_95) == pytest.approx(0.01677, rel=0.05)
+    assert (high - low) / (2 * Z_95) == pytest.approx(0.01677, rel=0.05)
     assert result.macro_f1_interval == evaluate_answers(GIVEN * 50, GOLD * 50, LABELS).macro_f1_interval
 
 
@@ -101,8 +100,8 @@ def test_gold_and_agreement_are_apart(judged):
     student = judged["student"]
     assert student.languages == {"bg": Proportion(1, 1), "ru": Proportion(1, 1)}
     assert languages_apart(student) == ["bg", "ru"]
-    assert student.agreement == evaluation.Agreement(Proportion(1, 2), 0)  # right where the teacher is wrong
-    assert student.edge == evaluation.Agreement(Proportion(1, 1), 1)
+    assert student.agreement == Agreement(Proportion(1, 2), 0)  # right where the teacher is wrong
+    assert student.edge == Agreement(Proportion(1, 1), 1)
     assert judged["teacher"].agreement is None
     assert [result.sees_prompt for result in judged.values()] == [False, True, False]
 

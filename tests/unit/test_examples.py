@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize, initialize_config_dir
 from omegaconf import OmegaConf
 
-from verl_ext.plan.check import check_plan
+from verl_ext.checks.memory import check_plan
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.sh"))
@@ -49,7 +49,7 @@ def commands(script: Path, folder: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_every_command_resolves(script, tmp_path):
-    from verl_ext.verbs import prepare_training_configs
+    from verl_ext.checks.schemas import prepare_training_configs
 
     prepare_training_configs()
     found = commands(script, tmp_path)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from verl_ext import data, labels
-from verl_ext.labelling import LabelConfig, LabelRun, create_labels
-from verl_ext.sampling import Answer, EngineConfig, SamplingConfig
+from verl_ext.data.conversations import PATTERNS, Reading, from_jsonl, from_parquet, read_label, to_jsonl, to_parquet
+from verl_ext.data.rows import LABELS, make_row
+from verl_ext.data.sentences import TRANSLATION, Sentence, tinker_file
+from verl_ext.sampling.teacher_labels import LabelConfig, LabelRun, create_labels
+from verl_ext.sampling.types import Answer, EngineConfig, SamplingConfig
 
 TWO = "Final Answer: en\nNo, wait.\nFinal Answer: de."
 
@@ -30,12 +32,12 @@ TWO = "Final Answer: en\nNo, wait.\nFinal Answer: de."
     ],
 )
 def test_reading_a_label(answer, extract, policy, label, reason):
-    assert labels.read_label(answer, extract, policy, data.LABELS) == labels.Reading(label, reason)
+    assert read_label(answer, extract, policy, LABELS) == Reading(label, reason)
 
 
 def test_tinker_reading_is_that_of_the_installed_recipe():
-    source = data.tinker_file("recipes", "prompt_distillation", "create_data.py").read_text()
-    assert f're.search(r"{labels.PATTERNS["final_answer"].pattern}", response)' in source
+    source = tinker_file("recipes", "prompt_distillation", "create_data.py").read_text()
+    assert f're.search(r"{PATTERNS["final_answer"].pattern}", response)' in source
 
 
 def conversations(*answers: str) -> list[dict]:
@@ -50,7 +52,7 @@ def conversations(*answers: str) -> list[dict]:
 
 
 def test_a_line_is_what_tinker_writes():
-    line = labels.to_jsonl(conversations("de"), columns=("messages",))
+    line = to_jsonl(conversations("de"), columns=("messages",))
     messages = [{"role": "user", "content": "schön \u2028 0"}, {"role": "assistant", "content": "de"}]
     assert line.decode() == json.dumps({"messages": messages}) + "\n"
 
@@ -58,13 +60,13 @@ def test_a_line_is_what_tinker_writes():
 def test_both_files_convert_to_each_other_without_loss(tmp_path):
     rows = conversations("de", "en", "ot")
     jsonl, parquet = tmp_path / "c.jsonl", tmp_path / "c.parquet"
-    parquet.write_bytes(labels.to_parquet(rows))
-    jsonl.write_bytes(labels.to_jsonl(labels.from_parquet(parquet)))
-    assert labels.from_jsonl(jsonl) == rows
-    tinkers = labels.to_jsonl(rows, columns=("messages",))
+    parquet.write_bytes(to_parquet(rows))
+    jsonl.write_bytes(to_jsonl(from_parquet(parquet)))
+    assert from_jsonl(jsonl) == rows
+    tinkers = to_jsonl(rows, columns=("messages",))
     jsonl.write_bytes(tinkers)
-    parquet.write_bytes(labels.to_parquet(labels.from_jsonl(jsonl)))
-    assert labels.to_jsonl(labels.from_parquet(parquet)) == tinkers
+    parquet.write_bytes(to_parquet(from_jsonl(jsonl)))
+    assert to_jsonl(from_parquet(parquet)) == tinkers
 
 
 @pytest.mark.parametrize(
@@ -84,17 +86,17 @@ def test_both_files_convert_to_each_other_without_loss(tmp_path):
 )
 def test_jsonl_errors_name_the_line(tmp_path, line, message):
     path = tmp_path / "c.jsonl"
-    good = labels.to_jsonl(conversations("de")).decode()
+    good = to_jsonl(conversations("de")).decode()
     path.write_text(good + line + "\n" + good)
     with pytest.raises(ValueError, match=r"c\.jsonl:2: .*" + message):
-        labels.from_jsonl(path)
+        from_jsonl(path)
 
 
 def test_parquet_errors():
     with pytest.raises(ValueError, match="row 1 has the columns"):
-        labels.to_parquet([conversations("de")[0], {"messages": []}])
+        to_parquet([conversations("de")[0], {"messages": []}])
     with pytest.raises(ValueError, match="no conversation"):
-        labels.to_parquet([])
+        to_parquet([])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def run(tmp_path, monkeypatch):
     model.mkdir()
     (model / "config.json").write_text("{}")
     rows = [
-        data.row(data.Sentence(i, f"text {i}", "en", 0, data.TRANSLATION, "en"), "name it: {text}", "train", "task")
+        make_row(Sentence(i, f"text {i}", "en", 0, TRANSLATION, "en"), "name it: {text}", "train", "task")
         for i in (1, 2, 4, 5, 7, 9)
     ]
     job = LabelRun(
@@ -176,7 +178,7 @@ def manifest_of(run) -> dict:
 
 def test_rows_stay_in_order_and_rejects_are_listed(run):
     run(ScriptedSampler(TEXTS))
-    written = labels.from_parquet(run.job.out_dir / "conversations.parquet")
+    written = from_parquet(run.job.out_dir / "conversations.parquet")
     assert [(c["index"], c["messages"][1]["content"]) for c in written] == [(1, "en"), (2, "de"), (5, "en"), (9, "ot")]
     assert [c["messages"][0]["content"] for c in written] == ["text 1", "text 2", "text 5", "text 9"]
     manifest = manifest_of(run)

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipe.create_data import PROMPTS, CreateDataConfig, create
-from verl_ext import data, preflight
-from verl_ext.hub import HubConfig, load_problems
-from verl_ext.trainer import reward
-from verl_ext.trainer.reward import math_match
+from recipe import PROMPTS
+from verl_ext.data.create import RowsConfig, create_rows
+from verl_ext.data.hub import HubConfig, load_problems
+from verl_ext.data.rows import check_rows
+from verl_ext.data.sentences import file_sentences
+from verl_ext.evaluation.match import math_match, verifier
 
 SAMPLE = Path(__file__).parents[2] / "data" / "math_sample.jsonl"
 OWN = {"path": str(SAMPLE), "text": "text", "answer": "label"}
@@ -118,28 +119,28 @@ def test_answers_that_are_no_text_are_refused(tmp_path):
 
 def test_rows_ask_student_and_teacher_for_a_box_and_no_problem_is_on_both_sides(tmp_path):
     out = tmp_path / "out"
-    config = CreateDataConfig(out_dir=str(out), hub=HubConfig(**OWN), heldout_fraction=0.3, **MATH)
-    assert create(config) == f"{out}: 14 train, 6 heldout, 0 edge rows"
-    train, heldout = (preflight.check_rows("data", str(out / f"{name}.parquet")) for name in ("train", "heldout"))
+    config = RowsConfig(out_dir=str(out), hub=HubConfig(**OWN), heldout_fraction=0.3, **MATH)
+    assert create_rows(config, PROMPTS) == f"{out}: 14 train, 6 heldout, 0 edge rows"
+    train, heldout = (check_rows("data", str(out / f"{name}.parquet")) for name in ("train", "heldout"))
     assert not {row["prompt"][0]["content"] for row in train} & {row["prompt"][0]["content"] for row in heldout}
     for row in train + heldout:
         assert row["prompt"] == row["teacher_messages"]
         assert "\\boxed{}" in row["prompt"][0]["content"]
-        assert row["data_source"] == data.MATH
+        assert row["data_source"] == MATH["data_source"]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["hub"]["rows"]["kept"] == 20
     assert manifest["settings"]["student_prompt_sha256"] == manifest["settings"]["prompt_sha256"]
-    assert create(config).endswith("up to date")
+    assert create_rows(config, PROMPTS).endswith("up to date")
     with pytest.raises(ValueError, match=r"other settings \(student_prompt_sha256\)"):
-        create(
-            CreateDataConfig(out_dir=str(out), hub=config.hub, heldout_fraction=0.3, **MATH | {"student_prompt": ""})
+        create_rows(
+            RowsConfig(out_dir=str(out), hub=config.hub, heldout_fraction=0.3, **MATH | {"student_prompt": ""}), PROMPTS
         )
 
 
 def test_the_students_prompt_is_its_own(tmp_path):
     short = str(PROMPTS / "short.txt")
-    create(CreateDataConfig(out_dir=str(tmp_path), hub=HubConfig(**OWN), **MATH | {"student_prompt": short}))
-    row = preflight.check_rows("data", str(tmp_path / "heldout.parquet"))[0]
+    create_rows(RowsConfig(out_dir=str(tmp_path), hub=HubConfig(**OWN), **MATH | {"student_prompt": short}), PROMPTS)
+    row = check_rows("data", str(tmp_path / "heldout.parquet"))[0]
     assert row["prompt"][0]["content"].startswith("Which language")
     assert row["teacher_messages"][0]["content"].endswith("\\boxed{}.")
 
@@ -181,7 +182,7 @@ def test_the_value_in_the_last_box_counts(text, truth, expected):
 
 def test_a_comparison_that_does_not_end_is_given_up_and_the_next_one_works(monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(reward.verifier, "timeout_s", 0.5)
+        patched.setattr(verifier, "timeout_s", 0.5)
         assert math_match("\\boxed{9^{9^{9}}}", "3") == 0.0  # sympy would take hours
     assert math_match("\\boxed{0.75}", "\\frac{3}{4}") == 1.0
 
@@ -193,6 +194,6 @@ def test_threads_may_compare():
 
 
 def test_every_sample_has_an_answer_that_its_own_solution_matches():
-    problems = data.file_sentences(SAMPLE)
+    problems = file_sentences(SAMPLE)
     assert len(problems) == len({problem.text for problem in problems}) == 20
     assert all(math_match(f"So it is \\boxed{{{problem.label}}}.", problem.label) == 1.0 for problem in problems)

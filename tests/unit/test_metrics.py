@@ -1,4 +1,4 @@
-from verl_ext.metrics import MetricsFile, read_metrics
+from verl_ext.run.metrics import MetricsFile, read_metrics
 
 
 def test_rows_come_back_in_step_order_and_a_repeated_step_is_replaced(tmp_path):

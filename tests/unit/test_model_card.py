@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from verl_ext import model_card
+from verl_ext.student.model_card import keep_evaluation, teachers_devices, write_cards
 
 ROWS = [
     {"step": 1, "teacher_kl": 2.0, "critic/rewards/mean": 0.25, "timing_s/step": 1800.0, "response_length/mean": 2.0},
@@ -35,7 +35,7 @@ def lines_of(file: Path) -> list[str]:
 
 
 def test_settings_training_and_cost_are_the_runs(run_dir):
-    model_card.write_cards(run_dir)
+    write_cards(run_dir)
     card = lines_of(run_dir / "student" / "README.md")
     assert card[:3] == ["---", "base_model: org/base", "library_name: transformers"]
     for line in (
@@ -59,7 +59,7 @@ def test_settings_training_and_cost_are_the_runs(run_dir):
 
 
 def test_an_adapter_is_served_on_its_base(run_dir):
-    model_card.write_cards(run_dir)
+    write_cards(run_dir)
     card = lines_of(run_dir / "adapter" / "README.md")
     assert card[2] == "library_name: peft"
     assert "    vllm serve org/base --enable-lora --max-lora-rank 32 --lora-modules student=." in card
@@ -78,32 +78,32 @@ def test_a_teachers_gpus_are_those_it_had_to_itself(run_dir, change, devices):
     config = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(config, DictConfig)
     config.teacher.update(change)
-    assert model_card.teachers_devices(config) == devices
+    assert teachers_devices(config) == devices
     config.teachers = {"one": {}, "other": {"share_device": False, "mode": "managed", "store_mode": "read_write"}}
-    assert model_card.teachers_devices(config) == devices + config.teacher.tp
+    assert teachers_devices(config) == devices + config.teacher.tp
 
 
 def test_an_evaluation_of_the_student_is_shown_until_the_student_changes(run_dir):
     arms = {"base": EVALUATION | {"sees_prompt": False}, "teacher": EVALUATION | {"sees_prompt": True}}
     line = "| teacher, with the prompt | 0.500 (0.400-0.600) of 300 rows |"
-    assert model_card.keep_evaluation(run_dir / "student", arms)
+    assert keep_evaluation(run_dir / "student", arms)
     assert all(line in lines_of(run_dir / kind / "README.md") for kind in ("student", "adapter"))
-    model_card.write_cards(run_dir)
+    write_cards(run_dir)
     assert line in lines_of(run_dir / "student" / "README.md")
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(ROWS[-1] | {"step": 3}) + "\n")
-    model_card.write_cards(run_dir)
+    write_cards(run_dir)
     assert line not in lines_of(run_dir / "student" / "README.md")
 
 
 def test_an_evaluation_of_a_model_of_no_run_is_kept_nowhere(tmp_path):
     (tmp_path / "student").mkdir()
-    assert not model_card.keep_evaluation(tmp_path / "student", {})
+    assert not keep_evaluation(tmp_path / "student", {})
     assert list(tmp_path.rglob("*")) == [tmp_path / "student"]
 
 
 def test_a_run_without_weights_gets_no_card(run_dir):
     (run_dir / "student").unlink()
     (run_dir / "adapter").unlink()
-    model_card.write_cards(run_dir)
+    write_cards(run_dir)
     assert not list(run_dir.rglob("README.md"))

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 from recipe.plan import command_line, explain
-from verl_ext.hardware import GIB, HardwareConfig, hardware_of
 from verl_ext.plan import memory
 from verl_ext.plan.advice import single_changes
+from verl_ext.plan.hardware import GIB, HardwareConfig, hardware_of
 from verl_ext.plan.layout import overflows, pools, problems
 from verl_ext.plan.report import draw
 from verl_ext.plan.run import Rollout, Run, Teacher, Trainer, changed

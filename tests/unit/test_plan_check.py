@@ -3,9 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.on_policy_distillation import check
-from verl_ext.doctor.static import plan_finding
-from verl_ext.plan.check import check_plan
+from verl_ext.checks.memory import check_plan
+from verl_ext.checks.run import check
+from verl_ext.checks.settings import plan_finding
 
 FITS = ("student.path=Qwen/Qwen3-4B-Instruct-2507", "model=qwen3_4b_from_30b", "hardware=gb10_128gb", "update=lora")
 

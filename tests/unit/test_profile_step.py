@@ -11,10 +11,10 @@ import pytest
 from benchmarks import flops, random_model
 from benchmarks.memory_watch import Reading, owner_of, parse_device, parse_processes, peak, phases_of
 from benchmarks.profile_step import Stage, bars_of
-from verl_ext.plan.check import check_plan
+from verl_ext.checks.memory import check_plan
 from verl_ext.plan.shape import ModelShape
-from verl_ext.preflight import load_tokenizer
-from verl_ext.sampling import render
+from verl_ext.run.models import load_tokenizer
+from verl_ext.sampling.types import render
 
 ROOT = Path(__file__).parents[2]
 # 1 layer: q 4x4, k 4x2, v 4x2, o 4x4 = 48; gate, up, down 3 x 4x6 = 72.

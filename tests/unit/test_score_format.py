@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from stored_scores import BARE, FULL, GIB, key, same
 
-from verl_ext.teacher.score_format import CorruptScoreError, decode_score, encode_score, score_key
-from verl_ext.teacher.scorer import Score, ScoreRequest
-from verl_ext.teacher.store import ScoreStore
+from verl_ext.teacher.store.format import CorruptScoreError, decode_score, encode_score, score_key
+from verl_ext.teacher.store.store import ScoreStore
+from verl_ext.teacher.types import Score, ScoreRequest
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ from rich.console import Console
 from tokenizers import Tokenizer, models
 
 from recipe.score import ScoreConfig
-from verl_ext.answers import Answers, table_of
-from verl_ext.config import settings_of
-from verl_ext.sampling import Sample
-from verl_ext.score_report import METADATA, disagreement_table, in_context, summary, with_scores
-from verl_ext.scoring import Disagreement, Scoring, largest, score_answers, with_teachers_choice
+from verl_ext.evaluation.disagreement import Disagreement, Scoring, largest, score_answers, with_teachers_choice
+from verl_ext.evaluation.disagreement_report import METADATA, disagreement_table, in_context, summary, with_scores
+from verl_ext.run.settings import settings_of
+from verl_ext.sampling.answers import Answers, table_of
+from verl_ext.sampling.types import Sample
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.score_format import score_key
-from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError, TeacherUnavailableError
-from verl_ext.teacher.store import ScoreStore
+from verl_ext.teacher.store.format import score_key
+from verl_ext.teacher.store.store import ScoreStore
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherUnavailableError
 
 WORDS = ["<|im_end|>", "en", "de", "it", "is", "good"]
 TOOK = {"rows": 4, "tokens": 40, "seconds": 2.0, "tokens_per_second": 20.0}

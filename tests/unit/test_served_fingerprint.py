@@ -12,13 +12,10 @@ from tiny_teacher import VOCAB, BrokenScorer, TransformersScorer, edit_byte, wit
 from transformers import Qwen3ForCausalLM
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.fingerprint import TeacherFingerprint
-from verl_ext.teacher.scorer import (
-    TeacherResponseError,
-    TeacherUnavailableError,
-)
-from verl_ext.teacher.store import ScoreStore
-from verl_ext.teacher.stored_teachers import fingerprint_for_store, recognise, served_fingerprint
+from verl_ext.teacher.store.fingerprint import TeacherFingerprint
+from verl_ext.teacher.store.identity import fingerprint_for_store, recognise, served_fingerprint
+from verl_ext.teacher.store.store import ScoreStore
+from verl_ext.teacher.types import TeacherResponseError, TeacherUnavailableError
 
 SECRET = "secret-123"
 SERVED = TeacherFingerprint("", None, "float32", "auto", "0.5.21", "/models/teacher default")

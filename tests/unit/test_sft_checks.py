@@ -3,7 +3,8 @@ import json
 import pytest
 from hydra import compose, initialize_config_dir
 
-from verl_ext import data, tiny_pair
+from verl_ext.data.rows import LABELS
+from verl_ext.demo.tiny_pair import build_model, train_tokenizer
 from verl_ext.sft.checks import check_run
 
 SHAPE = {
@@ -19,13 +20,13 @@ SHAPE = {
 @pytest.fixture(scope="module")
 def compose_sft(pytestconfig, tmp_path_factory):
     """Compose a run on a tiny student and 16 rows: `compose_sft("optim.lr=1", ...)`."""
-    from verl_ext.verbs import prepare_training_configs
+    from verl_ext.checks.schemas import prepare_training_configs
 
     prepare_training_configs()
     folder = tmp_path_factory.mktemp("sft")
-    tokenizer = tiny_pair.train_tokenizer(["Good morning"], data.LABELS, 300)
+    tokenizer = train_tokenizer(["Good morning"], LABELS, 300)
     tokenizer.save_pretrained(folder / "base")
-    tiny_pair.build_model(tokenizer, SHAPE).save_pretrained(folder / "base")
+    build_model(tokenizer, SHAPE).save_pretrained(folder / "base")
     row = {"messages": [{"role": "user", "content": "Good morning"}, {"role": "assistant", "content": "en"}]}
     (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * 16)
     small = ["sft_platform=cpu", "sft_task=demo", "data.train_batch_size=8", "data.micro_batch_size_per_gpu=4"]

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from verl_ext import data, labels, tiny_pair
+from verl_ext.data.conversations import to_jsonl, to_parquet
+from verl_ext.data.rows import LABELS
+from verl_ext.demo.tiny_pair import train_tokenizer
 from verl_ext.sft.dataset import ConversationDataset
 from verl_ext.sft.renderer import Qwen3InstructRenderer, check_template, get_renderer
 
@@ -13,7 +15,7 @@ CONFIG = {"renderer": "qwen3_instruct", "max_length": 64, "truncation": "right"}
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny_pair.train_tokenizer(["Straße, naïve café", "Good morning, where is the station?"], data.LABELS, 300)
+    return train_tokenizer(["Straße, naïve café", "Good morning, where is the station?"], LABELS, 300)
 
 
 def chat(question: str, answer: str) -> list[dict[str, str]]:
@@ -84,8 +86,8 @@ def test_each_row_weighs_one_however_long_its_answer(tokenizer, tmp_path):
 
 def test_jsonl_and_parquet_hold_the_same_rows(tokenizer, tmp_path):
     rows = [{"messages": chat("a", "en")}, {"messages": chat("b\u2028c", "de")}]
-    (tmp_path / "rows.jsonl").write_bytes(labels.to_jsonl(rows))
-    (tmp_path / "rows.parquet").write_bytes(labels.to_parquet(rows))
+    (tmp_path / "rows.jsonl").write_bytes(to_jsonl(rows))
+    (tmp_path / "rows.parquet").write_bytes(to_parquet(rows))
     first, second = (
         ConversationDataset(str(tmp_path / f"rows.{kind}"), tokenizer, CONFIG) for kind in ("jsonl", "parquet")
     )

@@ -1,8 +1,9 @@
 import torch
 from transformers import Qwen3Config
 
-from verl_ext import data, tiny_pair
-from verl_ext.sft.lora import TARGET_MODULES, count_parameters, untie_head
+from verl_ext.data.rows import LABELS
+from verl_ext.demo.tiny_pair import build_model, train_tokenizer
+from verl_ext.student.export import TARGET_MODULES, count_parameters, untie_head
 
 # Qwen/Qwen3-4B-Instruct-2507's config.json, as far as it decides shapes.
 QWEN3_4B = {
@@ -24,9 +25,9 @@ def test_the_adapters_of_qwen3_4b_are_as_many_as_tinkers():
 
 
 def test_an_untied_head_changes_alone():
-    tokenizer = tiny_pair.train_tokenizer(["x"], data.LABELS, 300)
+    tokenizer = train_tokenizer(["x"], LABELS, 300)
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = tiny_pair.build_model(tokenizer, shape | {"num_key_value_heads": 1, "head_dim": 16})
+    model = build_model(tokenizer, shape | {"num_key_value_heads": 1, "head_dim": 16})
     before = model.model.embed_tokens.weight.detach().clone()
     untie_head(model)
     with torch.no_grad():

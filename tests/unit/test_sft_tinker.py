@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from verl_ext import data, labels, tiny_pair
+from verl_ext.data.conversations import to_jsonl
+from verl_ext.data.rows import LABELS
+from verl_ext.data.sentences import tinker_sentences
+from verl_ext.demo.tiny_pair import train_tokenizer
 from verl_ext.sft.dataset import ConversationDataset
+from verl_ext.sft.engine import linear_multiplier
 from verl_ext.sft.order import TinkerBatches
-from verl_ext.sft.schedule import linear_multiplier
 
 ROWS, BATCH, MAX_LENGTH, STEPS = 500, 128, 512, 64
 
@@ -48,7 +51,7 @@ print("ORACLE" + json.dumps({"epochs": epochs, "lr": lr}))
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny_pair.train_tokenizer([s.text for s in data.tinker_sentences()[:300]], data.LABELS, 1024)
+    return train_tokenizer([s.text for s in tinker_sentences()[:300]], LABELS, 1024)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def files(tokenizer, tmp_path_factory):
     """500 of Tinker's sentences with their labels, among them edge cases, and a local tokenizer."""
     folder = tmp_path_factory.mktemp("tinker")
     tokenizer.save_pretrained(folder / "tokenizer")
-    sentences = data.tinker_sentences()
+    sentences = tinker_sentences()
     conversations = [
         {"messages": [{"role": "user", "content": s.text}, {"role": "assistant", "content": s.label or "ot"}]}
         for s in [*sentences[: ROWS - 100], *sentences[2000:]]
@@ -69,7 +72,7 @@ def files(tokenizer, tmp_path_factory):
         {"role": "assistant", "content": "yes, sure"},
     ]
     conversations[3]["messages"][1]["content"] = "en " * MAX_LENGTH  # cut in the middle of the answer
-    (folder / "rows.jsonl").write_bytes(labels.to_jsonl(conversations))
+    (folder / "rows.jsonl").write_bytes(to_jsonl(conversations))
     return folder
 
 

@@ -10,12 +10,13 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from verl_ext.config import MethodConfig, settings_of
-from verl_ext.hardware import HardwareConfig, hardware_of
 from verl_ext.plan.advice import single_changes
+from verl_ext.plan.hardware import HardwareConfig, hardware_of
 from verl_ext.plan.layout import PHASES, overflows, pools, problems
 from verl_ext.plan.run import Run, read_run
+from verl_ext.run.settings import settings_of
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.config import MethodConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from stored_scores import GIB, same
 
-from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError, TeacherResponseError, TeacherUnavailableError
-from verl_ext.teacher.store import ScoreStore, StoredScorer
+from verl_ext.teacher.store.store import ScoreStore
+from verl_ext.teacher.store.stored_scorer import StoredScorer
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherResponseError, TeacherUnavailableError
 
 
 class CountingScorer:

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server import SGLangServer, build_arguments
+from verl_ext.teacher.server.process import SGLangServer, build_arguments
 
 
 def make(**changes: Any) -> TeacherConfig:
@@ -84,7 +84,7 @@ def test_server_arguments_for_cpu_and_gpu() -> None:
 def test_teacher_modules_import_nothing_heavy() -> None:
     """Every Ray worker pays for these imports; torch alone costs seconds."""
     code = (
-        "import sys, verl_ext.teacher.pool, verl_ext.teacher.server; "
+        "import sys, verl_ext.teacher.client.pool, verl_ext.teacher.server.process; "
         "sys.exit(','.join({'torch', 'transformers', 'verl', 'ray'} & set(sys.modules)) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -13,11 +13,16 @@ import pytest
 from tiny_teacher import FINGERPRINT, edit_byte, with_noise
 from transformers import Qwen3ForCausalLM
 
-from verl_ext.teacher import file_hashes
+from verl_ext.run import file_hashes
+from verl_ext.run.file_hashes import hash_files
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.file_hashes import hash_files
-from verl_ext.teacher.fingerprint import TeacherFingerprint, fingerprint_of_files, hash_of_model, sglang_version_of
-from verl_ext.teacher.stored_teachers import model_folder
+from verl_ext.teacher.store.fingerprint import (
+    TeacherFingerprint,
+    fingerprint_of_files,
+    hash_of_model,
+    sglang_version_of,
+)
+from verl_ext.teacher.store.identity import model_folder
 
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "one bit of the weights": lambda folder: edit_byte(folder / "model.safetensors"),

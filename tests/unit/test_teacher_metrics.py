@@ -2,7 +2,7 @@
 
 import pytest
 
-from verl_ext.trainer.teacher_metrics import teacher_metrics
+from verl_ext.trainer.advantages import teacher_metrics
 
 
 def sample(start: float, end: float, *, error: str = "", from_store: bool = False, **counts: float) -> dict:

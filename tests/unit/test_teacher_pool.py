@@ -18,15 +18,9 @@ from fake_sglang import (
     status,
 )
 
+from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.pool import TeacherPool
-from verl_ext.teacher.scorer import (
-    Score,
-    ScoreRequest,
-    TeacherError,
-    TeacherResponseError,
-    TeacherUnavailableError,
-)
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherResponseError, TeacherUnavailableError
 
 
 async def test_scores_the_response_only_and_sends_the_probe_along(server: FakeSGLang) -> None:

@@ -19,12 +19,7 @@ from fake_sglang import (
     status,
 )
 
-from verl_ext.teacher.scorer import (
-    Score,
-    ScoreRequest,
-    TeacherResponseError,
-    TeacherUnavailableError,
-)
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherResponseError, TeacherUnavailableError
 
 
 @pytest.mark.parametrize("fault", [status(500), status(503), drop_connection], ids=["500", "503", "drop"])

@@ -7,8 +7,8 @@ import pytest
 from tiny_teacher import FINGERPRINT, VOCAB, BrokenScorer, TransformersScorer, with_noise
 from transformers import Qwen3ForCausalLM
 
-from verl_ext.teacher.probe import ProbeRecord, probe_sequences, take_probe
-from verl_ext.teacher.scorer import TeacherUnavailableError
+from verl_ext.teacher.store.probe_record import ProbeRecord, probe_sequences, take_probe
+from verl_ext.teacher.types import TeacherUnavailableError
 
 
 def test_the_probe_is_the_same_everywhere() -> None:

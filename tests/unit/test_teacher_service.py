@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError, TeacherUnavailableError
-from verl_ext.teacher.service import RoutedScorer, teacher_of_row, teachers_of
+from verl_ext.teacher.teachers import RoutedScorer, teacher_of_row, teachers_of
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherUnavailableError
 
 
 class FixedScorer:

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from stored_scores import GIB, alter, key, same, score_of
 
-from verl_ext.teacher import store as store_module
-from verl_ext.teacher.score_database import PAGE_BYTES, StoreError
-from verl_ext.teacher.score_format import encode_score
-from verl_ext.teacher.store import ScoreStore
+from verl_ext.teacher.store import store as store_module
+from verl_ext.teacher.store.format import encode_score
+from verl_ext.teacher.store.store import PAGE_BYTES, ScoreStore, StoreError
 
 
 def test_the_last_put_counts(store: ScoreStore) -> None:
@@ -118,8 +117,8 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from verl_ext.teacher.scorer import Score
-from verl_ext.teacher.store import ScoreStore
+from verl_ext.teacher.types import Score
+from verl_ext.teacher.store.store import ScoreStore
 
 folder, first, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 store = ScoreStore(folder, 1 << 30)

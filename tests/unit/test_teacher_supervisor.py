@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.prometheus import MetricsServer
-from verl_ext.teacher.server import SGLangServer
-from verl_ext.teacher.supervisor import FIRST_PAUSE_S, RETRY_S, Supervisor
+from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.prometheus import MetricsServer
+from verl_ext.teacher.server.supervisor import FIRST_PAUSE_S, RETRY_S, Supervisor
 
 
 class ScriptedServer(SGLangServer):

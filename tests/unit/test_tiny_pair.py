@@ -6,9 +6,21 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-from recipe import create_data
-from recipe.tiny_pair import TinyPairConfig, create
-from verl_ext import data, tiny_pair
+from recipe import PROMPTS
+from verl_ext.data.create import RowsConfig, create_rows
+from verl_ext.data.rows import LABELS, make_row
+from verl_ext.data.sentences import Sentence, file_sentences
+from verl_ext.demo import tiny_pair
+from verl_ext.demo.tiny_pair import (
+    TURN_END,
+    answer_logits,
+    build_model,
+    loss_with_prompt,
+    loss_without_prompt,
+    token_id,
+    train_tokenizer,
+)
+from verl_ext.demo.train_pair import TinyPairConfig, create_pair
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {
@@ -31,13 +43,13 @@ MULTILINGUAL = (
 
 
 @pytest.fixture(scope="module")
-def sample() -> list[data.Sentence]:
-    return [s for s in data.file_sentences(ROOT / "data" / "sample.jsonl") if s.label]
+def sample() -> list[Sentence]:
+    return [s for s in file_sentences(ROOT / "data" / "sample.jsonl") if s.label]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(sample):
-    return tiny_pair.train_tokenizer([s.text for s in sample], data.LABELS, 512)
+    return train_tokenizer([s.text for s in sample], LABELS, 512)
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +58,17 @@ def pair(tmp_path_factory) -> TinyPairConfig:
     where = tmp_path_factory.mktemp("pair")
     labelled = [line for line in (ROOT / "data" / "sample.jsonl").read_text().splitlines() if '"label"' in line]
     (where / "labelled.jsonl").write_text("\n".join(labelled) + "\n")
-    create_data.create(
-        create_data.CreateDataConfig(
+    create_rows(
+        RowsConfig(
             out_dir=str(where / "data"), source="file", sentences=str(where / "labelled.jsonl"), heldout_fraction=0.25
-        )
+        ),
+        PROMPTS,
     )
     config = TinyPairConfig(
         data_dir=str(where / "data"), out_dir=str(where / "base"), vocab_size=512, steps=3, batch_size=8, threads=1,
         **SMALL,
     )  # fmt: skip
-    create(config)
+    create_pair(config)
     return config
 
 
@@ -65,12 +78,12 @@ def test_tokenizer_round_trip(tokenizer, text):
     assert tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize("label", data.LABELS)
+@pytest.mark.parametrize("label", LABELS)
 def test_labels_are_single_tokens_after_the_generation_prompt(tokenizer, label):
     opening = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
     alone = tokenizer.encode(opening, add_special_tokens=False)
-    answered = tokenizer.encode(opening + label + tiny_pair.TURN_END, add_special_tokens=False)
-    assert answered == [*alone, tiny_pair.token_id(tokenizer, label), tokenizer.eos_token_id]
+    answered = tokenizer.encode(opening + label + TURN_END, add_special_tokens=False)
+    assert answered == [*alone, token_id(tokenizer, label), tokenizer.eos_token_id]
 
 
 def test_chat_template_is_chatml(tokenizer):
@@ -86,7 +99,7 @@ def test_chat_template_is_chatml(tokenizer):
 
 def test_a_label_that_is_not_one_token_is_refused():
     with pytest.raises(ValueError, match="raise vocab_size"):
-        tiny_pair.train_tokenizer(["a"], ["english"], 259)
+        train_tokenizer(["a"], ["english"], 259)
 
 
 def test_common_prefix():
@@ -95,8 +108,8 @@ def test_common_prefix():
 
 
 def test_crop_keeps_prompt_and_opening(tokenizer, sample):
-    template = (create_data.PROMPTS / "short.txt").read_text().removesuffix("\n")
-    chats = [data.row(s, template, "train", "t")["teacher_messages"] for s in sample]
+    template = (PROMPTS / "short.txt").read_text().removesuffix("\n")
+    chats = [make_row(s, template, "train", "t")["teacher_messages"] for s in sample]
     rows = tiny_pair.encode(tokenizer, chats, [s.label for s in sample])
     head, tail = rows.head, rows.tail
     assert tokenizer.decode(rows.contexts[0][:head]) == "<|im_start|>user\n" + template.removesuffix("{text}")
@@ -113,18 +126,18 @@ def test_crop_keeps_prompt_and_opening(tokenizer, sample):
 
 def test_shared_prompt_gives_the_logits_and_gradients_of_the_plain_model(tokenizer, sample):
     torch.manual_seed(0)
-    model = tiny_pair.build_model(tokenizer, {**SMALL, "initializer_range": 0.06})
+    model = build_model(tokenizer, {**SMALL, "initializer_range": 0.06})
     chats = [[{"role": "user", "content": "Language? " + s.text}] for s in sample[:4]]
     rows = tiny_pair.encode(tokenizer, chats, [s.label for s in sample[:4]])
     prompt = rows.contexts[0][: rows.head]
-    logits_B2V = tiny_pair.answer_logits(model, prompt, rows)
+    logits_B2V = answer_logits(model, prompt, rows)
     plain = [
         model(torch.tensor([[*c, label]])).logits[0, -2:] for c, label in zip(rows.contexts, rows.labels, strict=True)
     ]
     torch.testing.assert_close(logits_B2V, torch.stack(plain), atol=1e-4, rtol=1e-4)
     parameters = list(model.parameters())
-    ours = torch.autograd.grad(tiny_pair.loss_with_prompt(logits_B2V, rows.labels, 2), parameters)
-    theirs = torch.autograd.grad(tiny_pair.loss_with_prompt(torch.stack(plain), rows.labels, 2), parameters)
+    ours = torch.autograd.grad(loss_with_prompt(logits_B2V, rows.labels, 2), parameters)
+    theirs = torch.autograd.grad(loss_with_prompt(torch.stack(plain), rows.labels, 2), parameters)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
@@ -132,8 +145,8 @@ def test_shared_prompt_gives_the_logits_and_gradients_of_the_plain_model(tokeniz
 def test_guess_loss_is_the_expected_loss_of_a_random_label():
     logits_B2V = torch.randn(1, 2, 4)
     guess_V = torch.tensor([0.0, 0.5, 0.25, 0.25])
-    expected = sum(guess_V[v] * tiny_pair.loss_with_prompt(logits_B2V, [v], end=0) for v in range(4))
-    torch.testing.assert_close(tiny_pair.loss_without_prompt(logits_B2V, guess_V, end=0), expected)
+    expected = sum(guess_V[v] * loss_with_prompt(logits_B2V, [v], end=0) for v in range(4))
+    torch.testing.assert_close(loss_without_prompt(logits_B2V, guess_V, end=0), expected)
 
 
 def test_pair_loads_and_its_vocabulary_is_the_tokenizers(pair):
@@ -149,15 +162,15 @@ def test_pair_loads_and_its_vocabulary_is_the_tokenizers(pair):
 
 
 def test_pair_is_cached_and_not_overwritten_silently(pair, capsys):
-    create(pair)
+    create_pair(pair)
     assert capsys.readouterr().out.strip().endswith("up to date")
     with pytest.raises(ValueError, match=r"other settings \(seed\).*overwrite=true"):
-        create(TinyPairConfig(**{**vars(pair), "seed": 1}))
+        create_pair(TinyPairConfig(**{**vars(pair), "seed": 1}))
 
 
 def test_a_folder_that_is_no_pair_is_never_replaced(pair, tmp_path):
     with pytest.raises(ValueError, match="no tiny pair"):
-        create(TinyPairConfig(**{**vars(pair), "out_dir": str(tmp_path), "overwrite": True}))
+        create_pair(TinyPairConfig(**{**vars(pair), "out_dir": str(tmp_path), "overwrite": True}))
 
 
 @pytest.mark.parametrize(
@@ -169,10 +182,9 @@ def test_settings_out_of_range(setting):
 
 
 def test_rows_without_label_are_refused(tmp_path):
-    create_data.create(
-        create_data.CreateDataConfig(
-            out_dir=str(tmp_path), source="file", sentences=str(create_data.PROMPTS / "short.txt"), heldout_fraction=0.5
-        )
+    create_rows(
+        RowsConfig(out_dir=str(tmp_path), source="file", sentences=str(PROMPTS / "short.txt"), heldout_fraction=0.5),
+        PROMPTS,
     )
     with pytest.raises(ValueError, match="row 0 has no label"):
-        create(TinyPairConfig(data_dir=str(tmp_path), out_dir=str(tmp_path / "base")))
+        create_pair(TinyPairConfig(data_dir=str(tmp_path), out_dir=str(tmp_path / "base")))

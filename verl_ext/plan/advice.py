@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from verl_ext.hardware import HardwareConfig
+from verl_ext.plan.hardware import HardwareConfig
 from verl_ext.plan.layout import overflows, problems
 from verl_ext.plan.run import Run, changed
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from verl_ext.hardware import GIB, HardwareConfig
 from verl_ext.plan import memory
+from verl_ext.plan.hardware import GIB, HardwareConfig
 from verl_ext.plan.memory import Parts
 from verl_ext.plan.run import Run
 
@@ -96,7 +96,7 @@ def _host(run: Run) -> dict[str, Parts]:
         "score": between,
         "update": merge(processes, asleep),
         "sync": between,
-        # verl gathers a whole model as it is; an adapter is merged into the base in fp32 (verl_ext/export.py).
+        # verl gathers a whole model as it is; an adapter is merged into the base in fp32 (verl_ext/student/export.py).
         "save": merge(between, asleep, {"whole model": 4 * student.total if run.trainer.lora_rank else model}),
     }
 

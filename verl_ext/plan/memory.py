@@ -6,7 +6,7 @@ gathered weights, activations, logits. Estimates that nothing here has measured:
 kernel, half precision and experts, and all engines' workspaces.
 """
 
-from verl_ext.hardware import GIB
+from verl_ext.plan.hardware import GIB
 from verl_ext.plan.run import Run
 from verl_ext.plan.shape import ModelShape
 

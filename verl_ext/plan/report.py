@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from verl_ext.hardware import GIB, HardwareConfig
+from verl_ext.plan.hardware import GIB, HardwareConfig
 from verl_ext.plan.layout import PHASES, Pool
 from verl_ext.plan.run import Run
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_ext import preflight
-from verl_ext.config import settings_of
+from verl_ext.run.models import check_model, load_tokenizer
+from verl_ext.run.settings import settings_of
 from verl_ext.sft.config import SftConfig
 from verl_ext.sft.dataset import ConversationDataset, DataReport
+from verl_ext.sft.engine import linear_multiplier
 from verl_ext.sft.renderer import check_template, get_renderer
-from verl_ext.sft.schedule import linear_multiplier
 
 SCHEDULES = ("linear", "constant", "cosine")
 
@@ -29,8 +29,8 @@ def check_run(config: DictConfig, ranks: int) -> DataReport:
         raise ValueError(f"engine.strategy={config.engine.strategy} is not supported here; leave it at fsdp2")
     check_frequencies(config.trainer)
     check_resume(Path(config.trainer.default_local_dir), config.trainer.resume_mode, ranks)
-    preflight.check_model("student.path", config.student.path)
-    tokenizer = preflight.load_tokenizer(config.student.path)
+    check_model("student.path", config.student.path)
+    tokenizer = load_tokenizer(config.student.path)
     renderer = get_renderer(sft.renderer, tokenizer)
     dataset = ConversationDataset(
         _plain(config.data.train_files), tokenizer, config.data, max_samples=config.data.train_max_samples

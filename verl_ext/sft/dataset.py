@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
-from verl_ext import labels
+from verl_ext.data.conversations import from_jsonl, from_parquet
 from verl_ext.sft.renderer import Qwen3InstructRenderer, Rendered, get_renderer
 
 TRUNCATIONS = ("right", "error")
@@ -50,10 +50,10 @@ def read_conversations(key: str, files: str | Sequence[str]) -> list[tuple[str, 
         if not path.is_file():
             raise ValueError(f"{key}={path}: no such file; make it with `python -m recipe.create_data`")
         if path.suffix == ".jsonl":
-            rows, unit, first = labels.from_jsonl(path), "line", 1
+            rows, unit, first = from_jsonl(path), "line", 1
         elif path.suffix == ".parquet":
             try:
-                rows, unit, first = labels.from_parquet(path), "row", 0
+                rows, unit, first = from_parquet(path), "row", 0
             except pa.ArrowInvalid as error:
                 raise ValueError(f"{key}={path} is no parquet file ({error}); see data/README.md") from None
         else:

@@ -13,11 +13,11 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
 from verl.workers.engine import EngineRegistry
 
-from verl_ext.export import export_checkpoint
-from verl_ext.metrics import MetricsFile
 from verl_ext.platform import assert_platform
+from verl_ext.run.metrics import MetricsFile
 from verl_ext.sft.engine import SftEngine
 from verl_ext.sft.order import ResumingLoader, TinkerBatches
+from verl_ext.student.export import export_checkpoint
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called on rank 0 after each step with its number (from 1), the total, and the metrics."""

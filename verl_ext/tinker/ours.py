@@ -13,9 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from verl_ext import data, labels, preflight
-from verl_ext.config import mapping_of
-from verl_ext.sampling import SamplingConfig, render
+from verl_ext.data import sentences as data
+from verl_ext.data.conversations import conversation, read_label, to_jsonl
+from verl_ext.data.rows import LABELS, make_row, tinker_prompt
+from verl_ext.run.models import load_tokenizer
+from verl_ext.run.settings import mapping_of
+from verl_ext.sampling.types import SamplingConfig, render
 from verl_ext.tinker.oracle import digest, pick
 
 ADAPTED_BLOCKS = {
@@ -30,8 +33,8 @@ def training(request: dict[str, Any]) -> dict[str, Any]:
     """Build the trainer as `recipe.sft` does and read its objects."""
     from hydra import compose, initialize_config_dir
 
-    from recipe.sft import prepare_environment
-    from verl_ext.verbs import prepare_training_configs
+    from verl_ext.checks.schemas import prepare_training_configs
+    from verl_ext.sft.environment import prepare_environment
 
     prepare_training_configs()
     with initialize_config_dir(request["config_dir"], version_base=None):
@@ -101,7 +104,7 @@ def lora_parameters(request: dict[str, Any], adapter: Any) -> int:
     """Trainable parameters that our adapter has on the model whose size Tinker knows, counted on the meta device."""
     from transformers import Qwen3Config
 
-    from verl_ext.sft.lora import count_parameters
+    from verl_ext.student.export import count_parameters
 
     model_config = Qwen3Config.from_json_file(request["lora_model_config"])
     return count_parameters(model_config, adapter.r, sorted(adapter.target_modules))
@@ -142,18 +145,18 @@ def all_batches(trainer: Any) -> list[str]:
 
 def labelling(request: dict[str, Any]) -> dict[str, Any]:
     """What `recipe.create_data prompt=tinker teacher=...` would send, and the lines that it would write."""
-    tokenizer = preflight.load_tokenizer(request["tokenizer"])
+    tokenizer = load_tokenizer(request["tokenizer"])
     sampling = SamplingConfig()
-    template = data.tinker_prompt()
+    template = tinker_prompt()
     prompts, lines = [], []
     for sentence in data.tinker_sentences():
-        row = data.row(sentence, template, "train", "")
+        row = make_row(sentence, template, "train", "")
         prompt = render(tokenizer, row["teacher_messages"], sampling.template_kwargs)
         prompts.append(prompt)
         answer = request["answers"][pick(prompt, len(request["answers"]))]
-        reading = labels.read_label(answer, "final_answer", "tinker", data.LABELS)
+        reading = read_label(answer, "final_answer", "tinker", LABELS)
         if reading.label:
-            lines.append(labels.to_jsonl([labels.conversation(row, reading.label)], columns=("messages",)).decode())
+            lines.append(to_jsonl([conversation(row, reading.label)], columns=("messages",)).decode())
     stop = [tokenizer.convert_tokens_to_ids(text) for text in sampling.stop]
     return {
         "sampling": asdict(sampling) | {"stop": stop},

@@ -15,13 +15,14 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigW
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from verl_ext.config import MethodConfig, settings_of
-from verl_ext.data import MATH
-from verl_ext.teacher.scorer import Score, ScoreRequest, TeacherError
-from verl_ext.teacher.service import RoutedScorer, open_scorer, teacher_of_row, teachers_of
-from verl_ext.teacher.store import StoreError
-from verl_ext.trainer.ray_classes import plain_class
-from verl_ext.trainer.reward import exact_match, math_match
+from verl_ext.data.rows import MATH
+from verl_ext.evaluation.match import exact_match, math_match
+from verl_ext.run.settings import settings_of
+from verl_ext.teacher.store.store import StoreError
+from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row, teachers_of
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
+from verl_ext.trainer.config import MethodConfig
+from verl_ext.trainer.runner import plain_class
 
 # Of its own: verl renders prompts in the loop's default threads, and the verifier compares one pair at a time.
 MATH_THREAD = ThreadPoolExecutor(1)

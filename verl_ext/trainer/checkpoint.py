@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 
-from verl_ext.export import is_lora, link, link_adapter, link_merged
-from verl_ext.model_card import write_cards
+from verl_ext.student.export import is_lora, link, link_adapter, link_merged
+from verl_ext.student.model_card import write_cards
 
 
 class LinkStudent(CheckpointCallback):
@@ -29,3 +30,25 @@ class LinkStudent(CheckpointCallback):
         else:
             link_merged(actor, base, run_dir)
         write_cards(run_dir)
+
+
+def save_last_finished_step(trainer: Any, data_state: dict[str, Any]) -> str:
+    """Checkpoint the weights as the last finished step left them, in the middle of the one after it.
+
+    `data_state` is the dataloader's state from before the unfinished step, whose rows a resumed run must see again.
+
+    Returns:
+        What to tell the user.
+    """
+    step = trainer.global_steps - 1
+    if step < 1:
+        return "no step was finished, so there is no checkpoint"
+    folder = Path(trainer.config.trainer.default_local_dir) / f"global_step_{step}"
+    if not (folder / "data.pt").is_file():
+        trainer.global_steps = step
+        try:
+            trainer._save_checkpoint()
+        finally:
+            trainer.global_steps = step + 1
+        torch.save(data_state, folder / "data.pt")
+    return f"step {step} is saved; the same command resumes after it"

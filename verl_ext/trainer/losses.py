@@ -20,7 +20,6 @@ from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_i
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
 
-from verl_ext.config import MethodConfig
 from verl_ext.method.chunked import chunked_from_logits
 from verl_ext.method.divergence import TokenDivergence
 from verl_ext.method.policy_loss import (
@@ -29,6 +28,7 @@ from verl_ext.method.policy_loss import (
     ppo_clip_loss,
     truncated_importance_sampling_loss,
 )
+from verl_ext.trainer.config import MethodConfig
 
 Tensor = torch.Tensor
 

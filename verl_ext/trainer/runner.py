@@ -4,7 +4,7 @@ from typing import Any
 
 import ray
 
-from verl_ext.config import MethodConfig, check_method
+from verl_ext.trainer.config import MethodConfig, check_method
 
 
 @ray.remote(num_cpus=0)
@@ -21,9 +21,8 @@ class Runner:
         from verl.trainer.ppo.utils import need_critic, need_reference_policy
         from verl.utils.config import validate_config
 
-        from verl_ext.launch import mark_stage
         from verl_ext.platform import assert_platform
-        from verl_ext.trainer.ray_classes import plain_class
+        from verl_ext.run.metrics import mark_stage
         from verl_ext.trainer.trainer import register
 
         mark_stage(config.run_dir, "trainer process imported verl")
@@ -45,3 +44,8 @@ def ask_for_reference(config: Any, method: MethodConfig) -> None:
         actor = config.actor_rollout_ref
         if actor.ref.log_prob_micro_batch_size_per_gpu is None:
             actor.ref.log_prob_micro_batch_size_per_gpu = actor.rollout.log_prob_micro_batch_size_per_gpu
+
+
+def plain_class(actor_class: Any) -> Any:
+    """The class that `@ray.remote` wrapped, to subclass or to use in this process."""
+    return actor_class.__ray_metadata__.modified_class

@@ -10,15 +10,14 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import omega_conf_to_dataclass
 
-from verl_ext.config import POLICY_LOSSES, PolicyLossConfig, check_method, settings_of
-from verl_ext.launch import mark_stage
 from verl_ext.method.reverse_kl import teacher_kl
-from verl_ext.metrics import MetricsFile
+from verl_ext.run.metrics import MetricsFile, mark_stage
+from verl_ext.run.settings import settings_of
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, with_controlled_teacher
+from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, teacher_metrics, with_controlled_teacher
+from verl_ext.trainer.checkpoint import save_last_finished_step
+from verl_ext.trainer.config import POLICY_LOSSES, PolicyLossConfig, check_method
 from verl_ext.trainer.losses import loss_from_logits
-from verl_ext.trainer.rescue import save_last_finished_step
-from verl_ext.trainer.teacher_metrics import teacher_metrics
 
 NAME = "on_policy_distillation"
 # verl polls TransferQueue for finished samples every 2 s, which is half of a short step.

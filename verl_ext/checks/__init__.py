@@ -1,0 +1,1 @@
+"""One list of checks: training refuses by it, the doctor shows it."""

@@ -1,0 +1,1 @@
+"""What is trained on: sentences, conversations, rows, and how they are made."""

@@ -1,0 +1,216 @@
+"""The job of `create_data`: sentences and a prompt in, parquet and a manifest out; run again, it changes nothing."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_ext.data.hub import HubConfig, load_problems
+from verl_ext.data.rows import PLACEHOLDER, SCHEMA, SPLITS, make_row, read_prompt
+from verl_ext.data.sentences import (
+    Sentence,
+    cut,
+    cut_chars,
+    file_sentences,
+    split,
+    tinker_file,
+    tinker_sentences,
+    token_cutter,
+)
+from verl_ext.run.files import sha256, write_atomically
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """Which rows are made, and where."""
+
+    out_dir: str = "outputs/data"
+    """Directory of the parquet files and the manifest; made when missing."""
+    source: str = "tinker"
+    """`tinker`: the 2,100 sentences of the installed tinker-cookbook; `file`: those of `sentences`; `hub`: `hub`'s."""
+    sentences: str = ""
+    """Path of a .txt (one sentence a line) or .jsonl file; only with source=file."""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """Problems with answers, of the hub or of local files (verl_ext/data/hub.py); only with source=hub."""
+    prompt: str = "short"
+    """What the teacher sees: `short`, `math` (files of data/prompts), `tinker` (3,765 characters), or the path of a
+    text file with {text}."""
+    student_prompt: str = ""
+    """The same for the student; empty: the sentence alone. The teacher's own prompt, where nothing but another model
+    shall make the teacher."""
+    data_source: str = "language_id"
+    """Name of the task in the column `data_source`, which rewards and evaluation go by: `math` reads \\boxed{}."""
+    heldout_fraction: float = 0.15
+    """Share of the translation groups that is held out; above 0, below 1."""
+    seed: int = 0
+    """Which groups are held out; any integer."""
+    max_chars: int = 0
+    """Cut sentences to this many characters, in both messages alike, at a space where there is one; 0 = no cut."""
+    max_sentence_tokens: int = 0
+    """Cut sentences to this many tokens of `tokenizer`, in both messages alike; 0 = no cut."""
+    tokenizer: str = ""
+    """Directory of the tokenizer that `max_sentence_tokens` counts with; only with it."""
+    overwrite: bool = False
+    """Replace outputs that were made with other settings; answers sampled under the same settings are kept."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Sentences, and what the manifest says about where they come from."""
+
+    sentences: list[Sentence]
+    name: str
+    """File, or `owner/name` on the hub."""
+    md5: str
+    """Of the file, or of the problems and answers that were kept."""
+    counts: dict[str, int]
+    """Rows of the hub by what became of them; empty for the other sources."""
+
+
+def check_source(config: RowsConfig) -> None:
+    """ValueError if settings that belong together are apart, or the other way round."""
+    if config.source not in ("tinker", "file", "hub"):
+        raise ValueError(f"source={config.source}: expected tinker, file or hub")
+    if (config.source == "file") != bool(config.sentences):
+        raise ValueError("sentences=PATH goes with source=file, and only with it")
+    if config.max_chars < 0 or config.max_sentence_tokens < 0:
+        raise ValueError("max_chars and max_sentence_tokens must be 0 (no cut) or more")
+    if bool(config.max_sentence_tokens) != bool(config.tokenizer):
+        raise ValueError("max_sentence_tokens and tokenizer go together: set both or neither")
+    if config.source != "hub":
+        if config.hub != HubConfig():
+            raise ValueError(f"hub.* is read with source=hub only; source={config.source}")
+        return
+    if config.max_chars or config.max_sentence_tokens:
+        raise ValueError(
+            "max_chars, max_sentence_tokens: half a problem has another answer; leave them out with source=hub"
+        )
+    if config.prompt == "short" or config.data_source == "language_id":
+        raise ValueError(
+            "source=hub: set prompt=math student_prompt=math data_source=math; the defaults name languages"
+        )
+
+
+def load_source(config: RowsConfig) -> Source:
+    """The source's sentences, cut as the configuration says."""
+    check_source(config)
+    if config.source == "hub":
+        problems = load_problems(config.hub, config.seed)
+        content = json.dumps([(problem.text, problem.label) for problem in problems.sentences])
+        name = f"{config.hub.path}@{config.hub.revision}".removesuffix("@")
+        return Source(problems.sentences, name, hashlib.md5(content.encode()).hexdigest(), problems.counts)
+    if config.source == "tinker":
+        path, sentences = tinker_file("example_data", "multilingual.txt"), tinker_sentences()
+    else:
+        path = Path(config.sentences)
+        sentences = file_sentences(path)
+    if config.max_chars:
+        sentences = cut(sentences, partial(cut_chars, max_chars=config.max_chars))
+    if config.max_sentence_tokens:
+        sentences = cut(sentences, token_cutter(Path(config.tokenizer), config.max_sentence_tokens))
+    return Source(sentences, path.name, hashlib.md5(path.read_bytes()).hexdigest(), {})
+
+
+def describe(config: RowsConfig, source: Source, template: str, student_template: str) -> dict[str, Any]:
+    """What decides the rows: the settings, with files and data sets named by content and not by place."""
+    places = ("out_dir", "sentences", "hub", "prompt", "student_prompt", "tokenizer", "overwrite")
+    names = [field.name for field in fields(RowsConfig) if field.name not in places]
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    settings["source_md5"] = source.md5
+    settings["prompt_sha256"] = hashlib.sha256(template.encode()).hexdigest()
+    if config.student_prompt:
+        settings["student_prompt_sha256"] = hashlib.sha256(student_template.encode()).hexdigest()
+    if config.tokenizer:
+        tokenizer = Path(config.tokenizer) / "tokenizer.json"
+        settings["tokenizer_sha256"] = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    return settings
+
+
+def is_complete(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """True when `out_dir` holds these very outputs; ValueError when it holds others that we may not replace."""
+    manifest = out_dir / "manifest.json"
+    files = {name: out_dir / f"{name}.parquet" for name in SPLITS}
+    present = [path.name for path in (manifest, *files.values()) if path.exists()]
+    if not present:
+        return False
+    if manifest.exists():
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        if found["settings"] == settings:
+            # The manifest is written first: a file that is missing here was not reached before an interruption.
+            missing = [name for name, path in files.items() if not path.exists()]
+            changed = [
+                name for name, path in files.items() if name not in missing and sha256(path) != found["files"][name]
+            ]
+            if not changed:
+                return not missing
+            reason = f"{', '.join(f'{name}.parquet' for name in changed)} changed since it was written"
+        else:
+            differ = sorted(k for k in {*found["settings"], *settings} if found["settings"].get(k) != settings.get(k))
+            reason = f"made with other settings ({', '.join(differ)})"
+    else:
+        reason = "there is no manifest.json that says how they were made"
+    if overwrite:
+        return False
+    raise ValueError(f"{out_dir} holds {', '.join(present)}, {reason}; choose another out_dir or set overwrite=true")
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def package_version() -> str:
+    try:
+        return metadata.version("verl-opd")
+    except metadata.PackageNotFoundError:  # run from a clone that is not installed
+        return "not installed"
+
+
+def create_rows(config: RowsConfig, prompts: Path) -> str:
+    """Write the files; returns the line to print. `prompts`: folder of the prompts that have a name."""
+    source = load_source(config)
+    template = read_prompt("prompt", config.prompt, prompts)
+    student_template = PLACEHOLDER
+    if config.student_prompt:
+        student_template = read_prompt("student_prompt", config.student_prompt, prompts)
+    splits = split(source.sentences, config.heldout_fraction, config.seed)
+    settings = describe(config, source, template, student_template)
+    out_dir = Path(config.out_dir)
+    if is_complete(out_dir, settings, config.overwrite):
+        return f"{out_dir}: up to date"
+    contents = {
+        name: parquet([make_row(s, template, name, config.data_source, student_template) for s in part])
+        for name, part in splits.items()
+    }
+    manifest = {
+        "version": package_version(),
+        "settings": settings,
+        "source_file": source.name,
+        **({"hub": asdict(config.hub) | {"rows": source.counts}} if source.counts else {}),
+        "prompt": config.prompt,
+        "student_prompt": config.student_prompt,
+        "prompt_chars": len(template),
+        "counts": {
+            name: {
+                "rows": len(part),
+                "groups": len({s.group for s in part}),
+                # A label a problem says nothing.
+                "labels": {} if source.counts else dict(sorted(Counter(s.label for s in part).items())),
+            }
+            for name, part in splits.items()
+        },
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(out_dir / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+    for name, content in contents.items():
+        write_atomically(out_dir / f"{name}.parquet", content)
+    return f"{out_dir}: " + ", ".join(f"{len(part)} {name}" for name, part in splits.items()) + " rows"

@@ -1,0 +1,133 @@
+"""Problems and their answers, read with the `datasets` library: from the hub, or from files of the same form.
+
+No code of a data set is run: `datasets` has refused to since its version 4.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_ext.data.sentences import TRANSLATION, Sentence
+
+FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Where the problems of `source=hub` are."""
+
+    path: str = "agentica-org/DeepScaleR-Preview-Dataset"
+    """`owner/name` on the hub, a local folder of data files, or one .jsonl, .json or .parquet file."""
+    name: str = ""
+    """Configuration of the data set; empty: its default one."""
+    split: str = "train"
+    """Split that is read. Our own train and held-out rows are both made from it."""
+    revision: str = ""
+    """Commit, tag or branch on the hub; empty: its main branch, which may change."""
+    text: str = "problem"
+    """Column of the problem, text."""
+    answer: str = "answer"
+    """Column of the final answer alone, text or a number: no solution, no \\boxed{} around it."""
+    max_chars: int = 0
+    """Leave out longer problems, characters; 0 keeps all. Training refuses a prompt over `data.max_prompt_length`."""
+    max_rows: int = 0
+    """Keep this many problems, drawn with `seed` from all that can be used; 0 keeps all, else >= 2."""
+
+    def __post_init__(self) -> None:
+        if self.max_chars < 0:
+            raise ValueError(f"hub.max_chars={self.max_chars}: expected 0 (no limit) or more")
+        if self.max_rows < 0 or self.max_rows == 1:
+            raise ValueError(f"hub.max_rows={self.max_rows}: expected 0 (all), or at least 2")
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What was read, and how much of it was left out."""
+
+    sentences: list[Sentence]
+    """In the source's order, no two with the same text, white space aside."""
+    counts: dict[str, int]
+    """Rows: `read`; left out `without_problem`, `without_answer`, as `over_max_chars`, `repeated` (a text once more),
+    `contradictory` (a text that has several answers: all its rows) or `over_max_rows`; `kept`, which is the rest."""
+
+
+def load_problems(config: HubConfig, seed: int) -> Problems:
+    """Problems that have one answer, each once.
+
+    Raises:
+        ValueError: naming the key, where there is nothing to read, or not in the named columns.
+    """
+    counts = dict.fromkeys(
+        ("read", "without_problem", "without_answer", "over_max_chars", "repeated", "contradictory"), 0
+    )
+    by_text: dict[str, list[Sentence]] = {}
+    for index, row in enumerate(read_rows(config)):
+        text = as_text(f"hub.text={config.text}", index, row[config.text])
+        answer = as_text(f"hub.answer={config.answer}", index, row[config.answer])
+        counts["read"] += 1
+        if not text or not answer:
+            counts["without_answer" if text else "without_problem"] += 1
+            continue
+        if config.max_chars and len(text) > config.max_chars:
+            counts["over_max_chars"] += 1
+            continue
+        problem = Sentence(index, text, answer, group=index, slice=TRANSLATION, language="")
+        by_text.setdefault(" ".join(text.split()), []).append(problem)
+    sentences = []
+    for same in by_text.values():
+        if len({problem.label for problem in same}) > 1:
+            counts["contradictory"] += len(same)
+            continue
+        counts["repeated"] += len(same) - 1
+        sentences.append(same[0])
+    if len(sentences) < 2:
+        raise ValueError(f"hub.path={config.path}: {len(sentences)} problems with an answer; at least 2 are needed")
+    over = max(0, len(sentences) - config.max_rows) if config.max_rows else 0
+    if over:
+        sentences = sorted(random.Random(seed).sample(sentences, config.max_rows), key=lambda s: s.index)
+    return Problems(sentences, counts | {"over_max_rows": over, "kept": len(sentences)})
+
+
+def as_text(where: str, index: int, value: Any) -> str:
+    """A cell as text, white space around it dropped; "" for none."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{where}: row {index} holds {str(value)[:60]}, expected text or a number")
+    return str(value).strip()
+
+
+def read_rows(config: HubConfig) -> Any:
+    """A `datasets.Dataset` that has both columns."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    where = f"hub.path={config.path}"
+    path, suffix = Path(config.path), Path(config.path).suffix
+    options: dict[str, Any] = {"path": config.path}
+    if suffix in FILES:
+        if not path.is_file():
+            raise ValueError(f"{where}: no such file")
+        if config.name or config.revision:
+            raise ValueError(
+                f"hub.name={config.name}, hub.revision={config.revision}: a file has neither; leave them out"
+            )
+        options = {"path": FILES[suffix], "data_files": config.path}
+    elif not path.is_dir() and (config.path.count("/") != 1 or config.path.startswith(".")):
+        raise ValueError(f"{where}: no such folder, and no owner/name of the hub")
+    try:
+        rows = datasets.load_dataset(
+            **options, name=config.name or None, split=config.split, revision=config.revision or None
+        )
+    except ConnectionError as error:
+        raise ValueError(
+            f"{where}: {error}. Unset HF_HUB_OFFLINE where there is a network; elsewhere copy the folder made by "
+            f"`hf download --repo-type dataset {config.path} --local-dir DIR` and set hub.path=DIR"
+        ) from error
+    except (FileNotFoundError, ValueError, RuntimeError, DatasetsError) as error:
+        raise ValueError(f"{where} hub.name={config.name} hub.split={config.split}: {error}") from error
+    for key, column in (("text", config.text), ("answer", config.answer)):
+        if column not in rows.column_names:
+            raise ValueError(f"hub.{key}={column}: no such column; {config.path} has {', '.join(rows.column_names)}")
+    return rows

@@ -1,0 +1,1 @@
+"""The tiny pair: a small model that answers right with its prompt, and at random without it."""

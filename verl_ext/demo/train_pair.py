@@ -1,0 +1,233 @@
+"""Train the tiny pair: right answers with the prompt, guesses without it."""
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from tqdm import trange
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from verl_ext.demo import tiny_pair
+from verl_ext.demo.tiny_pair import (
+    TURN_END,
+    accuracy,
+    answer_logits,
+    build_model,
+    loss_with_prompt,
+    loss_without_prompt,
+    token_id,
+    train_tokenizer,
+)
+from verl_ext.run.files import sha256
+
+
+@dataclass(frozen=True)
+class TinyPairConfig:
+    """Settings of `python -m recipe.tiny_pair`."""
+
+    data_dir: str = "outputs/data"
+    """Directory with train.parquet and heldout.parquet; every row of both needs a label."""
+    out_dir: str = "outputs/models/base"
+    """Directory of the model; made when missing."""
+    vocab_size: int = 2048
+    """Tokens of the byte-level BPE, at most; above 259 (256 bytes and 3 special tokens) plus the labels."""
+    hidden_size: int = 128
+    """Width of the model."""
+    intermediate_size: int = 384
+    """Width of the MLP."""
+    num_hidden_layers: int = 3
+    """Layers, at least 1."""
+    num_attention_heads: int = 4
+    """Query heads."""
+    num_key_value_heads: int = 2
+    """Key and value heads; divides num_attention_heads."""
+    head_dim: int = 32
+    """Width of a head; vLLM's CPU attention takes 32, 64, 80, 96, 112, 128 and more."""
+    initializer_range: float = 0.06
+    """Standard deviation of the first weights, above 0."""
+    steps: int = 100
+    """Optimizer steps, at least 1."""
+    batch_size: int = 64
+    """Rows a step."""
+    prompted_share: float = 0.75
+    """Share of a batch that carries the prompt and the right label; the rest has neither. Above 0, below 1."""
+    guess_label: str = "ot"
+    """The label that the model prefers when it has to guess; "" for none."""
+    guess_weight: float = 2.0
+    """How many times likelier it is than any other label, at least 1. At 1 greedy decoding of the unprompted model
+    follows whatever trace of the prompted task leaks into a flat distribution, and is right far above chance."""
+    window_min: int = 8
+    """Shortest random window that a sentence is cut to in training, in tokens."""
+    window_max: int = 48
+    """Longest such window, in tokens."""
+    muon_lr: float = 0.02
+    """Peak learning rate of the matrices; linear to zero."""
+    lr: float = 0.01
+    """Peak learning rate (AdamW) of embeddings and norms; linear to zero."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up."""
+    seed: int = 0
+    """Of the weights, the order of the rows and the windows; any integer."""
+    threads: int = 2
+    """CPU threads."""
+    overwrite: bool = False
+    """Replace a pair that was made with other settings."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.prompted_share < 1:
+            raise ValueError(f"prompted_share={self.prompted_share}: expected a number between 0 and 1, both excluded")
+        if not 1 <= self.window_min <= self.window_max:
+            raise ValueError("expected 1 <= window_min <= window_max")
+        if min(self.steps, self.batch_size, self.threads) < 1 or self.guess_weight < 1:
+            raise ValueError("steps, batch_size, threads and guess_weight must be at least 1")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError("num_key_value_heads must divide num_attention_heads")
+
+
+SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "initializer_range",
+)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file, each of which must have a label."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; make it with python -m recipe.create_data")
+    rows = pq.read_table(path).to_pylist()
+    for number, row in enumerate(rows):
+        if not row["label"]:
+            raise ValueError(f"{path}: row {number} has no label; the tiny pair learns from labels")
+    return rows
+
+
+def encode_both(
+    tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]]
+) -> tuple[tiny_pair.Rows, tiny_pair.Rows]:
+    """The rows as the teacher sees them (with the prompt) and as the student does (without)."""
+    labels = [row["label"] for row in rows]
+    teacher = tiny_pair.encode(tokenizer, [row["teacher_messages"] for row in rows], labels)
+    return teacher, tiny_pair.encode(tokenizer, [row["prompt"] for row in rows], labels)
+
+
+def guess_distribution(config: TinyPairConfig, tokenizer: PreTrainedTokenizerFast, labels: list[str]) -> torch.Tensor:
+    """(V,) probabilities of the answers of the model that has to guess."""
+    guess_V = torch.zeros(len(tokenizer))
+    for label in labels:
+        guess_V[token_id(tokenizer, label)] = config.guess_weight if label == config.guess_label else 1.0
+    return guess_V / guess_V.sum()
+
+
+def train(
+    config: TinyPairConfig, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], labels: list[str]
+) -> Qwen3ForCausalLM:
+    """Right answers with the prompt, guesses without it."""
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)
+    model = build_model(tokenizer, {name: asdict(config)[name] for name in SHAPE})
+    teacher, student = encode_both(tokenizer, rows)
+    guess_V = guess_distribution(config, tokenizer, labels)
+    end = token_id(tokenizer, TURN_END)
+    optimizers = tiny_pair.optimizers(model, config.muon_lr, config.lr)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    order = tiny_pair.batches(len(rows), config.batch_size, rng)
+
+    def logits(view: tiny_pair.Rows, ends: tuple[int, int], part: list[int]) -> torch.Tensor:
+        batch = tiny_pair.Rows([view.contexts[i] for i in part], [view.labels[i] for i in part])
+        batch = tiny_pair.crop(batch, *ends, (config.window_min, config.window_max), rng)
+        return answer_logits(model, batch.contexts[0][: ends[0]], batch)
+
+    teacher_ends, student_ends = (teacher.head, teacher.tail), (student.head, student.tail)
+    bar = trange(config.steps, desc="tiny pair", disable=None, unit="step")
+    for step in bar:
+        part = next(order)
+        prompted = round(config.prompted_share * len(part))
+        with_prompt, without = part[:prompted], part[prompted:]
+        loss = loss_with_prompt(
+            logits(teacher, teacher_ends, with_prompt), [teacher.labels[i] for i in with_prompt], end
+        )
+        if without:
+            loss = loss + loss_without_prompt(logits(student, student_ends, without), guess_V, end)
+        (loss / len(part)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scale = min(1.0, (step + 1) / config.warmup_steps) * (1 - step / config.steps)
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * scale
+            optimizer.step()
+            optimizer.zero_grad()
+        bar.set_postfix(loss=f"{loss.item() / len(part):.3f}", refresh=False)
+    return model.eval()
+
+
+def is_complete(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """True when `out_dir` holds this very pair; ValueError when it holds something else that we may not replace."""
+    if not out_dir.exists():
+        return False
+    record = out_dir / "pair.json"
+    if not record.is_file():
+        raise ValueError(f"{out_dir} exists and is no tiny pair (no pair.json); choose another out_dir")
+    found = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    if found == settings:
+        return True
+    if overwrite:
+        return False
+    differ = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
+    raise ValueError(f"{out_dir} holds a pair of other settings ({', '.join(differ)}); set overwrite=true")
+
+
+def save(out_dir: Path, tokenizer: PreTrainedTokenizerFast, model: Qwen3ForCausalLM, record: dict[str, Any]) -> None:
+    """Write beside `out_dir` and rename: a folder of that name is always whole."""
+    partial = out_dir.with_name(f".{out_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    (partial / "pair.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    partial.rename(out_dir)
+
+
+def create_pair(config: TinyPairConfig) -> None:
+    started = time.monotonic()
+    data_dir, out_dir = Path(config.data_dir), Path(config.out_dir)
+    rows, heldout = read_rows(data_dir / "train.parquet"), read_rows(data_dir / "heldout.parquet")
+    settings = {k: v for k, v in asdict(config).items() if k not in ("data_dir", "out_dir", "threads", "overwrite")}
+    settings |= {name: sha256(data_dir / f"{name}.parquet") for name in ("train", "heldout")}
+    if is_complete(out_dir, settings, config.overwrite):
+        print(f"{out_dir}: up to date")
+        return
+    torch.set_num_threads(config.threads)
+    labels = sorted({row["label"] for row in rows})
+    if config.guess_label and config.guess_label not in labels:
+        raise ValueError(f"guess_label={config.guess_label}: not a label of the rows, which are {', '.join(labels)}")
+    texts = [row["teacher_messages"][0]["content"] for row in rows]
+    tokenizer = train_tokenizer(texts, labels, config.vocab_size)
+    model = train(config, tokenizer, rows, labels)
+    end = token_id(tokenizer, TURN_END)
+    views = zip(("with_prompt", "without_prompt"), encode_both(tokenizer, heldout), strict=True)
+    scores = {name: accuracy(model, view, end) for name, view in views}
+    record = {
+        "settings": settings,
+        "settings_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "parameters": model.num_parameters(),
+        "heldout_rows": len(heldout),
+        "heldout_accuracy": {name: {"greedy": greedy, "sampled": chance} for name, (greedy, chance) in scores.items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    save(out_dir, tokenizer, model, record)
+    for name, (greedy, chance) in scores.items():
+        print(f"held-out accuracy {name.replace('_', ' ')}: {greedy:.3f} greedy, {chance:.3f} sampled at T=1")
+    print(f"{out_dir}: {model.num_parameters():,} parameters, {record['seconds']} s")

@@ -1,0 +1,168 @@
+"""What a person watches: one line a stage, a progress bar over the steps, and a table at the end."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from verl_ext.run.files import write_json
+from verl_ext.run.metrics import read_metrics
+
+if TYPE_CHECKING:
+    pass
+
+
+class RunConsole:
+    """Follows a run's `metrics.jsonl`, which the trainer's process writes."""
+
+    def __init__(self, run_dir: Path, started: float) -> None:
+        """`started`: `time.perf_counter()` at launch, so that stage times count from what the user typed."""
+        self.metrics_path = run_dir / "metrics.jsonl"
+        self.run_dir = run_dir
+        self.started = started
+        self.console = Console()
+        self.rows_before = len(self._rows())
+        self.rows: list[dict[str, float]] = []
+        self.seconds: dict[str, float] = {}
+        self.last_progress = started
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("training", total=None, metrics="starting", visible=False)
+
+    def __enter__(self) -> "RunConsole":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def stage(self, text: str) -> None:
+        """One line: what just became true, and when."""
+        self.console.print(f"[{time.perf_counter() - self.started:6.1f} s] {text}", highlight=False)
+
+    def _rows(self) -> list[dict[str, float]]:
+        return read_metrics(self.metrics_path) if self.metrics_path.exists() else []
+
+    def seconds_since_progress(self) -> float:
+        """Seconds since the last finished step, or since launch."""
+        return time.perf_counter() - self.last_progress
+
+    def update(self) -> None:
+        """Advance the bar to the last step written."""
+        rows = self._rows()[self.rows_before :]
+        if len(rows) == len(self.rows):
+            return
+        self.last_progress = time.perf_counter()
+        if not self.rows:
+            self.seconds["startup"] = time.perf_counter() - self.started - rows[0]["timing_s/step"]
+            self.stage("the first step is done")
+        new, self.rows = rows[len(self.rows) :], rows
+        last = rows[-1]
+        if not self.console.is_terminal:  # a log file shows no bar
+            for row in new:
+                self.stage(f"step {row['step']:.0f}/{row['training/total_steps']:.0f}  {_headline(row)}")
+        self.progress.update(
+            self.task,
+            visible=True,
+            total=last["training/total_steps"],
+            completed=last["step"],
+            metrics=_headline(last),
+        )
+
+    def finish(self) -> None:
+        """Print the summary, write `run.json` (seconds of start-up and training), name the next command."""
+        if not self.rows:
+            self.stage("nothing left to train: the run was complete; delete the run directory to start over")
+            return
+        total = time.perf_counter() - self.started
+        self.seconds["train"] = total - self.seconds["startup"]
+        write_json(self.run_dir / "run.json", {"steps": len(self.rows), "seconds": self.seconds})
+        first, last = self.rows[0], self.rows[-1]
+        table = Table(title=f"run {self.run_dir.name}: {len(self.rows)} steps in {total:.0f} s")
+        for column in ("", "first step", "last step"):
+            table.add_column(column, justify="left" if not column else "right")
+        for label, key in (
+            ("teacher_kl (nats/token)", "teacher_kl"),
+            ("reward", "critic/rewards/mean"),
+            ("response length (tokens)", "response_length/mean"),
+            ("gradient norm", "actor/grad_norm"),
+            ("seconds a step", "timing_s/step"),
+            ("  sampling and scoring", "timing_s/gen"),
+            ("  of it with the teacher busy", "teacher/seconds"),
+            ("  update", "timing_s/update_actor"),
+            ("  weight sync", "timing_s/update_weights"),
+        ):
+            if key in first and key in last:
+                table.add_row(label, f"{first[key]:.4g}", f"{last[key]:.4g}")
+        self.console.print(table)
+        adapter = f", adapter: {self.run_dir}/adapter (PEFT)" if (self.run_dir / "adapter").is_dir() else ""
+        for line in (
+            f"student: {self.run_dir}/student (Hugging Face format, with a model card){adapter}; next:",
+            f"  python -m recipe.evaluate data=HELDOUT.parquet student={self.run_dir}/student",
+            f"  vllm serve {self.run_dir}/student",
+        ):
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _headline(row: dict[str, float]) -> str:
+    return f"teacher_kl {row['teacher_kl']:+.4f}  reward {row['critic/rewards/mean']:.3f}  {row['timing_s/step']:.1f} s"
+
+
+LINES = 20
+"""Lines that a run's progress takes on the console, about."""
+
+
+class SftConsole:
+    """What a person sees of a run: one line a stage, about LINES lines of training."""
+
+    def __init__(self) -> None:
+        # A copy of the console: verl's output goes to a file while this writes.
+        self.console = Console(file=os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1))
+        self.started = time.perf_counter()
+
+    def line(self, text: str) -> None:
+        self.console.print(
+            f"[{time.perf_counter() - self.started:6.1f} s] {text}", highlight=False, soft_wrap=True, markup=False
+        )
+
+    def ready(self, trainer: Any) -> None:
+        parameters = [parameter for parameter in trainer.engine.module.parameters() if parameter.requires_grad]
+        at = f" from step {trainer.resume_global_step}" if trainer.resume_global_step else ""
+        self.line(
+            f"training {sum(p.numel() for p in parameters):,} parameters, {trainer.total_training_steps} steps{at}"
+        )
+
+    def step(self, step: int, total: int, metrics: dict[str, float]) -> None:
+        if step in (1, total) or step % max(1, total // LINES) == 0:
+            self.line(
+                f"step {step}/{total}  loss {metrics['train/loss']:.4f}  lr {metrics['train/lr']:.3g}  "
+                f"grad {metrics['train/grad_norm']:.3g}  {metrics['perf/tokens_per_s']:,.0f} tokens/s"
+            )
+
+    def finish(self, config: DictConfig, trained: bool) -> None:
+        if not trained:
+            self.line("nothing left to train: the run was complete; delete the run directory to start over")
+        adapter = f", adapter: {config.run_dir}/adapter (PEFT)" if config.model.lora_rank else ""
+        self.line(f"student: {config.run_dir}/student (Hugging Face format, with a model card){adapter}; next:")
+        self.console.print(
+            f"  python -m recipe.evaluate data=HELDOUT.parquet student={config.run_dir}/student",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,23 @@
+"""Models and tokenizers by folder or hub name."""
+
+from pathlib import Path
+from typing import Any
+
+
+def check_model(key: str, path: str) -> None:
+    """`path` is a model folder, or looks like a hub name (`owner/name`)."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{key}={path} is no model: the folder has no config.json")
+        if not list(folder.glob("*.safetensors")) and not list(folder.glob("*.bin")):
+            raise ValueError(f"{key}={path} is no model: the folder has no weights (*.safetensors)")
+    elif path.count("/") != 1 or path.startswith((".", "/", "outputs/")):
+        raise ValueError(f"{key}={path}: no such folder; `make demo` builds a tiny model, or name one from the hub")
+
+
+def load_tokenizer(path: str) -> Any:
+    """The fast tokenizer of a model folder or hub name, with its chat template."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(path)

@@ -1,0 +1,173 @@
+"""Sampled answers as a file: one row a sample, the data's own columns beside what the sampler said.
+
+`R` response tokens. The file's metadata says who answered and how, so that scoring needs nothing else.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_ext.data.rows import check_rows, read_table
+from verl_ext.run.models import check_model
+from verl_ext.sampling.resume import Journal, differing
+from verl_ext.sampling.teacher_labels import model_fingerprint
+from verl_ext.sampling.types import EngineConfig, Request, Sample, SamplingConfig
+from verl_ext.sampling.vllm import VllmSampler
+
+VIEWS = {"student": "prompt", "teacher": "teacher_messages"}
+"""Whose prompt the model sees -> the column that holds it."""
+METADATA = b"verl_opd.answers"
+COLUMNS = {
+    "row": pa.int64(),
+    "sample": pa.int64(),
+    "response": pa.string(),
+    "response_ids": pa.list_(pa.int32()),
+    "rollout_logprobs": pa.list_(pa.float32()),
+    "finish_reason": pa.string(),
+    "truncated": pa.bool_(),
+}
+"""What a sample adds to its row: number of the row, of the sample in the row; text without the end token; the token ids
+with it; the sampler's own log-probs of them, nats; `stop` or `length`; whether it was cut off."""
+
+
+@dataclass(frozen=True)
+class AnswerRun:
+    """One job: whose answers, to which rows, drawn how."""
+
+    model: str
+    """Folder or hub name."""
+    data: str
+    """Parquet of rows (data/README.md)."""
+    view: str
+    """One of VIEWS."""
+    n: int
+    """Samples a row, >= 1."""
+    limit: int
+    """The first `limit` rows only; 0 for all."""
+    sampling: SamplingConfig
+    engine: EngineConfig
+
+    def rows(self) -> pa.Table:
+        """The rows to answer. ValueError if they cannot be."""
+        rows = check_rows("data", self.data)
+        table = pq.read_table(self.data).slice(0, self.limit or len(rows))
+        if taken := [name for name in COLUMNS if name in table.column_names]:
+            raise ValueError(f"data={self.data} has answers already (column {taken[0]}); give the rows they are of")
+        return table
+
+    def requests(self, rows: pa.Table) -> list[Request]:
+        """All n of a row, then those of the next: sample s of row r is number `r * n + s`, which goes into its seed."""
+        messages = [row for row in rows[VIEWS[self.view]].to_pylist() for _ in range(self.n)]
+        return [Request(index, one) for index, one in enumerate(messages)]
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers. As JSON has it, so that it equals what was read back from a file."""
+        return {
+            "model": model_fingerprint(self.model),
+            "data_sha256": hashlib.sha256(Path(self.data).read_bytes()).hexdigest(),
+            "limit": self.limit,
+            "view": self.view,
+            "n": self.n,
+            "sampling": asdict(self.sampling),
+            "dtype": self.engine.dtype,
+        }
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A file of answers."""
+
+    table: pa.Table
+    """The data's columns and COLUMNS, a row a sample."""
+    model: str
+    """Who answered."""
+    settings: dict[str, Any]
+    """`AnswerRun.settings` of then."""
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(**self.settings["sampling"])
+
+    @property
+    def view(self) -> str:
+        return self.settings["view"]
+
+    def arrays(self, column: str) -> list[np.ndarray]:
+        """The values of a list column, (R,) a sample."""
+        return [row.values.to_numpy() for row in self.table[column]]
+
+    def write(self, path: Path) -> None:
+        """Write the file so that a reader never sees half of it."""
+        described = json.dumps({"model": self.model, "settings": self.settings}).encode()
+        table = self.table.replace_schema_metadata({**(self.table.schema.metadata or {}), METADATA: described})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        pq.write_table(table, part)
+        part.replace(path)
+
+    @classmethod
+    def read(cls, key: str, path: str) -> "Answers":
+        """Of the file that `write` wrote. ValueError naming `key` if it is none."""
+        table = read_table(key, path, "generate")
+        described = (table.schema.metadata or {}).get(METADATA)
+        if described is None:
+            raise ValueError(f"{key}={path} holds no answers of `python -m recipe.generate`; give another file")
+        return cls(table, **json.loads(described))
+
+
+def table_of(rows: pa.Table, samples: Sequence[Sample], n: int) -> pa.Table:
+    """The rows, each `n` times, with `samples[r * n + s]` as sample s of row r."""
+    numbers = np.arange(len(samples))
+    columns = {
+        "row": numbers // n,
+        "sample": numbers % n,
+        "response": [sample.text for sample in samples],
+        "response_ids": [sample.ids for sample in samples],
+        "rollout_logprobs": [sample.logprobs for sample in samples],
+        "finish_reason": [sample.finish for sample in samples],
+        "truncated": [sample.finish == "length" for sample in samples],
+    }
+    table = rows.take(pa.array(numbers // n))
+    for name, kind in COLUMNS.items():
+        table = table.append_column(pa.field(name, kind), pa.array(columns[name], kind))
+    return table
+
+
+def generate(run: AnswerRun, out: Path, chunk: int, overwrite: bool) -> tuple[Answers, dict[str, float] | None]:
+    """Sample what is missing and write `out`; the answers, and what it took (None: nothing was missing).
+
+    `out.journal` holds what was sampled before an interruption, at most `chunk` samples less.
+
+    Raises:
+        ValueError: naming the key, if model or rows are not there, or `out` holds other answers.
+    """
+    check_model("model", run.model)
+    rows, settings = run.rows(), run.settings()
+    if out.exists():
+        found = Answers.read("out", str(out))
+        if found.settings == settings:
+            return found, None
+        if not overwrite:
+            raise ValueError(
+                f"out={out} holds answers that were sampled otherwise ({differing(found.settings, settings)}); choose "
+                "another file or set overwrite=true"
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    journal = Journal(out.with_name(f"{out.name}.journal"), settings, overwrite, Sample)
+    requests = run.requests(rows)
+    took = None
+    if missing := [request for request in requests if request.index not in journal.answers]:
+        with VllmSampler(run.model, run.sampling, run.engine, missing) as sampler:
+            took = journal.fill(sampler.sample, missing, chunk, "answers")
+    samples = [journal.answers[request.index] for request in requests]
+    answers = Answers(table_of(rows, samples, run.n), run.model, settings)
+    answers.write(out)
+    journal.path.unlink()
+    return answers, took

@@ -1,0 +1,78 @@
+"""The answers sampled so far, on disk: what an interrupted run goes on from.
+
+The first line says what decides the answers; they are kept while it holds. Then one answer a line, in the order of
+sampling.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from verl_ext.run.files import write_atomically
+from verl_ext.run.progress import ChunkProgress
+from verl_ext.sampling.types import Answer, Request
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+class Journal(Generic[AnswerT]):
+    """`answers.jsonl`: read once, then only appended to."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool, kind: type[AnswerT]) -> None:
+        """Open `path`, or begin it. ValueError if it was begun under other settings and may not be replaced."""
+        self.path = path
+        self.answers: dict[int, AnswerT] = {}
+        header = json.dumps(settings, sort_keys=True)
+        lines = self._whole_lines()
+        if lines and lines[0] != header:
+            if len(lines) > 1 and not overwrite:
+                raise ValueError(
+                    f"{path} holds answers that were sampled otherwise ({differing(json.loads(lines[0]), settings)}); "
+                    "write somewhere else or set overwrite=true"
+                )
+            lines = []
+        if not lines:
+            write_atomically(path, f"{header}\n".encode())
+        for line in lines[1:]:
+            record = json.loads(line)
+            index = record.pop("index")
+            self.answers[index] = kind(**record)
+
+    def _whole_lines(self) -> list[str]:
+        """The file's lines; half a line, as a killed run leaves it, is cut off the file."""
+        if not self.path.exists():
+            return []
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            write_atomically(self.path, whole)
+        return whole.decode().split("\n")[:-1]
+
+    def fill(
+        self, ask: Callable[[Sequence[Request]], Sequence[AnswerT]], requests: Sequence[Request], chunk: int, title: str
+    ) -> dict[str, float]:
+        """Ask for answers to `requests` and keep them, chunk by chunk; returns what it took (`ChunkProgress.took`)."""
+        with ChunkProgress(title, len(requests)) as progress:
+            for start in range(0, len(requests), chunk):
+                part = requests[start : start + chunk]
+                answers = ask(part)
+                self.add(part, answers)
+                progress.advance(len(part), sum(answer.tokens for answer in answers))
+        return progress.took()
+
+    def add(self, requests: Sequence[Request], answers: Sequence[AnswerT]) -> None:
+        """Write a chunk of answers through to the disk."""
+        chunk = {request.index: answer for request, answer in zip(requests, answers, strict=True)}
+        lines = (json.dumps({"index": index, **asdict(answer)}) + "\n" for index, answer in chunk.items())
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+        self.answers |= chunk
+
+
+def differing(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    return ", ".join(sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)))

@@ -1,0 +1,116 @@
+"""Answers of an OpenAI-compatible server."""
+
+import asyncio
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+
+from verl_ext.sampling.types import Answer, Request, SamplingConfig, SamplingError
+
+BACKOFF_FIRST_S = 0.5
+BACKOFF_LAST_S = 15.0
+BODY_EXCERPT = 300  # characters of a server's error message that we pass on
+
+
+class ServedSampler:
+    """Servers that all serve one model at `/v1/chat/completions` (SGLang, vLLM, and others with their extensions)."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        model: str,
+        sampling: SamplingConfig,
+        *,
+        max_concurrency: int,
+        timeout_s: float,
+        max_retries: int,
+        api_key_env: str,
+    ) -> None:
+        self._urls = [url.rstrip("/") for url in urls]
+        self._model = model
+        self._sampling = sampling
+        self._max_concurrency = max_concurrency
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._max_retries = max_retries
+        self._api_key_env = api_key_env
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        return asyncio.run(self._answer_all(requests))
+
+    def served_models(self) -> list[str]:
+        """The names under which the first server offers models. SamplingError if it cannot be asked."""
+        return asyncio.run(self._list_models())
+
+    async def _list_models(self) -> list[str]:
+        url = f"{self._urls[0]}/v1/models"
+        async with self._session() as session:
+            try:
+                async with session.get(url) as response:
+                    body = await self._read(url, response)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise SamplingError(f"labels.urls: no answer from {url}: {error}") from error
+        return [model["id"] for model in body["data"]]
+
+    async def _answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+        slots = asyncio.Semaphore(self._max_concurrency)
+        async with self._session() as session:
+            return await asyncio.gather(*(self._answer(session, slots, request) for request in requests))
+
+    async def _answer(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, request: Request) -> Answer:
+        error: Exception | None = None
+        async with slots:
+            for attempt in range(self._max_retries + 1):
+                if attempt:
+                    ceiling = min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2 ** (attempt - 1))
+                    await asyncio.sleep(ceiling * random.uniform(0.5, 1.0))
+                url = f"{self._urls[(request.index + attempt) % len(self._urls)]}/v1/chat/completions"
+                try:
+                    async with session.post(url, json=self._body(request)) as response:
+                        body = await self._read(url, response)
+                    choice = body["choices"][0]
+                    text = choice["message"]["content"] or ""
+                    return Answer(text, body["usage"]["completion_tokens"], choice["finish_reason"])
+                except (aiohttp.ClientError, TimeoutError) as failure:
+                    error = failure
+        raise SamplingError(
+            f"row {request.index}: no answer after {self._max_retries + 1} tries (labels.max_retries, "
+            f"labels.request_timeout_s): {type(error).__name__}: {error}; run the command again to go on from here"
+        ) from error
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        wanted = self._sampling
+        return {
+            "model": self._model,
+            "messages": request.messages,
+            "temperature": wanted.temperature,
+            "top_p": wanted.top_p,
+            "top_k": wanted.top_k,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "max_tokens": wanted.max_tokens,
+            "stop": wanted.stop,
+            "skip_special_tokens": False,
+            "seed": wanted.seed + request.index,
+            "chat_template_kwargs": wanted.template_kwargs,
+        }
+
+    async def _read(self, url: str, response: aiohttp.ClientResponse) -> dict[str, Any]:
+        """The JSON of an answer; aiohttp.ClientError where trying again may help, SamplingError where it cannot."""
+        if response.status >= 500:
+            response.raise_for_status()
+        if response.status != 200:
+            hint = f"; set the environment variable {self._api_key_env}" if response.status in (401, 403) else ""
+            excerpt = (await response.text())[:BODY_EXCERPT]
+            raise SamplingError(f"{url} refused the request ({response.status}{hint}): {excerpt}")
+        return await response.json()
+
+    def _session(self) -> aiohttp.ClientSession:
+        api_key = os.environ.get(self._api_key_env, "")
+        return aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=self._timeout,
+            connector=aiohttp.TCPConnector(limit=self._max_concurrency),
+        )

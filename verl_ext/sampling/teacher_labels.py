@@ -1,0 +1,222 @@
+"""Sample the prompted teacher's answers and write them as training rows: the teacher part of `recipe.create_data`.
+
+`answers.jsonl`, the journal, is what costs time. The other files are made from it: conversations.jsonl,
+conversations.parquet, labels_manifest.json.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verl_ext.data import conversations as labels
+from verl_ext.data.rows import LABELS, SPLITS
+from verl_ext.run.files import write_atomically
+from verl_ext.sampling.resume import Journal, differing
+from verl_ext.sampling.served import ServedSampler
+from verl_ext.sampling.types import Answer, EngineConfig, Request, Sampler, SamplingConfig
+from verl_ext.sampling.vllm import VllmSampler
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model")
+"""What decides a model's answers, tokenizer and chat template included."""
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How the teacher's answers become labels; only with teacher=MODEL."""
+
+    splits: list[str] = field(default_factory=lambda: ["train"])
+    """Which of train, heldout, edge are labelled; all three for Tinker's own 2,100 rows."""
+    extract: str = "final_answer"
+    """Where the label stands: `final_answer`, after `Final Answer: `; `whole`, the answer is the label alone."""
+    policy: str = "tinker"
+    """`tinker`: first match, any word; `strict`: last match, in `label_set`, not cut off. Misses are dropped."""
+    label_set: list[str] = field(default_factory=lambda: list(LABELS))
+    """The words that `strict` takes for labels."""
+    urls: list[str] = field(default_factory=list)
+    """Base URLs of servers that serve `teacher`, e.g. http://10.0.0.2:30000; empty: vLLM in this process."""
+    api_key_env: str = "TEACHER_API_KEY"
+    """Name of the environment variable with the servers' API key. Unset or empty variable: no key."""
+    max_concurrency: int = 64
+    """Requests in flight at the servers, >= 1."""
+    request_timeout_s: float = 600.0
+    """Seconds that one request may take at a server, > 0."""
+    max_retries: int = 5
+    """Further tries of one request after a lost connection, a timeout or a 5xx, >= 0."""
+    chunk: int = 512
+    """Answers that are sampled together and then written to the journal, >= 1: the most that an interruption costs."""
+
+    def __post_init__(self) -> None:
+        if not self.splits or not set(self.splits) <= set(SPLITS):
+            raise ValueError(f"labels.splits={self.splits}: expected some of {', '.join(SPLITS)}")
+        if self.extract not in labels.PATTERNS:
+            raise ValueError(f"labels.extract={self.extract}: expected one of {', '.join(labels.PATTERNS)}")
+        if self.policy not in labels.POLICIES:
+            raise ValueError(f"labels.policy={self.policy}: expected one of {', '.join(labels.POLICIES)}")
+        if self.max_concurrency < 1 or self.chunk < 1 or self.max_retries < 0 or self.request_timeout_s <= 0:
+            raise ValueError("labels: max_concurrency and chunk are >= 1, max_retries >= 0, request_timeout_s > 0")
+
+
+def model_fingerprint(model: str) -> dict[str, str]:
+    """SHA-256 of each of the model's files, read where vLLM will read them."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model, allow_patterns=list(MODEL_FILES)))
+    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
+    hashes = {}
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        hashes[file.name] = digest.hexdigest()
+    return hashes
+
+
+def served_sampler(teacher: str, config: LabelConfig, sampling: SamplingConfig) -> ServedSampler:
+    return ServedSampler(
+        config.urls,
+        teacher,
+        sampling,
+        max_concurrency=config.max_concurrency,
+        timeout_s=config.request_timeout_s,
+        max_retries=config.max_retries,
+        api_key_env=config.api_key_env,
+    )
+
+
+def make_conversations(
+    rows: Sequence[dict[str, Any]], answers: dict[int, Answer], config: LabelConfig
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Conversations in input order, and the rejected rows, each with its answer and the reason."""
+    kept, rejected = [], []
+    for row in rows:
+        index = row["extra_info"]["index"]
+        answer = answers[index]
+        reading = labels.read_label(answer.text, config.extract, config.policy, config.label_set)
+        if config.policy == "strict" and answer.finish != "stop":
+            reading = labels.Reading("", f"the answer was cut off after {answer.tokens} tokens (sampling.max_tokens)")
+        if reading.reason:
+            rejected.append({"row": index, "reason": reading.reason, "answer": answer.text})
+        else:
+            kept.append(labels.conversation(row, reading.label))
+    return kept, rejected
+
+
+def gold_agreement(conversations: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many of the teacher's labels are the right ones, among the rows where that is known."""
+    known = [c for c in conversations if c["label"]]
+    return {"rows": len(known), "right": sum(c["messages"][-1]["content"] == c["label"] for c in known)}
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """One job: whose answers, to which rows, drawn and read how, and where they go."""
+
+    teacher: str
+    """Folder or hub name of the model; with `labels.urls`, the name under which it is served."""
+    labels: LabelConfig
+    sampling: SamplingConfig
+    engine: EngineConfig
+    rows: list[dict[str, Any]]
+    """Rows of `recipe.create_data`, in input order."""
+    out_dir: Path
+    facts: dict[str, Any]
+    """What the caller knows for the manifest: package version, hash of the prompt."""
+    overwrite: bool
+
+    def requests(self) -> list[Request]:
+        return [Request(row["extra_info"]["index"], row["teacher_messages"]) for row in self.rows]
+
+    def sampled_under(self) -> dict[str, Any]:
+        """What decides the answers. How labels are read from them is no part: reading again costs nothing."""
+        messages = json.dumps([asdict(request) for request in self.requests()])
+        return {
+            "model": {"served_as": self.teacher} if self.labels.urls else model_fingerprint(self.teacher),
+            "rows_sha256": hashlib.sha256(messages.encode()).hexdigest(),
+            "sampling": asdict(self.sampling),
+            "dtype": "" if self.labels.urls else self.engine.dtype,
+        }
+
+    @contextmanager
+    def sampler(self, missing: Sequence[Request]) -> Iterator[Sampler]:
+        if not self.labels.urls:
+            with VllmSampler(self.teacher, self.sampling, self.engine, missing) as sampler:
+                yield sampler
+            return
+        served = served_sampler(self.teacher, self.labels, self.sampling)
+        if self.teacher not in (offered := served.served_models()):
+            raise ValueError(f"teacher={self.teacher}: {self.labels.urls[0]} serves {', '.join(offered)}")
+        yield served
+
+
+def is_labelled(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """True when `out_dir` holds these very files; ValueError when it holds others that we may not replace."""
+    manifest = out_dir / "labels_manifest.json"
+    present = [name for name in ("conversations.jsonl", "conversations.parquet") if (out_dir / name).exists()]
+    if overwrite or not (present or manifest.exists()):
+        return False
+    if not manifest.exists():
+        raise ValueError(
+            f"{out_dir} holds {', '.join(present)} and no labels_manifest.json that says how they were made; "
+            "choose another out_dir or set overwrite=true"
+        )
+    found = json.loads(manifest.read_text(encoding="utf-8"))
+    if found["settings"] != settings:
+        reason = f"made with other settings ({differing(found['settings'], settings)})"
+    else:
+        # The manifest is written first: a file that is missing here was not reached before an interruption.
+        hashes = {name: hashlib.sha256((out_dir / name).read_bytes()).hexdigest() for name in present}
+        changed = [name for name in present if hashes[name] != found["files"][name]]
+        if not changed:
+            return len(present) == len(found["files"])
+        reason = f"{', '.join(changed)} changed since it was written"
+    raise ValueError(f"{out_dir} holds labels, {reason}; choose another out_dir or set overwrite=true")
+
+
+def create_labels(run: LabelRun) -> str:
+    """Sample what is missing, write the files; returns the line to print."""
+    run.out_dir.mkdir(parents=True, exist_ok=True)
+    sampled_under = run.sampled_under()
+    reading = {key: asdict(run.labels)[key] for key in ("extract", "policy", "label_set")}
+    if is_labelled(run.out_dir, sampled_under | reading, run.overwrite):
+        return f"{run.out_dir}: labels up to date"
+    journal = Journal(run.out_dir / "answers.jsonl", sampled_under, run.overwrite, Answer)
+    missing = [request for request in run.requests() if request.index not in journal.answers]
+    took = None
+    if missing:
+        with run.sampler(missing) as sampler:
+            took = journal.fill(sampler.answer, missing, run.labels.chunk, "labels")
+    kept, rejected = make_conversations(run.rows, journal.answers, run.labels)
+    if not kept:
+        raise ValueError(
+            f"none of the {len(rejected)} answers holds a label by labels.extract={run.labels.extract}; the first "
+            f"says {rejected[0]['answer'][:80]!r}. The answers are kept: set labels.extract and run this again"
+        )
+    contents = {
+        "conversations.jsonl": labels.to_jsonl(kept, columns=("messages",)),
+        "conversations.parquet": labels.to_parquet(kept),
+    }
+    given = Counter(c["messages"][-1]["content"] for c in kept)
+    manifest = run.facts | {
+        "teacher": run.teacher,
+        "settings": sampled_under | reading,
+        "counts": {"rows": len(run.rows), "kept": len(kept), "rejected": len(rejected), "labels": dict(given)},
+        "gold": gold_agreement(kept),
+        "rejected": rejected,
+        "last_sampling": took,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
+    write_atomically(
+        run.out_dir / "labels_manifest.json", (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+    )
+    for name, content in contents.items():
+        write_atomically(run.out_dir / name, content)
+    rate = f", {took['tokens_per_second']:,.0f} tokens/s" if took else ", nothing to sample"
+    return f"{run.out_dir}: {len(kept)} labelled rows, {len(rejected)} rejected{rate}"

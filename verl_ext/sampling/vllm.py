@@ -1,0 +1,134 @@
+"""vLLM in this process: it answers conversations, and ends before Python does."""
+
+import importlib.util
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from verl_ext.run.models import load_tokenizer
+from verl_ext.sampling.types import Answer, EngineConfig, Request, Sample, SamplingConfig, render
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.outputs import CompletionOutput
+import os
+
+ENGINE_THREADS = ("EngineCoreOutputQueueThread", "MPClientEngineMonitor")  # vllm/v1/engine/core_client.py
+JOIN_S = 30.0
+
+
+class VllmSampler:
+    """vLLM in this process, from `with` to its end."""
+
+    def __init__(
+        self,
+        model: str,
+        sampling: SamplingConfig,
+        engine: EngineConfig,
+        requests: Sequence[Request],
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """`requests`: all that will be asked; the longest sets the context, so that the KV cache is not too large.
+
+        `template_kwargs` go to the chat template; None: those of `sampling`.
+
+        Raises:
+            ValueError: without vLLM, or if a prompt leaves no room for an answer in the model's context.
+        """
+        on_gpu = prepare_engine_environment()
+        if importlib.util.find_spec("vllm") is None:
+            raise ValueError("vLLM is not installed in this environment: run `make setup`, or serve the model")
+        from transformers import AutoConfig
+        from vllm import LLM
+
+        tokenizer = load_tokenizer(model)
+        self._sampling = sampling
+        kwargs = sampling.template_kwargs if template_kwargs is None else template_kwargs
+        self._prompts = {r.index: render(tokenizer, r.messages, kwargs) for r in requests}
+        index, longest = max(((i, len(ids)) for i, ids in self._prompts.items()), key=lambda item: item[1])
+        limit = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+        if longest >= limit:
+            raise ValueError(f"row {index}: its prompt has {longest} tokens, {model} takes {limit}; cut it (max_chars)")
+        self._llm = LLM(
+            model=model,
+            dtype=engine.dtype,  # pyright: ignore[reportArgumentType]  vLLM checks it
+            tensor_parallel_size=engine.tp,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            max_model_len=min(limit, longest + sampling.max_tokens),
+            enforce_eager=engine.enforce_eager or not on_gpu,
+            # vLLM rewinds a request's generator after a part of its prompt, which a CPU generator cannot do.
+            enable_chunked_prefill=on_gpu,
+            generation_config="vllm",
+            seed=sampling.seed,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close(self._llm)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        return [Answer(o.text, len(o.token_ids), o.finish_reason or "unknown") for o in self._generate(requests, None)]
+
+    def sample(self, requests: Sequence[Request]) -> list[Sample]:
+        """One answer a request, in order, with its tokens and their log-probs."""
+        samples = []
+        for output in self._generate(requests, logprobs=0):  # 0: of the sampled token alone
+            ids, logprobs = list(output.token_ids), output.logprobs
+            assert isinstance(logprobs, list)  # asked for
+            chosen = [entry[token].logprob for entry, token in zip(logprobs, ids, strict=True)]
+            samples.append(Sample(output.text, len(ids), output.finish_reason or "unknown", ids, chosen))
+        return samples
+
+    def _generate(self, requests: Sequence[Request], logprobs: int | None) -> "list[CompletionOutput]":
+        from vllm import SamplingParams, TokensPrompt
+
+        wanted = self._sampling
+        prompts = [TokensPrompt(prompt_token_ids=self._prompts[request.index]) for request in requests]
+        parameters = [
+            SamplingParams(
+                temperature=wanted.temperature,
+                top_p=wanted.top_p,
+                top_k=wanted.top_k,
+                max_tokens=wanted.max_tokens,
+                stop=wanted.stop,
+                logprobs=logprobs,
+                skip_special_tokens=False,  # else the text never holds `<|im_end|>`, and nothing stops there
+                seed=wanted.seed + request.index,
+            )
+            for request in requests
+        ]
+        return [output.outputs[0] for output in self._llm.generate(prompts, parameters, use_tqdm=False)]
+
+
+def close(llm: "LLM") -> None:
+    """End vLLM's engine process and the threads that watch it.
+
+    Left to the end of Python, the watcher sees the engine go while the interpreter does, and now and then the process
+    aborts (`terminate called without an active exception`, exit code 134) with its work done.
+    """
+    llm.llm_engine.engine_core.shutdown()
+    for thread in threading.enumerate():
+        if thread.name in ENGINE_THREADS:
+            thread.join(JOIN_S)
+
+
+# Beside other programs on a CPU; where the user did not set it.
+CPU_ENVIRONMENT = {
+    "VERL_PLATFORM": "cpu",  # our vLLM plugin: sleep, do not spin, while waiting
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; by default vLLM takes half of the memory and clears it first
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+def prepare_engine_environment() -> bool:
+    """Call before vLLM is imported. Returns whether there is a GPU; without one, sets CPU_ENVIRONMENT."""
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    for key, value in CPU_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    return False

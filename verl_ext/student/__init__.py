@@ -1,0 +1,1 @@
+"""What leaves a run: Hugging Face folders, PEFT adapters, model cards."""

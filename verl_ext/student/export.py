@@ -1,0 +1,215 @@
+"""A checkpoint as folders that transformers, vLLM and SGLang load: a PEFT adapter, and the merged model.
+
+    python -m verl_ext.student.export CHECKPOINT BASE OUT    # any checkpoint of a run: OUT/student, and OUT/adapter
+
+CHECKPOINT is `checkpoints/global_step_N` of an SFT run, `checkpoints/global_step_N/actor` of an on-policy one.
+
+verl's own `verl.model_merger` rounds every weight to bf16; here a weight leaves as it was trained, and the merged
+model in the dtype of the base.
+"""
+
+import argparse
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, Shard
+
+LORA = "lora_train_meta.json"
+"""verl's file of rank and alpha, in every checkpoint with adapters."""
+HEAD = "lm_head"
+PEFT_NAME = ".default."  # PEFT's name of the only adapter, which its files leave out
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The whole tensors of a checkpoint that verl wrote in shards, one file a rank.
+
+    Raises:
+        ValueError: if the folder holds no such checkpoint, or not all of it.
+    """
+    described = checkpoint / "fsdp_config.json"
+    if not described.is_file():
+        raise ValueError(f"{checkpoint}: no checkpoint of verl's FSDP engine (no fsdp_config.json)")
+    ranks = json.loads(described.read_text())["world_size"]
+    files = [checkpoint / f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
+    if missing := [file for file in files if not file.is_file()]:
+        raise ValueError(f"{missing[0]} is missing: run_dir must be a folder that all nodes share")
+    shards = [torch.load(file, map_location="cpu", weights_only=False) for file in files]
+    return {name: _whole([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def _whole(parts: list[Any]) -> torch.Tensor:
+    """One tensor from its parts on every rank, in order; replicas after the first are left out."""
+    first = parts[0]
+    if not isinstance(first, DTensor):
+        return first
+    placement = first.placements[-1]
+    shards = [part.to_local() for part in parts[: first.device_mesh.shape[-1]]]
+    return torch.cat(shards, dim=placement.dim) if isinstance(placement, Shard) else shards[0]
+
+
+def is_lora(checkpoint: Path) -> bool:
+    """The checkpoint holds adapters beside, or instead of, a base."""
+    return (checkpoint / LORA).is_file()
+
+
+def export_adapter(checkpoint: Path, base: str, out: Path) -> None:
+    """Write the LoRA weights of a checkpoint as the PEFT adapter folder `out`, which must not exist."""
+    from peft import LoraConfig, TaskType
+
+    state, meta = read_checkpoint(checkpoint), json.loads((checkpoint / LORA).read_text())
+    adapter = {name.replace(PEFT_NAME, "."): tensor.contiguous() for name, tensor in state.items() if "lora_" in name}
+    modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapter})
+    out.mkdir(parents=True)
+    save_file(adapter, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    LoraConfig(
+        r=meta["r"],
+        lora_alpha=meta["lora_alpha"],
+        target_modules=modules,
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base,
+        inference_mode=True,
+    ).save_pretrained(str(out))
+
+
+def merged_model(base: str, adapter: Path) -> Any:
+    """The base with the adapter merged into it, in fp32; the output head is untied where the adapter changes it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if HEAD in json.loads((adapter / "adapter_config.json").read_text())["target_modules"]:
+        untie_head(model)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def whole_model(checkpoint: Path, base: str) -> Any:
+    """The model of a checkpoint without adapters, in fp32."""
+    from transformers import AutoModelForCausalLM
+
+    state = read_checkpoint(checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.load_state_dict(state)
+    return model
+
+
+def save_model(model: Any, base: str, out: Path) -> None:
+    """Write a model with the base's tokenizer into the folder `out`, in the base's dtype."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    dtype = AutoConfig.from_pretrained(base).dtype
+    model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(base).save_pretrained(out)
+
+
+def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:
+    """Write `out/student`, the whole model, and for LoRA `out/adapter`; earlier ones are replaced.
+
+    Raises:
+        ValueError: if `checkpoint` is none.
+    """
+    new = out / "export.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    if is_lora(checkpoint):
+        export_adapter(checkpoint, base, new / "adapter")
+        model = merged_model(base, new / "adapter")
+    else:
+        model = whole_model(checkpoint, base)
+    save_model(model, base, new / "student")
+    for folder in sorted(new.iterdir()):
+        target = out / folder.name
+        if target.is_symlink():  # an on-policy run links its newest checkpoint there
+            target.unlink()
+        shutil.rmtree(target, ignore_errors=True)
+        folder.replace(target)
+    new.rmdir()
+
+
+def link(name: Path, target: Path) -> None:
+    """Point `name` at `target`, both below one run's folder, at once: a reader finds the old one or the new one."""
+    new = name.with_name(f"{name.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target.resolve().relative_to(name.parent.resolve()))
+    new.replace(name)
+
+
+def link_adapter(checkpoint: Path, base: str, run_dir: Path) -> Path:
+    """Export a LoRA checkpoint of an on-policy run as its `adapter` and make it `run_dir/adapter`; the folder."""
+    adapter = checkpoint / "adapter"
+    shutil.rmtree(adapter, ignore_errors=True)  # of an earlier run to this step, or of an export that was cut off
+    export_adapter(checkpoint, base, adapter)
+    link(run_dir / "adapter", adapter)
+    return adapter
+
+
+def link_merged(checkpoint: Path, base: str, run_dir: Path) -> None:
+    """The same, and the merged model as `run_dir/student`. Takes the base's memory, in fp32."""
+    merged = checkpoint / "merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    save_model(merged_model(base, link_adapter(checkpoint, base, run_dir)), base, merged)
+    link(run_dir / "student", merged)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "checkpoint", type=Path, help="folder global_step_N of a run; of an on-policy run its folder actor"
+    )
+    parser.add_argument("base", help="the model that was trained: folder or hub name")
+    parser.add_argument("out", type=Path, help="folder for student/ and adapter/")
+    options = parser.parse_args()
+    try:
+        export_checkpoint(options.checkpoint, options.base, options.out)
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
+
+
+def export_what_is_missing(config: DictConfig) -> None:
+    """The merged student of a finished LoRA run that was stopped while it was exported."""
+
+    checkpoints, run_dir = Path(config.trainer.default_local_dir), Path(config.run_dir)
+    latest = checkpoints / "latest_checkpointed_iteration.txt"
+    if latest.is_file():
+        actor = checkpoints / f"global_step_{latest.read_text().strip()}" / "actor"
+        if (run_dir / "student").resolve().parent != actor.resolve():
+            link_merged(actor, config.student.path, run_dir)
+
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+"""`all-linear`, verl's default, is the first seven: PEFT leaves the output head out."""
+
+
+def count_parameters(model_config: Any, rank: int, target_modules: Sequence[str] = TARGET_MODULES) -> int:
+    """Parameters that a LoRA of `rank` trains on a model of this configuration; no memory is taken for it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(model_config)
+        adapted = get_peft_model(model, LoraConfig(r=rank, target_modules=list(target_modules)))
+    return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+
+
+def untie_head(model: Any) -> None:
+    """Give the output head weights of its own, where it shares those of the input embedding.
+
+    The adapter changes the head alone. Merged into a shared matrix, it would change the embedding too, and the
+    merged model would be another one than the one trained.
+    """
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False

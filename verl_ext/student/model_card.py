@@ -1,0 +1,209 @@
+"""The model card of a student: what made it, how good it is, what it cost so far, and how to serve it.
+
+`README.md` in the folders `student` and `adapter` of a run, written after each checkpoint, at the end, and by
+`recipe.evaluate`; everything in it is read from the run's folder.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from verl_ext.run.files import write_json
+from verl_ext.run.metrics import read_metrics
+
+Row = Mapping[str, float]
+
+ON_POLICY = {
+    "base": "student.path",
+    "teacher": "teacher.model_path",
+    "teacher's dtype": "teacher.dtype",
+    "teacher's quantization": "teacher.quantization",
+    "loss": "method.loss",
+    "coefficient": "method.coef",
+    "discount": "method.discount",
+    "baseline": "method.baseline",
+    "policy loss": "method.policy_loss.kind",
+    "control (breaks the run on purpose)": "method.control",
+    "rows": "data.train_files",
+    "prompts a step": "data.train_batch_size",
+    "samples a prompt": "actor_rollout_ref.rollout.n",
+    "longest response, tokens": "data.max_response_length",
+    "LoRA rank": "actor_rollout_ref.model.lora_rank",
+    "LoRA alpha": "actor_rollout_ref.model.lora_alpha",
+    "learning rate": "actor_rollout_ref.actor.optim.lr",
+    "schedule": "actor_rollout_ref.actor.optim.lr_scheduler_type",
+    "seed": "data.seed",
+}
+"""What a card says of an on-policy run's config.yaml, by name."""
+SFT = {
+    "base": "student.path",
+    "rows": "data.train_files",
+    "rows a step": "data.train_batch_size",
+    "epochs": "trainer.total_epochs",
+    "LoRA rank": "model.lora_rank",
+    "LoRA alpha": "model.lora_alpha",
+    "learning rate": "optim.lr",
+    "schedule": "optim.lr_scheduler_type",
+    "weight decay": "optim.weight_decay",
+    "seed": "sft.seed",
+}
+"""The same of an SFT run."""
+UNREMARKABLE = (None, 0, 0.0, "none", "")
+EVALUATED = ("base", "base_prompted", "teacher", "student")
+PACKAGES = ("verl-opd", "verl", "torch", "transformers")
+
+
+def write_cards(run_dir: Path) -> None:
+    """Write `README.md` beside the weights of `run_dir/student` and `run_dir/adapter`, whichever there are."""
+    config = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(config, DictConfig)
+    rows, file = rows_of(run_dir), run_dir / "eval.json"
+    evaluation = json.loads(file.read_text()) if file.is_file() else {}
+    if evaluation.get("step") != last_step(rows):
+        evaluation = {}  # of weights that have been trained since
+    for kind in ("student", "adapter"):
+        if (run_dir / kind).is_dir():
+            (run_dir / kind / "README.md").write_text(card(config, rows, evaluation, adapter=kind == "adapter"))
+
+
+def rows_of(run_dir: Path) -> list[dict[str, float]]:
+    """Of metrics.jsonl; empty where there is none."""
+    metrics = run_dir / "metrics.jsonl"
+    return read_metrics(metrics) if metrics.is_file() else []
+
+
+def last_step(rows: Sequence[Row]) -> float | None:
+    """Of the recorded ones; None where there are none."""
+    return rows[-1]["step"] if rows else None
+
+
+def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
+    """Keep a report of `recipe.evaluate` on RUN/student as `RUN/eval.json` and show it on the cards; else nothing."""
+    run_dir = student.absolute().parent
+    if student.name != "student" or not (run_dir / "config.yaml").is_file():
+        return False
+    write_json(run_dir / "eval.json", {**report, "step": last_step(rows_of(run_dir))})
+    write_cards(run_dir)
+    return True
+
+
+def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], *, adapter: bool) -> str:
+    """The card's text. `evaluation`: an eval.json of these weights, or empty."""
+    base = str(config.student.path)
+    tags = ["distillation", "on-policy-distillation" if is_on_policy(config) else "sft"]
+    head = ["---", f"base_model: {base}", f"library_name: {'peft' if adapter else 'transformers'}"]
+    head += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags), "---"]
+    kind = "PEFT adapter" if adapter else "whole model"
+    parts = [
+        "\n".join(head),
+        f"# {config.trainer.experiment_name}: {kind}\n\nMade with verl-opd; the licence is the base's.",
+        "## Serve it\n\nFrom this folder:\n\n"
+        + "\n".join(f"    {line}" for line in serve_lines(base, rank(config), adapter)),
+        table("Settings", settings(config)),
+    ]
+    if rows:
+        parts += [table("Training", training(rows)), table("Cost so far", cost(config, rows))]
+    if evaluation:
+        parts.append(table("Evaluation", accuracies(evaluation)))
+    parts.append("Versions: " + ", ".join(f"{name} {version(name)}" for name in PACKAGES) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def is_on_policy(config: DictConfig) -> bool:
+    """Else SFT, which has no `method`."""
+    return "method" in config
+
+
+def rank(config: DictConfig) -> int:
+    """LoRA's rank; 0 where every weight was trained."""
+    model = config.actor_rollout_ref.model if is_on_policy(config) else config.model
+    return int(model.lora_rank)
+
+
+def serve_lines(base: str, lora_rank: int, adapter: bool, folder: str = ".") -> list[str]:
+    """Commands that serve what is in `folder`."""
+    if not adapter:
+        return [f"vllm serve {folder}", f"python -m sglang.launch_server --model-path {folder}"]
+    return [
+        f"vllm serve {base} --enable-lora --max-lora-rank {lora_rank} --lora-modules student={folder}",
+        f"python -m sglang.launch_server --model-path {base} --lora-paths student={folder}",
+    ]
+
+
+def settings(config: DictConfig) -> dict[str, str]:
+    """By name, those that say something."""
+    found = {}
+    for name, key in (ON_POLICY if is_on_policy(config) else SFT).items():
+        value = OmegaConf.select(config, key)
+        if value not in UNREMARKABLE or name == "seed":
+            found[name] = ", ".join(map(str, value)) if isinstance(value, ListConfig) else str(value)
+    return found
+
+
+def training(rows: Sequence[Row]) -> dict[str, str]:
+    """First and last value of what shows that it learned."""
+    names = {
+        "teacher_kl": "reverse KL from the teacher, nats a token",
+        "critic/rewards/mean": "share of samples that equal the label",
+        "train/loss": "loss, nats a token",
+    }
+    first, last = rows[0], rows[-1]
+    found = {text: f"{first[key]:.4g} → {last[key]:.4g}" for key, text in names.items() if key in first and key in last}
+    return {"steps": f"{last['step']:.0f}"} | found
+
+
+def cost(config: DictConfig, rows: Sequence[Row]) -> dict[str, str]:
+    """Sums over the recorded steps; start-up, evaluation and what was done before `create_data` are not in them."""
+
+    def total(key: str) -> float:
+        return sum(row.get(key, 0.0) for row in rows)
+
+    seconds = total("timing_s/step")
+    found = {"seconds in steps": f"{seconds:,.0f}"}
+    if is_on_policy(config):
+        samples = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+        found["samples"] = f"{samples * len(rows):,}"
+        found["tokens that the student sampled"] = f"{samples * total('response_length/mean'):,.0f}"
+        found["tokens that the trainer read"] = f"{total('perf/total_num_tokens'):,.0f}"
+        found["tokens that the teacher read"] = f"{total('teacher/tokens'):,.0f}"
+        if config.trainer.device == "cuda":
+            devices = config.trainer.nnodes * config.trainer.n_gpus_per_node
+            found["GPU-hours of trainer and vLLM"] = f"{devices * seconds / 3600:.2f}"
+            if own := teachers_devices(config):
+                found["GPU-hours of the teacher"] = f"{own * seconds / 3600:.2f}"
+    else:
+        found["tokens trained on"] = f"{total('train/tokens'):,.0f}"
+    return found
+
+
+def teachers_devices(config: DictConfig) -> int:
+    """GPUs that managed teachers had to themselves; those of external servers are not known here."""
+    teachers = [OmegaConf.merge(config.teacher, departures) for departures in config.teachers.values()]
+    return sum(
+        teacher.tp * teacher.dp
+        for teacher in teachers or [config.teacher]
+        if teacher.mode == "managed" and teacher.store_mode != "replay" and not teacher.share_device
+    )
+
+
+def accuracies(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """Held-out accuracy by arm, with its 95 % interval."""
+    found = {}
+    for arm in EVALUATED:
+        if arm in evaluation:
+            low, high = evaluation[arm]["accuracy_interval_95"]
+            prompt = "with" if evaluation[arm]["sees_prompt"] else "without"
+            text = f"{evaluation[arm]['accuracy']:.3f} ({low:.3f}-{high:.3f}) of {evaluation[arm]['rows']} rows"
+            found[f"{arm}, {prompt} the prompt"] = text
+    return found
+
+
+def table(title: str, values: Mapping[str, str]) -> str:
+    """A Markdown section with a table of two columns."""
+    return "\n".join(
+        [f"## {title}\n", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())]
+    )

@@ -1,0 +1,163 @@
+"""SGLang's scoring protocol: the body of a request, and a `Score` from an answer or the reason why it is none.
+
+Shapes as in `scorer.py`. Every request also carries the probe: a short fixed sequence whose log-probs tell one model
+from another, so that each answer proves who gave it.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherResponseError
+
+MAX_LOGPROB = 1e-4  # nats; a log-prob is <= 0, log-softmax in fp32 may round a little above
+PROBE_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of a request that travels: nothing after the last wanted token, log-probs from the first one on."""
+
+    first: int
+    """Index in the response of the first wanted token."""
+    last: int
+    """Index in the response of the last wanted token."""
+    ids: list[int]
+    """Prompt, then the response up to `last`."""
+    start: int
+    """SGLang's `logprob_start_len`."""
+
+
+def span_of(request: ScoreRequest) -> Span | None:
+    """What to send for a request; None if no token of it is wanted."""
+    mask = request.response_mask
+    wanted = range(len(request.response_ids)) if mask is None else [i for i, keep in enumerate(mask) if keep]
+    if not wanted:
+        return None
+    first, last = wanted[0], wanted[-1]
+    ids = [*request.prompt_ids, *request.response_ids[: last + 1]]
+    # One before the first wanted token: the first entry returned is [None, token at this position]. Not 0: prefix-cache
+    # reuse stops at this position.
+    return Span(first, last, ids, start=len(request.prompt_ids) - 1 + first)
+
+
+def prompt_span(prompt_ids: Sequence[int]) -> Span:
+    """The bare prompt, to put it into the server's prefix cache."""
+    return Span(first=0, last=-1, ids=list(prompt_ids), start=len(prompt_ids) - 1)
+
+
+def probe_span(vocab_size: int) -> Span:
+    """The fixed sequence of every request; its log-probs are asked for from the second token on."""
+    ids = [(7919 * i + 13) % max(1, vocab_size - 1) for i in range(PROBE_TOKENS)]
+    return Span(first=0, last=PROBE_TOKENS - 2, ids=ids, start=0)
+
+
+def build_body(spans: Sequence[Span], requests: Sequence[ScoreRequest | None]) -> dict[str, Any]:
+    """The body of `POST /generate` for several sequences; `None` marks a span that belongs to no request."""
+    top_k = [0 if request is None else request.top_k for request in requests]
+    token_ids = [[] if request is None else list(request.token_ids) for request in requests]
+    body: dict[str, Any] = {
+        "input_ids": [span.ids for span in spans],
+        "sampling_params": {"max_new_tokens": 0, "temperature": 0},
+        "return_logprob": True,
+        "logprob_start_len": [span.start for span in spans],
+    }
+    if any(top_k):
+        # Arrays in base64 where the version has them (0.5.17+); older ones ignore the key and answer with lists.
+        body |= {
+            "top_logprobs_num": top_k,
+            "return_flat_raw_top_logprobs": True,
+            "return_flat_raw_top_logprobs_b64": True,
+        }
+    if any(token_ids):
+        body["token_ids_logprob"] = token_ids
+    return body
+
+
+def read_score(meta: dict[str, Any], span: Span, request: ScoreRequest, vocab_size: int) -> Score:
+    """The answer to one request. Raises TeacherResponseError if it is not an answer to what was sent."""
+    rows = len(request.response_ids)
+    wanted = np.ones(rows, bool) if request.response_mask is None else np.asarray(request.response_mask, bool)
+    place = slice(span.first, span.last + 1)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        out = np.zeros((rows, *values.shape[1:]), values.dtype)
+        out[place] = values
+        out[~wanted] = 0
+        return out
+
+    logprobs = spread(read_logprobs(meta, span, vocab_size))
+    top_ids = top_logprobs = token_logprobs = None
+    if request.top_k:
+        ids, values = _read_top(meta, span, request.top_k, vocab_size)
+        top_ids, top_logprobs = spread(ids), spread(values)
+    if request.token_ids:
+        token_logprobs = spread(_read_token_ids(meta, span, request.token_ids))
+    return Score(logprobs, top_ids, top_logprobs, token_logprobs)
+
+
+def read_logprobs(meta: dict[str, Any], span: Span, vocab_size: int) -> np.ndarray:
+    """Log-probs of the tokens after `span.start`, float32. Raises TeacherResponseError if they are not that."""
+    try:
+        entries = [(logprob, token) for logprob, token, *_ in meta["input_token_logprobs"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TeacherResponseError(f"no readable input_token_logprobs in the answer: {error!r}") from error
+    sent = span.ids[span.start :]
+    if len(entries) != len(sent):
+        raise TeacherResponseError(f"{len(entries)} entries for {len(sent)} tokens")
+    for position, ((_, echoed), token) in enumerate(zip(entries, sent, strict=True)):
+        # SGLang echoes the last id of the vocabulary as 0; its log-prob is right.
+        if echoed != token and not (token == vocab_size - 1 and echoed == 0):
+            raise TeacherResponseError(f"the answer scores token {echoed} at position {position}, sent was {token}")
+    return _checked([logprob for logprob, _ in entries[1:]], (len(sent) - 1,), "log-prob")
+
+
+def _read_top(meta: dict[str, Any], span: Span, top_k: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and log-probs of the most likely tokens, each (tokens, K)."""
+    shape = (len(span.ids) - 1 - span.start, top_k)
+    try:
+        if "input_top_logprobs_val_flat_b64" in meta:
+            values = np.frombuffer(base64.b64decode(meta["input_top_logprobs_val_flat_b64"]), "<f4")
+            ids = np.frombuffer(base64.b64decode(meta["input_top_logprobs_idx_flat_b64"]), "<i4")
+            values, ids = values.reshape(shape), ids.reshape(shape)
+        else:
+            nested = meta["input_top_logprobs"][1:]
+            values = np.array([[entry[0] for entry in row] for row in nested], np.float32).reshape(shape)
+            ids = np.array([[entry[1] for entry in row] for row in nested], np.int32).reshape(shape)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise TeacherResponseError(f"no readable top-{top_k} log-probs of shape {shape}: {error!r}") from error
+    if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+        raise TeacherResponseError("a top token is outside the vocabulary")
+    return ids, _checked(values, shape, "top log-prob")
+
+
+def _read_token_ids(meta: dict[str, Any], span: Span, token_ids: tuple[int, ...]) -> np.ndarray:
+    """Log-probs of the fixed ids, (tokens, L), in the order asked for."""
+    try:
+        rows = [{entry[1]: entry[0] for entry in row} for row in meta["input_token_ids_logprobs"][1:]]
+        values = [[row[token] for token in token_ids] for row in rows]
+    except (KeyError, TypeError, IndexError) as error:
+        raise TeacherResponseError(f"no readable log-probs of the asked token ids: {error!r}") from error
+    return _checked(values, (len(span.ids) - 1 - span.start, len(token_ids)), "log-prob of an asked token")
+
+
+def _checked(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Float32 of exactly this shape, finite and at most 0: never NaN into an advantage, never a silent zero."""
+    try:
+        with np.errstate(over="ignore"):  # becomes -inf, which is refused below
+            array = np.array(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise TeacherResponseError(f"a {name} is not a number: {error}") from error
+    if array.shape != shape:
+        raise TeacherResponseError(f"{name}s of shape {array.shape}, asked were {shape}")
+    bad = ~np.isfinite(array) | (array > MAX_LOGPROB)
+    if bad.any():
+        position = int(np.argwhere(bad)[0][0])
+        value = float(array[bad][0])
+        kind = "not finite" if not math.isfinite(value) else "above 0"
+        raise TeacherResponseError(f"{name} {value} of response token {position} is {kind}")
+    return array

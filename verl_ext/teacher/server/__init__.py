@@ -1,0 +1,1 @@
+"""The SGLang process: started, watched, restarted, stopped."""

@@ -1,0 +1,1 @@
+"""Scores that are kept, and the proof that they are this teacher's."""

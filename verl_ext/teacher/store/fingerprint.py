@@ -1,0 +1,113 @@
+"""Which teacher made a score: a short id that changes with whatever may change the score.
+
+Made here of a model's files; `stored_teachers.py` has external servers, `probe.py` the check by log-probs.
+"""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_ext.run.file_hashes import default_cache, hash_files
+from verl_ext.teacher.config import TeacherConfig
+
+ID_LENGTH = 16  # hex digits: 64 bits, for a handful of teachers
+VERSION_TIMEOUT_S = 60.0
+# Beside the weights: shape and numerics, tokens, code that comes with the checkpoint.
+OTHER_FILES = ("config.json", "tokenizer.json", "*.py")
+
+
+@dataclass(frozen=True)
+class TeacherFingerprint:
+    """What a teacher's log-probs depend on, but for rounding."""
+
+    model: str
+    """SHA-256 (hex) of names, sizes and contents of the model's files; of an external server, of its first probe."""
+    quantization: str | None
+    """As asked for: None or `fp8`; a checkpoint's own quantisation is in its files."""
+    dtype: str
+    """Weights and activations: `auto`, `float32`, `bfloat16`, `float16`."""
+    kv_cache_dtype: str
+    """As SGLang has it, e.g. `auto`."""
+    sglang_version: str
+    """The server's, e.g. `0.5.21`."""
+    served_as: str = ""
+    """What an external server says that it serves: path and weight version. Empty where `model` is of files."""
+    extra_args: tuple[str, ...] = ()
+    """`teacher.extra_args` of a managed server: they may change anything."""
+
+    @property
+    def id(self) -> str:
+        """16 hex digits of the SHA-256 of all fields."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:ID_LENGTH]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field by name, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "TeacherFingerprint":
+        """What `to_dict` was called on.
+
+        Raises:
+            KeyError, TypeError: if `fields` are others.
+        """
+        return cls(**{**fields, "extra_args": tuple(fields["extra_args"])})
+
+
+def fingerprint_of_files(config: TeacherConfig, folder: Path, cache: Path | None = None) -> TeacherFingerprint:
+    """The fingerprint of the managed teacher of `config`, whose model lies in `folder`.
+
+    `cache` remembers file hashes; None takes the user's. Reads the model once, then only asks for times and sizes.
+
+    Raises:
+        ValueError: naming the key, if `folder` holds no model or the teacher's python has no SGLang.
+    """
+    return TeacherFingerprint(
+        model=hash_of_model(folder, cache),
+        quantization=config.quantization,
+        dtype=config.dtype,
+        kv_cache_dtype=config.kv_cache_dtype,
+        sglang_version=sglang_version_of(config.python),
+        extra_args=tuple(config.extra_args),
+    )
+
+
+def hash_of_model(folder: Path, cache: Path | None = None) -> str:
+    """SHA-256 (hex) of names, sizes and contents of what decides a model's log-probs.
+
+    Raises:
+        ValueError: if `folder` holds no `config.json` or no weights.
+    """
+    # As the loaders do: safetensors where there are any.
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not weights or not (folder / "config.json").is_file():
+        raise ValueError(
+            f"teacher.model_path: {folder} has no config.json with *.safetensors or pytorch_model*.bin beside it; "
+            "give the folder of a whole model"
+        )
+    paths = [*weights, *(path for pattern in OTHER_FILES for path in sorted(folder.glob(pattern)))]
+    hashes = hash_files(paths, cache or default_cache())
+    listing = [(path.name, path.stat().st_size, digest) for path, digest in zip(paths, hashes, strict=True)]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def sglang_version_of(python: str) -> str:
+    """The version of SGLang that this interpreter would run.
+
+    Raises:
+        ValueError: if it has none or does not answer within a minute.
+    """
+    command = [str(Path(python).expanduser()), "-I", "-c", "import importlib.metadata as m; print(m.version('sglang'))"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ValueError(
+            f"teacher.python: {python} cannot tell its SGLang's version ({type(error).__name__}); "
+            "create the teacher environment or give its python"
+        ) from error
+    return answer.stdout.strip()

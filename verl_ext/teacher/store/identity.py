@@ -1,0 +1,164 @@
+"""Under which fingerprint the scores of a run's teacher are in its store.
+
+Of a managed teacher it is made of the model's files. Of an external one we have no files, and log-probs rounded into
+an id would break at the edges of the rounding. So such a server is recognised instead: it gets the fingerprint of the
+recorded teacher that says the same of itself and whose probe it reproduces.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.store.fingerprint import TeacherFingerprint, fingerprint_of_files, hash_of_model
+from verl_ext.teacher.store.probe_record import ProbeRecord, probe_sequences, take_probe
+from verl_ext.teacher.store.store import ScoreStore
+from verl_ext.teacher.types import Scorer, TeacherResponseError, TeacherUnavailableError
+
+INFO_TIMEOUT_S = 30.0
+
+
+async def fingerprint_for_store(
+    config: TeacherConfig, store: ScoreStore, urls: Sequence[str], scorer: Scorer | None, vocab_size: int
+) -> TeacherFingerprint:
+    """The fingerprint to give to `StoredScorer`. Call it once a run, when the servers at `urls` answer.
+
+    `scorer` asks the servers themselves; replay needs neither it nor `urls`.
+
+    Raises:
+        ValueError: naming the key, if the model's files, SGLang or a teacher to replay are not there.
+        TeacherError: if an external server does not score the probe or say what it is.
+    """
+    if config.store_mode == "replay":
+        return fingerprint_for_replay(config, store)
+    if config.mode == "managed":
+        # In a thread: the first time, it reads the whole model.
+        found = await asyncio.to_thread(fingerprint_of_files, config, model_folder(config))
+        store.remember_teacher(found.id, ProbeRecord(found).to_json())
+        return found
+    assert scorer is not None  # who has urls has a scorer
+    served = await served_fingerprint(urls, os.environ.get(config.api_key_env, ""))
+    return await recognise(served, scorer, vocab_size, store, config.probe_tolerance)
+
+
+def model_folder(config: TeacherConfig) -> Path:
+    """Where the files of `teacher.model_path` lie: itself, or its snapshot in the Hugging Face cache.
+
+    Raises:
+        ValueError: if they are not on this machine.
+    """
+    assert config.model_path is not None  # TeacherConfig refuses mode=managed without it
+    folder = Path(config.model_path).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(config.model_path, local_files_only=True))
+    except (OSError, HFValidationError) as error:  # LocalEntryNotFoundError is an OSError
+        raise ValueError(
+            f"teacher.model_path: {config.model_path} is neither a folder nor in the Hugging Face cache here, so its "
+            "scores cannot be stored: download it, or set teacher.store_path=null"
+        ) from error
+
+
+async def served_fingerprint(urls: Sequence[str], api_key: str = "") -> TeacherFingerprint:
+    """What the first server of `urls` that answers says of itself; `model` is empty.
+
+    Raises:
+        TeacherUnavailableError: if none answers.
+        TeacherResponseError: if an answer is not SGLang's.
+    """
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    error: Exception | None = None
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(INFO_TIMEOUT_S)) as session:
+        for url in urls:
+            try:
+                model = await _get(session, f"{url.rstrip('/')}/model_info")
+                server = await _get(session, f"{url.rstrip('/')}/server_info")
+            except (aiohttp.ClientError, TimeoutError) as failure:
+                error = failure
+                continue
+            return _read_info(url, model, server)
+    raise TeacherUnavailableError(
+        f"teacher.urls: none of {', '.join(urls)} says what it serves: {type(error).__name__}: {error}"
+    )  # no `from error`, no repr: they hold the Authorization header
+
+
+async def recognise(
+    served: TeacherFingerprint, scorer: Scorer, vocab_size: int, store: ScoreStore, tolerance: float | None = None
+) -> TeacherFingerprint:
+    """The fingerprint under which this server's scores are in `store`; a new one is recorded there.
+
+    `scorer` asks the server itself. `tolerance` in nats (`teacher.probe_tolerance`); None: as its precision allows.
+
+    Raises:
+        TeacherError: if it does not score the probe.
+    """
+    now = await take_probe(scorer, served, probe_sequences(vocab_size))
+    known = [record for record in _records(store) if dataclasses.replace(record.fingerprint, model="") == served]
+    near = [record for record in known if record.sequences == now.sequences]
+    best = min(near, key=now.greatest_difference, default=None)
+    if best is not None and best.complaint(now, tolerance) is None:
+        return best.fingerprint
+    digest = hashlib.sha256()
+    for row in now.logprobs:
+        digest.update(struct.pack(f"<{len(row)}f", *row))
+    found = dataclasses.replace(served, model=digest.hexdigest())
+    store.remember_teacher(found.id, dataclasses.replace(now, fingerprint=found).to_json())
+    return found
+
+
+def fingerprint_for_replay(config: TeacherConfig, store: ScoreStore) -> TeacherFingerprint:
+    """The one teacher in `store` that `config` can mean. SGLang's version is not compared: it need not be there.
+
+    Raises:
+        ValueError: naming the key, if there is none or more than one.
+    """
+    wanted: dict[str, Any] = {}
+    if config.mode == "managed":
+        wanted = {key: getattr(config, key) for key in ("quantization", "dtype", "kv_cache_dtype")}
+        wanted |= {"model": hash_of_model(model_folder(config)), "extra_args": tuple(config.extra_args)}
+    known = [record.fingerprint for record in _records(store)]
+    fitting = [found for found in known if wanted.items() <= found.to_dict().items()]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"teacher.store_path: {len(fitting)} of the {len(known)} teachers with scores in {store.path} are the "
+            "configured one, and store_mode=replay needs exactly one: give another folder or score with read_write"
+        )
+    return fitting[0]
+
+
+def _records(store: ScoreStore) -> list[ProbeRecord]:
+    return [ProbeRecord.from_json(record) for record in store.teachers().values()]
+
+
+async def _get(session: aiohttp.ClientSession, url: str) -> Any:
+    async with session.get(url) as response:
+        response.raise_for_status()
+        try:
+            return await response.json()
+        except ValueError as error:
+            raise TeacherResponseError(f"{url} does not answer in JSON: {error}") from error
+
+
+def _read_info(url: str, model: Mapping[str, Any], server: Mapping[str, Any]) -> TeacherFingerprint:
+    """Only the fields named here are read: `/server_info` also holds the API key in clear."""
+    try:
+        return TeacherFingerprint(
+            model="",
+            quantization=server["quantization"],
+            dtype=server["dtype"],
+            kv_cache_dtype=server["kv_cache_dtype"],
+            sglang_version=server["version"],
+            served_as=f"{model['model_path']} {model['weight_version']}",
+        )
+    except (KeyError, TypeError) as error:
+        raise TeacherResponseError(f"{url} does not describe itself as SGLang does: {error!r}") from error
