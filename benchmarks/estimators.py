@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kl_estimators import (
+from benchmarks.arms.kl_estimators import (
     ESTIMATORS,
     OFF_POLICY,
     direct,
@@ -21,7 +21,7 @@ from benchmarks.kl_estimators import (
     support,
     tool_gradient,
 )
-from benchmarks.kl_laboratory import (
+from benchmarks.arms.kl_laboratory import (
     Estimator,
     World,
     descend,
@@ -32,7 +32,7 @@ from benchmarks.kl_laboratory import (
     train,
     visits,
 )
-from benchmarks.runs import report
+from benchmarks.arms.runs import report
 
 STEPS, LONG_STEPS, LEARNING_RATE, ROWS, SEEDS = 200, 2000, 0.5, 8, 4
 EXACT = 1e-12

@@ -40,7 +40,7 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.runs import RUN_TIMEOUT_S, report
+from benchmarks.arms.runs import RUN_TIMEOUT_S, report
 from verl_ext.method.chunked import chunked_from_logits, chunked_topk_divergence
 from verl_ext.method.divergence import topk_divergence
 

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import DEMO, launch, report
+from benchmarks.arms.runs import DEMO, launch, report
 from verl_ext.run.files import write_json
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import SGLangServer

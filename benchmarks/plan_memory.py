@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import DEMO, arguments, report
+from benchmarks.arms.runs import DEMO, arguments, report
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.plan.hardware import GIB
 from verl_ext.plan.memory import trainer_update
@@ -77,7 +77,7 @@ def measured(words: list[str], folder: Path, name: str) -> int:
     out = folder / f"{name}.json"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "VERL_PLATFORM": "cpu"}
     with (folder / f"{name}.log").open("w") as log:
-        command = [sys.executable, "-m", "benchmarks.plan_memory_arm", str(out), *words]
+        command = [sys.executable, "-m", "benchmarks.arms.plan_memory_arm", str(out), *words]
         subprocess.run(command, stdout=log, stderr=log, check=True, timeout=ARM_TIMEOUT_S, env=environment)
     return json.loads(out.read_text())["peak"]
 

@@ -7,12 +7,12 @@
 Runs `recipe.on_policy_distillation` with whatever overrides follow the options. `--shape` gives random weights of a
 published shape (or of a config.json), one model as student and teacher, and rows of `--prompt`, `--teacher-prompt` and
 `--response` tokens; without it the student is `--model` and the rows are those of `--data`. Seconds are medians of the
-steps after the first two. FLOPs are what the mathematics asks for (benchmarks/flops.py); `--peak-flops` is the chip's
-limit in the trainer's and vLLM's precision, dense, and `--teacher-peak-flops` in the teacher's. Sampling and scoring
+steps after the first two. FLOPs are what the mathematics asks for (arms/flops.py); `--peak-flops` is the chip's limit
+in the trainer's and vLLM's precision, dense, and `--teacher-peak-flops` in the teacher's. Sampling and scoring
 overlap, on one device too: the seconds of scoring lie within those of sampling.
 
-Memory: benchmarks/memory_watch.py beside `recipe.plan`'s phases of the same overrides. With CUDA the plan has bars; on
-a CPU a model that is small beside its libraries says nothing of it (`benchmarks.plan_memory` does).
+Memory: arms/memory_watch.py beside `recipe.plan`'s phases of the same overrides. With CUDA the plan has bars; on a
+CPU a model that is small beside its libraries says nothing of it (`benchmarks.plan_memory` does).
 """
 
 import argparse
@@ -29,9 +29,9 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import flops, random_model
-from benchmarks.memory_watch import ALL, TEACHER, TRAINER, VLLM, Bytes, MemoryWatch
-from benchmarks.runs import DEMO, report
+from benchmarks.arms import flops, random_model
+from benchmarks.arms.memory_watch import ALL, TEACHER, TRAINER, VLLM, Bytes, MemoryWatch
+from benchmarks.arms.runs import DEMO, report
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.plan import memory
 from verl_ext.plan.hardware import GIB, HardwareConfig, hardware_of

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import report
+from benchmarks.arms.runs import report
 from verl_ext.teacher.store.store import ScoreStore
 from verl_ext.teacher.types import Score
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks.sft_step --json sft_step.json
 
-The stock arm (`benchmarks.sft_arm`) is verl's own trainer, dataset, loader, engine and schedule on the same file.
+The stock arm (`benchmarks.arms.sft_arm`) is verl's own trainer, dataset, loader, engine and schedule on the same file.
 `TRL_PYTHON`, the interpreter of an environment with TRL 1.16.0, adds TRL's SFTTrainer (without the adapter on lm_head,
 which it refuses); the bar is against stock verl.
 All arms run three times in turn, so that a busy machine slows each; the ratio is of the medians.
@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import DEMO, RUN_TIMEOUT_S, arguments, report
+from benchmarks.arms.runs import DEMO, RUN_TIMEOUT_S, arguments, report
 from verl_ext.data.conversations import conversation, to_parquet
 from verl_ext.data.rows import check_rows
 
@@ -39,12 +39,12 @@ def run(arm: str, folder: Path, rows: Path, steps: int) -> tuple[list[float], fl
     """Tokens/s of each step after the first two, and the peak resident memory of the process in GiB."""
     folder.mkdir(parents=True)
     command = [
-        *(sys.executable, "-m", "benchmarks.sft_arm", f"+arm={arm}", "sft_platform=cpu", "sft_task=demo"),
+        *(sys.executable, "-m", "benchmarks.arms.sft_arm", f"+arm={arm}", "platform=cpu", "task=demo"),
         *(f"student.path={DEMO}/models/base", f"data.train_files={rows}", f"run_dir={folder}"),
         *(f"trainer.total_training_steps={steps}", "trainer.save_freq=-1"),
     ]
     if arm == "trl":
-        script = str(Path(__file__).with_name("sft_trl.py"))
+        script = str(Path(__file__).with_name("arms") / "sft_trl.py")
         command = [TRL_PYTHON, script, f"{DEMO}/models/base", str(rows), str(folder), str(steps)]
     print(f"running {arm}, {steps} steps (log: {folder}/run.log)", flush=True)
     with (folder / "run.log").open("w") as log:

@@ -8,7 +8,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import Run, arguments, launch, report
+from benchmarks.arms.runs import Run, arguments, launch, report
 
 
 def stages(run: Run) -> list[tuple[str, float]]:
@@ -27,7 +27,7 @@ def first_step_done(run: Run) -> float:
 def main() -> None:
     options = arguments("seconds from launch to the first step, ours and stock verl's", steps=1)
     ours = launch("recipe.on_policy_distillation", options.out / "ours", 1)
-    stock = launch("benchmarks.stock_verl", options.out / "stock", 1)
+    stock = launch("benchmarks.arms.stock_verl", options.out / "stock", 1)
     table = Table(title="start-up, seconds since launch")
     for column in ("what became true", "at", "after the one before"):
         table.add_column(column, justify="left" if column.startswith("what") else "right")

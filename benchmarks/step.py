@@ -6,7 +6,7 @@ python -m benchmarks.step --json step.json
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import arguments, launch, report
+from benchmarks.arms.runs import arguments, launch, report
 
 STAGES = (
     ("sampling (ours: and scoring)", "timing_s/gen"),
@@ -23,7 +23,7 @@ BAR = 1.05
 def main() -> None:
     options = arguments("seconds of a step, ours and stock verl's", steps=12)
     ours = launch("recipe.on_policy_distillation", options.out / "ours", options.steps)
-    stock = launch("benchmarks.stock_verl", options.out / "stock", options.steps)
+    stock = launch("benchmarks.arms.stock_verl", options.out / "stock", options.steps)
     table = Table(title=f"median seconds a step, steps 3 to {options.steps}, 32 prompts x 4 samples")
     for column in ("", "ours", "stock verl", "ours / stock"):
         table.add_column(column, justify="left" if not column else "right")

@@ -21,8 +21,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import report
-from benchmarks.scoring_arms import Model, Outcome, SGLangArms, VerlTeacher, Workload, write_model
+from benchmarks.arms.runs import report
+from benchmarks.arms.scoring_arms import Model, Outcome, SGLangArms, VerlTeacher, Workload, write_model
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import SGLangServer

@@ -10,7 +10,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 $PYTHON -m recipe.create_data out_dir="$OUT/data" prompt=tinker teacher="$TEACHER" \
     labels.policy=tinker engine.tp="${TP:-1}" engine.dtype=bfloat16
 $PYTHON -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m recipe.sft \
-    sft_preset=tinker sft_platform=cuda student.path="$STUDENT" \
+    preset=tinker platform=cuda student.path="$STUDENT" \
     data.train_files="$OUT/data/conversations.parquet" run_dir="$OUT/run" "$@"
 $PYTHON -m recipe.evaluate data="$OUT/data/heldout.parquet" edge="$OUT/data/edge.parquet" extract_prompted=final_answer \
     base="$STUDENT" base_prompted="$STUDENT" teacher="$TEACHER" student="$OUT/run/student" out="$OUT/eval.json" \

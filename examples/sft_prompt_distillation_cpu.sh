@@ -10,7 +10,7 @@ $PYTHON -m recipe.tiny_pair data_dir="$OUT/data" out_dir="$OUT/base"
 $PYTHON -m recipe.create_data out_dir="$OUT/data" max_chars=64 teacher="$OUT/base" \
     labels.extract=whole labels.policy=strict sampling.max_tokens=8 engine.dtype=float32
 $PYTHON -m torch.distributed.run --standalone --nproc-per-node "${RANKS:-1}" -m recipe.sft \
-    sft_preset=tinker sft_platform=cpu sft_task=demo student.path="$OUT/base" \
+    preset=tinker platform=cpu task=demo student.path="$OUT/base" \
     data.train_files="$OUT/data/conversations.parquet" run_dir="$OUT/run" "$@"
 $PYTHON -m recipe.evaluate data="$OUT/data/heldout.parquet" edge="$OUT/data/edge.parquet" \
     base="$OUT/base" teacher="$OUT/base" student="$OUT/run/student" out="$OUT/eval.json" max_tokens=8 dtype=float32

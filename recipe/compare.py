@@ -1,7 +1,7 @@
 """Is this Tinker's recipe? Its installed code and ours, value by value.
 
     python -m recipe.compare parity                         # the preset `tinker`
-    python -m recipe.compare parity sft_preset=seed         # any override of recipe.sft
+    python -m recipe.compare parity preset=seed         # any override of recipe.sft
 
 Tinker's values come from its installed packages, which run their own training loop against a service that only takes
 notes: no network, no key. Ours come from the trainer as it is really built. Writes parity.json and parity.md; the exit
@@ -116,10 +116,10 @@ def gather(config: ParityConfig, overrides: list[str], folder: Path) -> tuple[di
     oracle = ROOT / "verl_ext" / "tinker" / "oracle.py"
     tinker = json.loads(run_side([config.tinker_python or sys.executable, str(oracle)], input=json.dumps(request)))
     places = {"student.path": request["tokenizer"], "data.train_files": request["conversations"], "run_dir": folder}
-    platform = [] if any(o.startswith("sft_platform=") for o in overrides) else ["sft_platform=cpu"]
+    platform = [] if any(o.startswith("platform=") for o in overrides) else ["platform=cpu"]
     request |= {
         "overrides": [*platform, *overrides, *(f"{key}={value}" for key, value in places.items())],
-        "config_dir": str(ROOT / "configs"),
+        "config_dir": str(ROOT / "configs" / "sft"),
         "lora_model_config": str(LORA_MODEL_CONFIG),
     }
     asked, noted = folder / "request.json", folder / "ours.json"

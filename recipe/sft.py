@@ -1,7 +1,7 @@
 """Train a student on a teacher's labels, without the prompt that the teacher had (SFT prompt distillation).
 
     torchrun --nproc-per-node 8 -m recipe.sft student.path=MODEL data.train_files=conversations.jsonl
-    python -m recipe.sft sft_platform=cpu sft_task=demo student.path=MODEL data.train_files=conversations.jsonl
+    python -m recipe.sft platform=cpu task=demo student.path=MODEL data.train_files=conversations.jsonl
 
 The second form is one process. `--help` and `--cfg job` show every setting; any can be overridden on the command line.
 """
@@ -32,7 +32,7 @@ def check(config: DictConfig, ranks: int) -> "DataReport":
     return check_run(config, ranks)
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="sft")
+@hydra.main(version_base=None, config_path="../configs/sft", config_name="sft")
 def main(config: DictConfig) -> None:
     try:
         check_given(config, "student.path", "data.train_files")

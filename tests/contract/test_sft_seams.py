@@ -139,7 +139,7 @@ def compose_sft(pytestconfig):
     prepare_training_configs()
 
     def run(*overrides: str):
-        with initialize_config_dir(str(pytestconfig.rootpath / "configs"), version_base=None):
+        with initialize_config_dir(str(pytestconfig.rootpath / "configs" / "sft"), version_base=None):
             return compose("sft", ["student.path=MODEL", "data.train_files=rows.jsonl", *overrides])
 
     return run
@@ -178,7 +178,7 @@ def test_the_tinker_preset_in_force(compose_sft):
 
 
 def test_the_seed_preset_in_force(compose_sft):
-    config = compose_sft("sft_preset=seed")
+    config = compose_sft("preset=seed")
     settings, optimizer, rates = optimizer_and_rates(config, 64)
     (group,) = optimizer.param_groups
     assert (list(group["betas"]), group["weight_decay"], group["eps"]) == ([0.9, 0.95], 0.01, 1e-8)
@@ -197,7 +197,7 @@ def test_the_epsilon_follows_the_batch(compose_sft):
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("task", ["demo", "prompt_distillation"])
 def test_every_shipped_configuration_resolves(compose_sft, preset, platform, task):
-    config = compose_sft(f"sft_preset={preset}", f"sft_platform={platform}", f"sft_task={task}")
+    config = compose_sft(f"preset={preset}", f"platform={platform}", f"task={task}")
     assert "???" not in OmegaConf.to_yaml(config, resolve=True)
     assert config.optim._target_ == f"{engine.__name__}.LinearOptimizerConfig"
     assert config.environment.VERL_ENGINE_VENDOR == engine.VENDOR

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.memory_watch import nvidia_smi
+from benchmarks.arms.memory_watch import nvidia_smi
 
 ROOT = Path(__file__).parents[2]
 COMMAND_TIMEOUT_S = float(os.environ.get("COMMAND_TIMEOUT_S", "500"))

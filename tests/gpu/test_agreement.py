@@ -65,7 +65,7 @@ def scored(request, machine, pair: Path, run_module: Callable[..., str], tmp_pat
         if machine.platform == "cpu":
             # 0.6 billion parameters by default, loaded four times over: here the tiny pair shows the agreement.
             pytest.skip("PLATFORM=cpu: AGREEMENT_SHAPE is for a GPU")
-        from benchmarks.random_model import make_model
+        from benchmarks.arms.random_model import make_model
 
         make_model(folder / "model", SHAPE, machine.platform, machine.dtype)
         asked |= {"model": str(folder / "model"), "prompts": random_prompts()}

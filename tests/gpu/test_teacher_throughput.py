@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
 def measure(machine, folder: Path, precision: str, log: Path) -> dict[str, dict[str, float]]:
     """Median seconds of both arms by workload."""
-    from benchmarks.scoring_arms import SGLangArms, Workload
+    from benchmarks.arms.scoring_arms import SGLangArms, Workload
     from verl_ext.teacher.config import TeacherConfig
     from verl_ext.teacher.server.process import SGLangServer
     from verl_ext.teacher.teachers import vocab_size_of
@@ -47,8 +47,8 @@ def measure(machine, folder: Path, precision: str, log: Path) -> dict[str, dict[
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fp8_is_no_slower_than_bfloat16(shape: str, cuda, out: Path, tmp_path: Path) -> None:
-    from benchmarks import flops
-    from benchmarks.random_model import make_model
+    from benchmarks.arms import flops
+    from benchmarks.arms.random_model import make_model
     from verl_ext.plan.shape import load_shape
 
     started, folder = time.time(), tmp_path / shape

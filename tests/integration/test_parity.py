@@ -50,7 +50,7 @@ def test_the_preset_tinker_is_tinkers(student: Path, tmp_path: Path):
 
 
 def test_the_preset_seed_is_not(student: Path, tmp_path: Path):
-    status, found = compare(student, tmp_path / "parity.json", "sft_preset=seed")
+    status, found = compare(student, tmp_path / "parity.json", "preset=seed")
     assert status == 1
     assert {name for name, c in found.items() if not c["ok"]} == {
         "learning rate, 64 steps (0, 1, last)",

@@ -74,7 +74,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 def command(inputs: Inputs, run_dir: Path, ranks: int, *arguments: str) -> list[str]:
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"] if ranks > 1 else []
     settings = [
-        *("sft_platform=cpu", f"student.path={inputs.base}", f"data.train_files={inputs.rows}", f"run_dir={run_dir}"),
+        *("platform=cpu", f"student.path={inputs.base}", f"data.train_files={inputs.rows}", f"run_dir={run_dir}"),
         *(f"data.train_batch_size={BATCH}", "data.micro_batch_size_per_gpu=2", "data.max_length=512"),
     ]
     return [sys.executable, *launcher, "-m", "recipe.sft", *settings, *arguments]
@@ -293,7 +293,7 @@ def test_a_user_sees_one_line_for_a_mistake(inputs, tmp_path):
     assert unknown.returncode == 1
     assert "leraning_rate" in unknown.stderr
     assert not (tmp_path / "wrong").exists()
-    bare = [sys.executable, "-m", "recipe.sft", "sft_platform=cpu"]
+    bare = [sys.executable, "-m", "recipe.sft", "platform=cpu"]
     nothing = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert nothing.returncode == 1
     assert nothing.stderr.startswith("error: student.path is not set: give student.path=...")

@@ -1,0 +1,199 @@
+"""Problems from the hub's kind of files, and the scorer that reads an answer out of a response."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recipe import PROMPTS
+from verl_ext.data.create import RowsConfig, create_rows
+from verl_ext.data.hub import HubConfig, load_problems
+from verl_ext.data.rows import check_rows
+from verl_ext.data.sentences import file_sentences
+from verl_ext.evaluation.match import math_match, verifier
+
+SAMPLE = Path(__file__).parents[3] / "data" / "math_sample.jsonl"
+OWN = {"path": str(SAMPLE), "text": "text", "answer": "label"}
+MATH = {"source": "hub", "prompt": "math", "student_prompt": "math", "data_source": "math"}
+
+
+@pytest.fixture(autouse=True)
+def no_shared_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def hub_of(tmp_path, *rows: dict, **settings) -> HubConfig:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return HubConfig(path=str(path), **settings)
+
+
+def problem(text, answer) -> dict:
+    return {"problem": text, "answer": answer}
+
+
+def test_file_folder_and_parquet_give_the_same_rows(tmp_path):
+    found = load_problems(HubConfig(**OWN), seed=0)
+    assert len(found.sentences) == found.counts["read"] == found.counts["kept"] == 20
+    assert (found.sentences[8].text, found.sentences[8].label) == ("Simplify the fraction 18/24.", "\\frac{3}{4}")
+    folder, file = tmp_path / "folder", tmp_path / "one.parquet"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(SAMPLE.read_bytes())
+    pq.write_table(pa.Table.from_pylist([json.loads(line) for line in SAMPLE.read_text().splitlines()]), file)
+    for path in (folder, file):
+        assert load_problems(HubConfig(**OWN | {"path": str(path)}), seed=0).sentences == found.sentences
+
+
+def test_every_problem_once_and_only_with_one_answer(tmp_path):
+    config = hub_of(
+        tmp_path,
+        problem("One plus one?", "2"),
+        problem("Half of three?", "1.5"),
+        problem("One  plus\none? ", "2"),
+        problem("Which?", "3"),
+        problem("Which?", "4"),
+        problem("Which?", "3"),
+        problem("No answer", None),
+        problem("Empty answer", " "),
+        problem("", "7"),
+        problem("Two plus two?", "4"),
+        problem("What is " + "1 + " * 20 + "1?", "21"),
+        max_chars=80,
+    )
+    found = load_problems(config, seed=0)
+    assert [(p.index, p.text, p.label) for p in found.sentences] == [
+        (0, "One plus one?", "2"),
+        (1, "Half of three?", "1.5"),
+        (9, "Two plus two?", "4"),
+    ]
+    assert found.counts == {
+        "read": 11,
+        "without_problem": 1,
+        "without_answer": 2,
+        "over_max_chars": 1,
+        "repeated": 1,
+        "contradictory": 3,
+        "over_max_rows": 0,
+        "kept": 3,
+    }
+
+
+def test_max_rows_draws_by_seed_and_keeps_the_order(tmp_path):
+    config = hub_of(tmp_path, *(problem(f"{i} plus 1?", i + 1) for i in range(40)), max_rows=5)
+    first, again, other = (load_problems(config, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert (first.counts["over_max_rows"], first.counts["kept"]) == (35, 5)
+    kept = [p.index for p in first.sentences]
+    assert kept == sorted(kept) != list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text": "question"}, r"hub\.text=question: no such column; .* has text, label"),
+        ({"answer": "solution"}, r"hub\.answer=solution: no such column"),
+        ({"split": "test"}, r"hub\.split=test.*Unknown split"),
+        ({"name": "algebra"}, r"hub\.name=algebra, hub\.revision=: a file has neither"),
+        ({"path": "missing.jsonl"}, r"hub\.path=missing\.jsonl: no such file"),
+        ({"path": "./missing"}, r"no such folder"),
+        ({"path": "nobody/nothing"}, r"Unset HF_HUB_OFFLINE.*hub\.path=DIR"),
+    ],
+)
+def test_an_error_is_one_line_and_names_the_key(settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_problems(HubConfig(**OWN | settings), seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_answers_that_are_no_text_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"hub\.answer=answer: row 1 holds \['3'\], expected text or a number"):
+        load_problems(hub_of(tmp_path, problem("a", ["2"]) | {"answer": None}, problem("b", ["3"])), seed=0)
+    with pytest.raises(ValueError, match="1 problems with an answer"):
+        load_problems(hub_of(tmp_path, problem("a", "2")), seed=0)
+    with pytest.raises(ValueError, match=r"hub\.max_rows=1"):
+        HubConfig(max_rows=1)
+
+
+def test_rows_ask_student_and_teacher_for_a_box_and_no_problem_is_on_both_sides(tmp_path):
+    out = tmp_path / "out"
+    config = RowsConfig(out_dir=str(out), hub=HubConfig(**OWN), heldout_fraction=0.3, **MATH)
+    assert create_rows(config, PROMPTS) == f"{out}: 14 train, 6 heldout, 0 edge rows"
+    train, heldout = (check_rows("data", str(out / f"{name}.parquet")) for name in ("train", "heldout"))
+    assert not {row["prompt"][0]["content"] for row in train} & {row["prompt"][0]["content"] for row in heldout}
+    for row in train + heldout:
+        assert row["prompt"] == row["teacher_messages"]
+        assert "\\boxed{}" in row["prompt"][0]["content"]
+        assert row["data_source"] == MATH["data_source"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["hub"]["rows"]["kept"] == 20
+    assert manifest["settings"]["student_prompt_sha256"] == manifest["settings"]["prompt_sha256"]
+    assert create_rows(config, PROMPTS).endswith("up to date")
+    with pytest.raises(ValueError, match=r"other settings \(student_prompt_sha256\)"):
+        create_rows(
+            RowsConfig(out_dir=str(out), hub=config.hub, heldout_fraction=0.3, **MATH | {"student_prompt": ""}), PROMPTS
+        )
+
+
+def test_the_students_prompt_is_its_own(tmp_path):
+    short = str(PROMPTS / "short.txt")
+    create_rows(RowsConfig(out_dir=str(tmp_path), hub=HubConfig(**OWN), **MATH | {"student_prompt": short}), PROMPTS)
+    row = check_rows("data", str(tmp_path / "heldout.parquet"))[0]
+    assert row["prompt"][0]["content"].startswith("Which language")
+    assert row["teacher_messages"][0]["content"].endswith("\\boxed{}.")
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "expected"),
+    [
+        # what verl's normalisation makes equal
+        ("\\boxed{1} no, \\boxed{43}", "43", 1.0),
+        ("In \\boxed form: $\\boxed{43}$", "43", 1.0),
+        ("\\boxed{\\dfrac34}", "\\frac{3}{4}", 1.0),
+        ("\\boxed{60\\text{ km/h}}", "60", 1.0),
+        ("\\boxed{50\\%}", "50", 1.0),
+        ("\\boxed{70^\\circ}", "70", 1.0),
+        # what only math-verify does
+        ("\\boxed{0.75}", "\\frac{3}{4}", 1.0),
+        ("\\boxed{1,024}", "2^{10}", 1.0),
+        ("\\boxed{2\\sqrt{3}}", "\\sqrt{12}", 1.0),
+        ("\\boxed{1+2x}", "2x+1", 1.0),
+        ("\\boxed{\\{2, 1\\}}", "\\{1,2\\}", 1.0),
+        # wrong
+        ("\\boxed{44}", "43", 0.0),
+        ("\\boxed{43, 44}", "43", 0.0),
+        ("\\boxed{0.333}", "\\frac{1}{3}", 0.0),
+        ("\\boxed{(1,2)}", "(2,1)", 0.0),
+        # no answer
+        ("43", "43", 0.0),
+        ("$43$", "43", 0.0),
+        ("\\fbox{43}", "43", 0.0),
+        ("\\boxed{43", "43", 0.0),
+        ("\\boxed{}", "43", 0.0),
+        ("\\boxed{}", "", 0.0),
+        ("", "43", 0.0),
+    ],
+)
+def test_the_value_in_the_last_box_counts(text, truth, expected):
+    assert math_match(text, truth) == expected
+
+
+def test_a_comparison_that_does_not_end_is_given_up_and_the_next_one_works(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(verifier, "timeout_s", 0.5)
+        assert math_match("\\boxed{9^{9^{9}}}", "3") == 0.0  # sympy would take hours
+    assert math_match("\\boxed{0.75}", "\\frac{3}{4}") == 1.0
+
+
+def test_threads_may_compare():
+    pairs = [("\\boxed{0.25}", "\\frac{1}{4}"), ("\\boxed{4}", "\\frac{1}{4}")] * 4
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(math_match, *zip(*pairs, strict=True))) == [1.0, 0.0] * 4
+
+
+def test_every_sample_has_an_answer_that_its_own_solution_matches():
+    problems = file_sentences(SAMPLE)
+    assert len(problems) == len({problem.text for problem in problems}) == 20
+    assert all(math_match(f"So it is \\boxed{{{problem.label}}}.", problem.label) == 1.0 for problem in problems)
