@@ -35,7 +35,7 @@ from verl.workers.utils.losses import ppo_loss
 
 from verl_ext.method.divergence import topk_divergence
 from verl_ext.trainer import agent_loop, losses, runner, trainer
-from verl_ext.trainer.config import POLICY_LOSSES, GuardsConfig, MethodConfig, PolicyLossConfig
+from verl_ext.trainer.config import POLICY_LOSSES, GuardsConfig, MethodConfig
 
 
 def parameters(function) -> list[str]:
@@ -185,12 +185,12 @@ def policy_loss(name: str, actor, mode: str = "token-sum", **more) -> tuple[floa
     return loss.item(), metrics
 
 
-def test_our_policy_losses_read_their_bounds_where_we_write_them(composed_config):
+def test_our_policy_losses_read_their_bounds_from_the_settings(compose_run):
     """Bounds [0.5, 1.5]; values by hand."""
-    node = composed_config.actor_rollout_ref.actor.copy()
-    trainer.set_policy_loss(node, PolicyLossConfig(kind="ppo_clip", low=0.5, high=1.5))
-    assert node.policy_loss.loss_mode == "ppo_clip"
-    actor = omega_conf_to_dataclass(node)
+    settings = {"kind": "ppo_clip", "low": 0.5, "high": 1.5}
+    config = compose_run("platform=cpu", *(f"method.policy_loss.{key}={value}" for key, value in settings.items()))
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    assert actor.policy_loss.loss_mode == "ppo_clip"
     ln2, ln4 = np.log(2), np.log(4)
     wanted = {
         "importance_sampling": -2 + 0.25,
@@ -214,11 +214,9 @@ def test_a_loss_names_its_denominator_and_takes_the_rollout_corrections_weights(
     assert policy_loss("importance_sampling", actor, mode="seq-mean-token-sum")[0] == pytest.approx(-1.75 / 2)
 
 
-def test_a_policy_loss_of_verls_own_is_left_alone(composed_config):
-    node = composed_config.actor_rollout_ref.actor.copy()
-    node.policy_loss.loss_mode = "gspo"
-    trainer.set_policy_loss(node, PolicyLossConfig())
-    assert node.policy_loss.loss_mode == "gspo"
+def test_a_policy_loss_of_verls_own_may_be_taken(compose_run):
+    config = compose_run("platform=cpu", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo")
+    assert omega_conf_to_dataclass(config.actor_rollout_ref.actor).policy_loss.loss_mode == "gspo"
 
 
 def test_the_actor_takes_another_loss_and_a_worker_group_another_method():

@@ -16,7 +16,7 @@ from verl_ext.run.settings import settings_of
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, teacher_metrics, with_controlled_teacher
 from verl_ext.trainer.checkpoint import save_last_finished_step
-from verl_ext.trainer.config import POLICY_LOSSES, PolicyLossConfig, check_method
+from verl_ext.trainer.config import check_method
 from verl_ext.trainer.losses import loss_from_logits
 
 NAME = "on_policy_distillation"
@@ -31,7 +31,6 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         # verl takes every mode but the literal "sync" for an asynchronous one (another buffer, batch size 1).
         config.trainer.v1.trainer_mode = "sync"
         self.method = check_method(config)
-        set_policy_loss(config.actor_rollout_ref.actor, self.method.policy_loss)
         super().__init__(config)
         self.teacher = settings_of(config.teacher, TeacherConfig)
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
@@ -147,13 +146,6 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
 def register() -> None:
     """Make the trainer known to verl as `trainer.v1.trainer_mode=on_policy_distillation`."""
     register_trainer(NAME)(OnPolicyDistillationTrainer)
-
-
-def set_policy_loss(actor: DictConfig, settings: PolicyLossConfig) -> None:
-    """Where verl reads what `method.policy_loss` says. A loss of verl's own (`policy_loss.loss_mode`) is left alone."""
-    if actor.policy_loss.loss_mode in POLICY_LOSSES:
-        actor.policy_loss.loss_mode = settings.kind
-        actor.clip_ratio_low, actor.clip_ratio_high = 1.0 - settings.low, settings.high - 1.0
 
 
 def order_by_length(lengths: list[int], share: int) -> list[int]:
