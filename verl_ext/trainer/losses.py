@@ -38,7 +38,7 @@ Tensor = torch.Tensor
 
 @dataclass(kw_only=True)
 class BoundedPolicyLossConfig(PolicyLossConfig):
-    """verl's settings of a policy loss, and the bounds of ours: ratios of student to sampler, of `method.policy_loss`."""
+    """verl's settings of a policy loss, and the bounds of ours (`method.policy_loss`)."""
 
     low: float
     high: float
