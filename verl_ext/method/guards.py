@@ -56,12 +56,6 @@ def repetition_alarm(token_ids_BT: torch.Tensor, mask_BT: torch.Tensor, *, ngram
     return flags_B, {"guards/repetition": _share(share_B, rows), "guards/repetition_flagged": _share(flags_B, rows)}
 
 
-def length_alarm(mask_BT: torch.Tensor, *, limit: int) -> Guarded:
-    """True where a row has more than `limit` response tokens, (B,)."""
-    flags_B = mask_BT.bool().sum(-1) > limit
-    return flags_B, {"guards/length_flagged": _share(flags_B, len(flags_B))}
-
-
 def special_token_mask(mask_BT: torch.Tensor, token_ids_BT: torch.Tensor, special_ids: list[int]) -> Guarded:
     """The mask without the tokens in `special_ids`: template tokens, on which two models differ for no good reason.
 

@@ -30,7 +30,6 @@ def make(**changes: Any) -> TeacherConfig:
         ({"quantization": "awq"}, "teacher.quantization: 'awq': use null or fp8"),
         ({"quantization": "fp8"}, "teacher.quantization: fp8 needs a GPU: set teacher.device=cuda"),
         ({"quantization": "fp8", "device": "cuda"}, "teacher.dtype: .* set teacher.dtype=bfloat16"),
-        ({"kv_cache_dtype": "fp8_e4m3"}, "teacher.kv_cache_dtype: .* only auto is allowed"),
         ({"port": 70000}, "teacher.port: 70000 is outside"),
         ({"mem_fraction_static": 1.0}, "teacher.mem_fraction_static"),
         ({"max_total_tokens": 0}, "teacher.max_total_tokens: 0 is below 1"),

@@ -1,6 +1,6 @@
 """Which teacher made a score: a short id that changes with whatever may change the score.
 
-Made here of a model's files; `stored_teachers.py` has external servers, `probe.py` the check by log-probs.
+Made here of a model's files; `identity.py` has external servers, `probe_record.py` the check by log-probs.
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ from verl_ext.teacher.config import TeacherConfig
 
 ID_LENGTH = 16  # hex digits: 64 bits, for a handful of teachers
 VERSION_TIMEOUT_S = 60.0
+# What a managed server has: the dtype of the model. FP8 there makes log-probs drift by up to 0.5 nats.
+KV_CACHE_DTYPE = "auto"
 # Beside the weights: shape and numerics, tokens, code that comes with the checkpoint.
 OTHER_FILES = ("config.json", "tokenizer.json", "*.py")
 
@@ -71,7 +73,7 @@ def fingerprint_of_files(config: TeacherConfig, folder: Path, cache: Path | None
         model=hash_of_model(folder, cache),
         quantization=config.quantization,
         dtype=config.dtype,
-        kv_cache_dtype=config.kv_cache_dtype,
+        kv_cache_dtype=KV_CACHE_DTYPE,
         sglang_version=sglang_version_of(config.python),
         extra_args=tuple(config.extra_args),
     )

@@ -18,8 +18,8 @@ import aiohttp
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.store.fingerprint import TeacherFingerprint, fingerprint_of_files, hash_of_model
+from verl_ext.teacher.config import TeacherConfig, usual_probe_tolerance
+from verl_ext.teacher.store.fingerprint import KV_CACHE_DTYPE, TeacherFingerprint, fingerprint_of_files, hash_of_model
 from verl_ext.teacher.store.probe_record import ProbeRecord, probe_sequences, take_probe
 from verl_ext.teacher.store.store import ScoreStore
 from verl_ext.teacher.types import Scorer, TeacherResponseError, TeacherUnavailableError
@@ -97,16 +97,19 @@ async def recognise(
 ) -> TeacherFingerprint:
     """The fingerprint under which this server's scores are in `store`; a new one is recorded there.
 
-    `scorer` asks the server itself. `tolerance` in nats (`teacher.probe_tolerance`); None: as its precision allows.
+    `scorer` asks the server itself. `tolerance` in nats at the worst token (`teacher.probe_tolerance`); None: what is
+    usual at the precision that the server says it has.
 
     Raises:
         TeacherError: if it does not score the probe.
     """
+    if tolerance is None:
+        tolerance = usual_probe_tolerance(served.dtype, served.quantization)
     now = await take_probe(scorer, served, probe_sequences(vocab_size))
     known = [record for record in _records(store) if dataclasses.replace(record.fingerprint, model="") == served]
     near = [record for record in known if record.sequences == now.sequences]
     best = min(near, key=now.greatest_difference, default=None)
-    if best is not None and best.complaint(now, tolerance) is None:
+    if best is not None and best.greatest_difference(now) <= tolerance:
         return best.fingerprint
     digest = hashlib.sha256()
     for row in now.logprobs:
@@ -124,8 +127,13 @@ def fingerprint_for_replay(config: TeacherConfig, store: ScoreStore) -> TeacherF
     """
     wanted: dict[str, Any] = {}
     if config.mode == "managed":
-        wanted = {key: getattr(config, key) for key in ("quantization", "dtype", "kv_cache_dtype")}
-        wanted |= {"model": hash_of_model(model_folder(config)), "extra_args": tuple(config.extra_args)}
+        wanted = {
+            "model": hash_of_model(model_folder(config)),
+            "quantization": config.quantization,
+            "dtype": config.dtype,
+            "kv_cache_dtype": KV_CACHE_DTYPE,
+            "extra_args": tuple(config.extra_args),
+        }
     known = [record.fingerprint for record in _records(store)]
     fitting = [found for found in known if wanted.items() <= found.to_dict().items()]
     if len(fitting) != 1:
