@@ -146,6 +146,8 @@ def run(tmp_path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rows = [
         make_row(Sentence(i, f"text {i}", "en", 0, TRANSLATION, "en"), "name it: {text}", "train", "task")
         for i in (1, 2, 4, 5, 7, 9)
@@ -231,7 +233,7 @@ def test_another_reading_costs_no_sampling(run):
 
 def test_nothing_is_overwritten_silently(run):
     run(ScriptedSampler(TEXTS))
-    with pytest.raises(ValueError, match=r"\(sampling\).*overwrite=true"):
+    with pytest.raises(ValueError, match=r"\(sampling\.seed\).*overwrite=true"):
         run(ScriptedSampler(TEXTS), sampling=SamplingConfig(seed=1))
     (Path(run.job.teacher) / "config.json").write_text('{"changed": 1}')
     with pytest.raises(ValueError, match=r"\(model\).*overwrite=true"):

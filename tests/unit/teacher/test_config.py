@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer, build_arguments
+from verl_ext.teacher.server.command import build_arguments
+from verl_ext.teacher.server.process import SGLangServer
 
 
 def make(**changes: Any) -> TeacherConfig:

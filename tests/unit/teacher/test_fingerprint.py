@@ -14,12 +14,11 @@ from tiny_teacher import FINGERPRINT, edit_byte, with_noise
 from transformers import Qwen3ForCausalLM
 
 from verl_ext.run import file_hashes
-from verl_ext.run.file_hashes import hash_files
+from verl_ext.run.file_hashes import hash_files, hash_of_model
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.store.fingerprint import (
     TeacherFingerprint,
     fingerprint_of_files,
-    hash_of_model,
     sglang_version_of,
 )
 from verl_ext.teacher.store.identity import model_folder
@@ -63,7 +62,7 @@ def test_noise_of_a_thousandth_is_another_file(
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_folder_without_a_model(folder: Path, cache: Path, missing: str) -> None:
     (folder / missing).unlink()
-    with pytest.raises(ValueError, match=r"teacher\.model_path: .* give the folder of a whole model"):
+    with pytest.raises(ValueError, match="give the folder of a whole model"):
         hash_of_model(folder, cache)
 
 

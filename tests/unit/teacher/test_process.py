@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer, build_arguments, build_environment, check_quantized_weights
+from verl_ext.teacher.server.command import build_arguments, build_environment, check_quantized_weights
+from verl_ext.teacher.server.process import SGLangServer
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}  # as in Qwen3-30B-A3B-Instruct-2507-FP8

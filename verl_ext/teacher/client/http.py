@@ -1,12 +1,12 @@
 """One try of one scoring request over HTTP."""
 
 import asyncio
-import os
 from typing import Any
 
 import aiohttp
 import orjson
 
+from verl_ext.run.api_key import bearer_header
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import TeacherError, TeacherResponseError
 
@@ -61,9 +61,8 @@ class SGLangHttp:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            api_key = os.environ.get(self._config.api_key_env, "")
             self._session = aiohttp.ClientSession(
-                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                headers=bearer_header(self._config.api_key_env),
                 timeout=aiohttp.ClientTimeout(total=self._config.request_timeout_s),
                 connector=aiohttp.TCPConnector(limit=self._config.max_concurrency + 1),
             )

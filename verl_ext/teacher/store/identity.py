@@ -8,7 +8,6 @@ recorded teacher that says the same of itself and whose probe it reproduces.
 import asyncio
 import dataclasses
 import hashlib
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,10 @@ import aiohttp
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from verl_ext.run.api_key import bearer_header
+from verl_ext.run.file_hashes import hash_of_model
 from verl_ext.teacher.config import TeacherConfig, usual_probe_tolerance
-from verl_ext.teacher.store.fingerprint import KV_CACHE_DTYPE, TeacherFingerprint, fingerprint_of_files, hash_of_model
+from verl_ext.teacher.store.fingerprint import KV_CACHE_DTYPE, TeacherFingerprint, fingerprint_of_files
 from verl_ext.teacher.store.probe_record import ProbeRecord, probe_sequences, take_probe
 from verl_ext.teacher.store.store import ScoreStore
 from verl_ext.teacher.types import Scorer, TeacherResponseError, TeacherUnavailableError
@@ -46,7 +47,7 @@ async def fingerprint_for_store(
         store.remember_teacher(found.id, ProbeRecord(found).to_json())
         return found
     assert scorer is not None  # who has urls has a scorer
-    served = await served_fingerprint(urls, os.environ.get(config.api_key_env, ""))
+    served = await served_fingerprint(urls, config.api_key_env)
     return await recognise(served, scorer, vocab_size, store, config.probe_tolerance)
 
 
@@ -69,16 +70,16 @@ def model_folder(config: TeacherConfig) -> Path:
         ) from error
 
 
-async def served_fingerprint(urls: Sequence[str], api_key: str = "") -> TeacherFingerprint:
+async def served_fingerprint(urls: Sequence[str], api_key_env: str) -> TeacherFingerprint:
     """What the first server of `urls` that answers says of itself; `model` is empty.
 
     Raises:
         TeacherUnavailableError: if none answers.
         TeacherResponseError: if an answer is not SGLang's.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     error: Exception | None = None
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(INFO_TIMEOUT_S)) as session:
+    timeout = aiohttp.ClientTimeout(INFO_TIMEOUT_S)
+    async with aiohttp.ClientSession(headers=bearer_header(api_key_env), timeout=timeout) as session:
         for url in urls:
             try:
                 model = await _get(session, f"{url.rstrip('/')}/model_info")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from verl_ext.run.files import write_atomically
 from verl_ext.teacher.store.fingerprint import TeacherFingerprint
 from verl_ext.teacher.types import Scorer, ScoreRequest, TeacherError
 
@@ -64,10 +65,7 @@ class ProbeRecord:
 
     def save(self, path: Path) -> None:
         """Write it so that a reader never sees half a file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(self.to_json() + "\n")
-        part.replace(path)
+        write_atomically(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "ProbeRecord":
