@@ -1,6 +1,5 @@
 """One try of one scoring request over HTTP."""
 
-import asyncio
 from typing import Any
 
 import aiohttp
@@ -37,7 +36,7 @@ class SGLangHttp:
                 f"{self.url}/generate", data=orjson.dumps(body), headers={"Content-Type": "application/json"}
             ) as response:
                 text = await response.read()
-        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise ServerFailure(f"{self.url}: {type(error).__name__}: {error}") from error
         if response.status >= 500:
             raise ServerFailure(f"{self.url} answered {response.status}: {_excerpt(text)}")

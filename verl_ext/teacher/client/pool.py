@@ -113,7 +113,7 @@ class TeacherPool:
             return _empty_score(request)
         try:
             return await asyncio.wait_for(self._try_servers(request, span, shares_prompt), self.config.sample_timeout_s)
-        except (asyncio.TimeoutError, TimeoutError):
+        except TimeoutError:
             errors = "; ".join(f"{link.url}: {link.last_error}" for link in self.links)
             error: TeacherError = TeacherUnavailableError(
                 f"no score within teacher.sample_timeout_s={self.config.sample_timeout_s:g} ({errors})"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from verl_ext.teacher.config import TeacherConfig
@@ -154,7 +154,7 @@ class Supervisor:
 
     def _log(self, line: str) -> None:
         with open(self.server.log_path, "a") as log:
-            log.write(f"[{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC] teacher supervisor: {line}\n")
+            log.write(f"[{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC] teacher supervisor: {line}\n")
 
 
 @contextmanager
