@@ -3,9 +3,9 @@
 python -m benchmarks.teacher_scoring --json teacher_scoring.json
 
 The arms (`scoring_arms.py`, `verl_teacher.py`) score the same random sequences in turn, each with an empty prefix
-cache, one compute thread an engine; a ratio is the median over rounds of the ratio within a round. The client's share is its CPU seconds
-over those of the server's processes. Memory is what Python allocates while one call of `score` runs (tracemalloc),
-its results included and its requests not.
+cache, one compute thread an engine; a ratio is the median over rounds of the ratio within a round. The client's share
+is its CPU seconds over those of the server's processes. Memory is what Python allocates while one call of `score` runs
+(tracemalloc), its results included and its requests not.
 """
 
 import argparse

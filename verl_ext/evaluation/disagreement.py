@@ -25,7 +25,7 @@ from verl_ext.teacher.types import Score, Scorer, ScoreRequest, TeacherError
 
 CHUNK = 256  # samples of one call
 CHUNKS_AT_ONCE = 4  # so that the servers have work while one is handed back
-NEVER = math.log(1e-3)  # a token below this the teacher would never say
+NEVER = math.log(1e-3)  # nats; below this a token counts as one that the teacher would not sample
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Scoring:
 
     @property
     def from_store(self) -> int:
-        """Samples that no server was asked about."""
+        """Samples answered by the store."""
         return sum(isinstance(outcome, Score) and outcome.from_store for outcome in self.outcomes)
 
     @property

@@ -16,12 +16,12 @@ CHUNK_BYTES = 8 << 20
 OTHER_FILES = ("config.json", "tokenizer.json", "*.py")
 CHAT_FILES = ("tokenizer_config.json", "chat_template*", "special_tokens_map.json", "added_tokens.json")
 """What else decides how a model answers a chat, and not what it says about given token ids."""
-THREADS = 4  # hashlib lets go of the interpreter; more would only make the disk seek
+THREADS = 4  # hashlib releases the GIL; more threads would only make the disk seek
 BAR_FROM_BYTES = 1 << 30
 
 
 def default_cache() -> Path:
-    """Where hashes are remembered unless told: one file a user."""
+    """Where hashes are cached by default: one file per user."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "verl-opd" / "file-hashes.json"
 

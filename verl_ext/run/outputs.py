@@ -1,4 +1,4 @@
-"""Is this output there already, and made as asked? Every command that can be run twice asks here."""
+"""Does this output exist already, made with the same settings? Every command that can be run twice asks here."""
 
 import json
 from collections.abc import Mapping, Sequence

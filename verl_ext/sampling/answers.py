@@ -1,6 +1,6 @@
-"""Sampled answers as a file: one row a sample, the data's own columns beside what the sampler said.
+"""Sampled answers as a file: one row a sample, the data's own columns beside the sampled response.
 
-`R` response tokens. The file's metadata says who answered and how, so that scoring needs nothing else.
+`R` response tokens. The file's metadata names the model and the sampling settings, so that scoring needs nothing else.
 """
 
 import json
@@ -87,9 +87,9 @@ class Answers:
     table: pa.Table
     """The data's columns and COLUMNS, a row a sample."""
     model: str
-    """Who answered."""
+    """The model that answered."""
     settings: dict[str, Any]
-    """`AnswerRun.settings` of then."""
+    """`AnswerRun.settings` of the run that wrote it."""
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -112,7 +112,7 @@ class Answers:
 
     @classmethod
     def read(cls, key: str, path: str) -> "Answers":
-        """Of the file that `write` wrote. ValueError naming `key` if it is none."""
+        """Read the file that `write` wrote. ValueError naming `key` if it is not one."""
         table = read_table(key, path, "generate")
         described = (table.schema.metadata or {}).get(METADATA)
         if described is None:
@@ -139,7 +139,7 @@ def table_of(rows: pa.Table, samples: Sequence[Sample], n: int) -> pa.Table:
 
 
 def generate(run: AnswerRun, out: Path, chunk: int, overwrite: bool) -> tuple[Answers, dict[str, float] | None]:
-    """Sample what is missing and write `out`; the answers, and what it took (None: nothing was missing).
+    """Sample what is missing and write `out`; the answers, and `ChunkProgress.took` (None: nothing was missing).
 
     `out.journal` holds what was sampled before an interruption, at most `chunk` samples less.
 

@@ -50,7 +50,7 @@ class Journal(Generic[AnswerT]):
     def fill(
         self, ask: Callable[[Sequence[Request]], Sequence[AnswerT]], requests: Sequence[Request], chunk: int, title: str
     ) -> dict[str, float]:
-        """Ask for answers to `requests` and keep them, chunk by chunk; returns what it took (`ChunkProgress.took`)."""
+        """Ask for answers to `requests` and keep them, chunk by chunk; returns `ChunkProgress.took`."""
         with ChunkProgress(title, len(requests)) as progress:
             for start in range(0, len(requests), chunk):
                 part = requests[start : start + chunk]

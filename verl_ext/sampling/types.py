@@ -96,7 +96,7 @@ class Sample(Answer):
 
 
 class Sampler(Protocol):
-    """Whoever answers."""
+    """Anything that answers conversations."""
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order."""

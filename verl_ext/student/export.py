@@ -117,7 +117,7 @@ def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:
     """Write `out/student`, the whole model, and for LoRA `out/adapter`; earlier ones are replaced.
 
     Raises:
-        ValueError: if `checkpoint` is none.
+        ValueError: if `checkpoint` is not a checkpoint.
     """
     with contextlib.ExitStack() as both_or_none:
         student = both_or_none.enter_context(replacing(out / "student"))

@@ -57,7 +57,7 @@ class TeacherConfig:
     quantization: str | None = None
     """None, or `fp8` (weights are quantised while loading; needs `device=cuda`)."""
     mem_fraction_static: float = 0.5
-    """Share of the device's memory for weights plus KV cache, 0 < x < 1. The rest is for whoever shares the device."""
+    """Share of the device's memory for weights plus KV cache, 0 < x < 1. The rest is for other processes on it."""
     max_total_tokens: int = 65536
     """KV cache size in tokens, >= 1: bounds what is scored at once and how many prompts stay cached."""
     context_length: int | None = None
@@ -116,7 +116,7 @@ class TeacherConfig:
     """Run Python code that comes with the checkpoint."""
 
     def __post_init__(self) -> None:
-        _require(self.mode in MODES, "mode", f"{self.mode!r} is none of {', '.join(MODES)}")
+        _require(self.mode in MODES, "mode", f"{self.mode!r} must be one of {', '.join(MODES)}")
         if self.mode == "external":
             _require(bool(self.urls), "urls", "empty: mode=external needs at least one, e.g. [http://host:30000]")
         else:
@@ -134,8 +134,8 @@ class TeacherConfig:
         self._check_ranges()
 
     def _check_numerics(self) -> None:
-        _require(self.device in DEVICES, "device", f"{self.device!r} is none of {', '.join(DEVICES)}")
-        _require(self.dtype in DTYPES, "dtype", f"{self.dtype!r} is none of {', '.join(DTYPES)}")
+        _require(self.device in DEVICES, "device", f"{self.device!r} must be one of {', '.join(DEVICES)}")
+        _require(self.dtype in DTYPES, "dtype", f"{self.dtype!r} must be one of {', '.join(DTYPES)}")
         _require(self.quantization in QUANTIZATIONS, "quantization", f"{self.quantization!r}: use null or fp8")
         _require(
             self.quantization is None or self.device == "cuda",
@@ -183,7 +183,7 @@ class TeacherConfig:
 
     def _check_store(self) -> None:
         _require(
-            self.store_mode in STORE_MODES, "store_mode", f"{self.store_mode!r} is none of {', '.join(STORE_MODES)}"
+            self.store_mode in STORE_MODES, "store_mode", f"{self.store_mode!r} must be one of {', '.join(STORE_MODES)}"
         )
         _require(self.store_max_gib > 0, "store_max_gib", f"{self.store_max_gib} is not above 0 GiB")
         _require(
@@ -193,7 +193,7 @@ class TeacherConfig:
         )
 
     def check_exposure(self) -> None:
-        """A managed server that other machines reach asks them for a key. Raises ValueError where there is none."""
+        """A managed server that other machines can reach needs an API key. Raises ValueError where there is none."""
         if self.host not in LOOPBACK and not os.environ.get(self.api_key_env):
             raise ValueError(
                 f"teacher.host={self.host} lets other machines in: export {self.api_key_env} (on every node of a "

@@ -18,7 +18,7 @@ class TeacherError(RuntimeError):
 
 
 class TeacherResponseError(TeacherError):
-    """The teacher answered, and the answer is a refusal or not what was asked for. Asking again cannot help."""
+    """The teacher refused the request, or answered something else. Asking again cannot help."""
 
 
 class TeacherUnavailableError(TeacherError):

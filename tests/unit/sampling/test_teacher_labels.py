@@ -20,14 +20,14 @@ TWO = "Final Answer: en\nNo, wait.\nFinal Answer: de."
         (TWO, "final_answer", "tinker", "en", ""),
         (TWO, "final_answer", "strict", "de", ""),
         ("Final Answer: English", "final_answer", "tinker", "English", ""),
-        ("Final Answer: English", "final_answer", "strict", "", "'English' is none of the labels"),
-        ("Final Answer: en, Final Answer: xx", "final_answer", "strict", "", "'xx' is none of the labels"),
+        ("Final Answer: English", "final_answer", "strict", "", "'English' is not one of the labels"),
+        ("Final Answer: en, Final Answer: xx", "final_answer", "strict", "", "'xx' is not one of the labels"),
         ("final answer: en", "final_answer", "tinker", "", "no label found"),
         ("Final Answer:en", "final_answer", "strict", "", "no label found"),
         ("Final Answer: {en}", "final_answer", "tinker", "", "no label found"),
         (" \n", "whole", "tinker", "", "no label found"),
         (" en\n", "whole", "strict", "en", ""),
-        ("en<|eos|>", "whole", "strict", "", "'en<|eos|>' is none of the labels"),
+        ("en<|eos|>", "whole", "strict", "", "'en<|eos|>' is not one of the labels"),
         (" it is\nen ", "whole", "tinker", "it is\nen", ""),
     ],
 )
@@ -187,8 +187,8 @@ def test_rows_stay_in_order_and_rejects_are_listed(run):
     assert manifest["counts"] == {"rows": 6, "kept": 4, "rejected": 2, "labels": {"en": 2, "de": 1, "ot": 1}}
     assert manifest["gold"] == {"rows": 4, "right": 2}
     assert [(r["row"], r["reason"]) for r in manifest["rejected"]] == [
-        (4, "'it is en' is none of the labels"),
-        (7, "'klingon' is none of the labels"),
+        (4, "'it is en' is not one of the labels"),
+        (7, "'klingon' is not one of the labels"),
     ]
 
 

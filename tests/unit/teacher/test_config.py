@@ -20,14 +20,14 @@ def make(**changes: Any) -> TeacherConfig:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "remote"}, "teacher.mode: 'remote' is none of managed, external"),
+        ({"mode": "remote"}, "teacher.mode: 'remote' must be one of managed, external"),
         ({"model_path": None}, "teacher.model_path: missing"),
         ({"python": ""}, "teacher.python: missing"),
         ({"mode": "external"}, "teacher.urls: empty: mode=external needs at least one"),
         ({"urls": ["http://a:1"]}, "teacher.urls: given, but mode=managed .* set teacher.mode=external"),
         ({"mode": "external", "urls": ["a:1"]}, "teacher.urls: 'a:1' lacks http://"),
-        ({"device": "tpu"}, "teacher.device: 'tpu' is none of"),
-        ({"dtype": "fp4"}, "teacher.dtype: 'fp4' is none of"),
+        ({"device": "tpu"}, "teacher.device: 'tpu' must be one of"),
+        ({"dtype": "fp4"}, "teacher.dtype: 'fp4' must be one of"),
         ({"quantization": "awq"}, "teacher.quantization: 'awq': use null or fp8"),
         ({"quantization": "fp8"}, "teacher.quantization: fp8 needs a GPU: set teacher.device=cuda"),
         ({"quantization": "fp8", "device": "cuda"}, "teacher.dtype: .* set teacher.dtype=bfloat16"),

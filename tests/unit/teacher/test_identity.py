@@ -69,8 +69,8 @@ async def test_what_a_server_says_of_itself_without_its_key(monkeypatch: pytest.
         (401, 401, TeacherUnavailableError, r"teacher\.urls: .*401"),
         (MODEL_INFO, 500, TeacherUnavailableError, "500"),
         ("<html>", SERVER_INFO, TeacherResponseError, "does not answer in JSON"),
-        (MODEL_INFO, {"api_key": SECRET}, TeacherResponseError, "does not describe itself as SGLang does"),
-        ([], SERVER_INFO, TeacherResponseError, "does not describe itself as SGLang does"),
+        (MODEL_INFO, {"api_key": SECRET}, TeacherResponseError, "does not report its settings as SGLang does"),
+        ([], SERVER_INFO, TeacherResponseError, "does not report its settings as SGLang does"),
     ],
 )
 async def test_servers_that_do_not_say(

@@ -16,7 +16,7 @@ from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherUna
 
 BACKOFF_FIRST_S = 0.25
 BACKOFF_LAST_S = 8.0
-AT_ONCE = 1024  # samples of one call that wait at servers; the others are still the caller's plain lists
+AT_ONCE = 1024  # samples of one call in flight; the others are still the caller's plain lists
 REMEMBERED_PROMPTS = 65536
 
 
@@ -44,7 +44,7 @@ class TeacherPool:
         self._retries = self._unscored = 0
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | TeacherError]:
-        """One outcome a request, in order. Raises ValueError for a request that no server must see."""
+        """One outcome a request, in order. Raises ValueError for a request that must not be sent."""
         for request in requests:
             self._check(request)
         prompts = [prompt_key(request) for request in requests]

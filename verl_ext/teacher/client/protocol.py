@@ -1,4 +1,4 @@
-"""SGLang's scoring protocol: the body of a request, and a `Score` from an answer or the reason why it is none.
+"""SGLang's scoring protocol: the body of a request, and the `Score` in an answer, or the reason why it has none.
 
 Shapes as in `verl_ext/teacher/types.py`. Every request also carries the canary: a short fixed sequence whose log-probs
 tell one model from another, so that each answer proves which model gave it.

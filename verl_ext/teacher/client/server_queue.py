@@ -1,7 +1,8 @@
-"""One SGLang server as a client sees it: its queue, its connections, and whether its answers may be believed.
+"""One SGLang server as a client sees it: its queue, its connections, and its circuit breaker.
 
-A server is *admitted* when a real log-prob request succeeded and its canary has the log-probs that the pool's first
-server gave; after `teacher.breaker_failures` failures in a row, or one answer from another model, it is not.
+A server is *admitted* (its breaker is closed) when a real log-prob request succeeded and its canary has the log-probs
+that the pool's first server gave. After `teacher.breaker_failures` failures in a row, or one answer from another model,
+it is not any more.
 """
 
 import asyncio
@@ -17,12 +18,12 @@ from verl_ext.teacher.client.protocol import Span, build_body, read_logprobs, re
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherResponseError
 
-PRIMED_PROMPTS = 8192  # remembered a server; which of them its cache still holds, it tells with each answer
+PRIMED_PROMPTS = 8192  # per server; each answer tells whether its cache still holds the prompt
 
 
 @dataclass
 class LinkStats:
-    """What one server did since the last look."""
+    """Counts of one server since the last call of `TeacherPool.metrics`."""
 
     requests: int = 0
     sequences: int = 0
@@ -44,7 +45,7 @@ class Canary:
 
 @dataclass(eq=False)
 class Job:
-    """One sequence on its way. `request` is None where a bare prompt is primed."""
+    """One queued sequence. `request` is None where a bare prompt is primed."""
 
     span: Span
     request: ScoreRequest | None
@@ -92,7 +93,7 @@ class ServerLink:
             self.queued_tokens -= len(span.ids)
 
     async def prime(self, key: bytes, span: Span) -> None:
-        """Have the bare prompt in the server's prefix cache; at most one request a prompt, failures are forgotten.
+        """Have the bare prompt in the server's prefix cache; at most one request per prompt; failures are ignored.
 
         The first prompt goes alone: what the others share with it, a data set's long common prompt, is then cached.
         """
@@ -116,7 +117,7 @@ class ServerLink:
                 done.set_result(None)
 
     def forget_prime(self, key: bytes) -> None:
-        """The server lost this prompt from its cache."""
+        """The server evicted this prompt from its cache."""
         self._primed.pop(key, None)
 
     async def admit(self) -> None:
@@ -165,7 +166,7 @@ class ServerLink:
         tokens = 0
         while self._queue:
             job = self._queue[0]
-            if job.done.done():  # given up by its owner
+            if job.done.done():  # cancelled by the caller
                 self._queue.popleft()
                 continue
             fits = tokens + len(job.span.ids) <= self._config.batch_tokens and not job.alone

@@ -39,7 +39,7 @@ class SGLangServer:
 
     def __init__(self, config: TeacherConfig, log_path: Path) -> None:
         if config.mode != "managed":
-            raise ValueError("teacher.mode: external servers are not ours to start; set teacher.mode=managed")
+            raise ValueError("teacher.mode: external servers are not started here; set teacher.mode=managed")
         self.config = config
         self.log_path = log_path
         self.port = config.port
@@ -171,7 +171,7 @@ class SGLangServer:
         atexit.unregister(self.stop)
         if self._process is not None:
             group = self._process.pid
-            with contextlib.suppress(ProcessLookupError):  # already gone, which is what is wanted
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
                 os.killpg(group, signal.SIGKILL)
             self._process.wait(STOP_TIMEOUT_S)
             deadline = time.monotonic() + STOP_TIMEOUT_S

@@ -14,7 +14,7 @@ def start_teachers(config: DictConfig) -> dict[Any, tuple[str, Any]]:
     """Start every managed server that will be asked; from here on the run sees servers that somebody else started.
 
     Returns, by the reference that is ready when its server is, the teacher's name and actor: an actor lives as long
-    as somebody holds it.
+    as a reference to it is held.
     """
     from verl_ext.teacher.server.actor import ManagedTeacher, with_absolute_paths
 

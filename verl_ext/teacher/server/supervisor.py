@@ -26,7 +26,7 @@ class TeacherStatus:
     restarts: int = 0
     """Times it was started again, 0 to `teacher.max_restarts`."""
     last_error: str = ""
-    """Why it was last restarted or given up, one line; empty if it never was."""
+    """Why it was last restarted, or stays down; one line, empty if neither happened."""
     uptime_s: float = 0.0
     """Seconds since this server process first answered; 0 unless `up`."""
     probe_s: float = 0.0
@@ -125,7 +125,7 @@ class Supervisor:
         """Kill what is left of the server; False if it stays down."""
         with self._starting_or_killing:
             if self._stopping.is_set():
-                return False  # it is gone because we stop it
+                return False  # it ended because of stop()
             self.server.stop()
         restarts, most = self._status.restarts, self._config.max_restarts
         if restarts >= most:

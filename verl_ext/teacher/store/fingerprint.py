@@ -36,7 +36,7 @@ class TeacherFingerprint:
     sglang_version: str
     """The server's, e.g. `0.5.21`."""
     served_as: str = ""
-    """What an external server says that it serves: path and weight version. Empty where `model` is of files."""
+    """What an external server reports to serve: path and weight version. Empty where `model` is of files."""
     extra_args: tuple[str, ...] = ()
     """`teacher.extra_args` of a managed server: they may change anything."""
 
@@ -51,10 +51,10 @@ class TeacherFingerprint:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "TeacherFingerprint":
-        """What `to_dict` was called on.
+        """The inverse of `to_dict`.
 
         Raises:
-            KeyError, TypeError: if `fields` are others.
+            KeyError, TypeError: if `fields` are not those of a fingerprint.
         """
         return cls(**{**fields, "extra_args": tuple(fields["extra_args"])})
 

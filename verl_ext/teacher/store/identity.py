@@ -2,7 +2,7 @@
 
 Of a managed teacher it is made of the model's files. Of an external one we have no files, and log-probs rounded into
 an id would break at the edges of the rounding. So such a server is recognised instead: it gets the fingerprint of the
-recorded teacher that says the same of itself and whose probe it reproduces.
+recorded teacher that reports the same settings and whose probe it reproduces.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ async def fingerprint_for_store(
         found = await asyncio.to_thread(fingerprint_of_files, config, model_folder(config))
         store.remember_teacher(found.id, ProbeRecord(found).to_json())
         return found
-    assert scorer is not None  # who has urls has a scorer
+    assert scorer is not None  # external servers come with one
     served = await served_fingerprint(urls, config.api_key_env)
     return await recognise(served, scorer, vocab_size, store, config.probe_tolerance)
 
@@ -71,7 +71,7 @@ def model_folder(config: TeacherConfig) -> Path:
 
 
 async def served_fingerprint(urls: Sequence[str], api_key_env: str) -> TeacherFingerprint:
-    """What the first server of `urls` that answers says of itself; `model` is empty.
+    """The settings that the first server of `urls` to answer reports; `model` is empty.
 
     Raises:
         TeacherUnavailableError: if none answers.
@@ -89,7 +89,7 @@ async def served_fingerprint(urls: Sequence[str], api_key_env: str) -> TeacherFi
                 continue
             return _read_info(url, model, server)
     raise TeacherUnavailableError(
-        f"teacher.urls: none of {', '.join(urls)} says what it serves: {type(error).__name__}: {error}"
+        f"teacher.urls: none of {', '.join(urls)} reports what it serves: {type(error).__name__}: {error}"
     )  # no `from error`, no repr: they hold the Authorization header
 
 
@@ -170,4 +170,4 @@ def _read_info(url: str, model: Mapping[str, Any], server: Mapping[str, Any]) ->
             served_as=f"{model['model_path']} {model['weight_version']}",
         )
     except (KeyError, TypeError) as error:
-        raise TeacherResponseError(f"{url} does not describe itself as SGLang does: {error!r}") from error
+        raise TeacherResponseError(f"{url} does not report its settings as SGLang does: {error!r}") from error

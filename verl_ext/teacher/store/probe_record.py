@@ -21,10 +21,10 @@ PROBE_TOKENS = 64
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """What a teacher said about the probe. `N` sequences of `P` tokens."""
+    """A teacher's log-probs for the probe. `N` sequences of `P` tokens."""
 
     fingerprint: TeacherFingerprint
-    """Who was asked, as far as it says."""
+    """The teacher that was asked."""
     sequences: tuple[tuple[int, ...], ...] = ()
     """The token ids, (N, P). None where the fingerprint alone is recorded."""
     logprobs: tuple[tuple[float, ...], ...] = ()
@@ -41,17 +41,17 @@ class ProbeRecord:
         return float(np.abs(np.array(self.logprobs) - np.array(other.logprobs)).max())
 
     def to_json(self) -> str:
-        """As text; `from_json` gives the same record back, to the bit."""
+        """As JSON text that `from_json` reads exactly."""
         return json.dumps(
             {"fingerprint": self.fingerprint.to_dict(), "sequences": self.sequences, "logprobs": self.logprobs}
         )
 
     @classmethod
     def from_json(cls, text: str) -> "ProbeRecord":
-        """Of `to_json`'s text.
+        """The inverse of `to_json`.
 
         Raises:
-            ValueError: if it is none.
+            ValueError: if the text is not a record.
         """
         try:
             fields = json.loads(text)
@@ -64,15 +64,15 @@ class ProbeRecord:
             raise ValueError(f"not a record of a teacher ({error!r}); record it again") from error
 
     def save(self, path: Path) -> None:
-        """Write it so that a reader never sees half a file."""
+        """Write the record atomically."""
         write_atomically(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "ProbeRecord":
-        """Of the file that `save` wrote.
+        """Read the file that `save` wrote.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
             ValueError: naming it, if it is something else.
         """
         try:
