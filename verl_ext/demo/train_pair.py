@@ -171,7 +171,7 @@ def train(
     return model.eval()
 
 
-def is_complete(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+def has_pair(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """True when `out_dir` holds this very pair; ValueError when it holds something else that we may not replace."""
     if not out_dir.exists():
         return False
@@ -196,7 +196,7 @@ def create_pair(config: TinyPairConfig) -> None:
     rows, heldout = read_rows(data_dir / "train.parquet"), read_rows(data_dir / "heldout.parquet")
     settings = {k: v for k, v in asdict(config).items() if k not in ("data_dir", "out_dir", "threads", "overwrite")}
     settings |= {name: sha256(data_dir / f"{name}.parquet") for name in ("train", "heldout")}
-    if is_complete(out_dir, settings, config.overwrite):
+    if has_pair(out_dir, settings, config.overwrite):
         print(f"{out_dir}: up to date")
         return
     torch.set_num_threads(config.threads)

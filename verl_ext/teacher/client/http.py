@@ -17,7 +17,7 @@ class ServerFailure(TeacherError):
 
 
 class SGLangHttp:
-    """Kept-alive connections to one server, as many as `teacher.max_concurrency` and one for the probe."""
+    """Kept-alive connections to one server, as many as `teacher.max_concurrency` and one to admit it by the canary."""
 
     def __init__(self, url: str, config: TeacherConfig) -> None:
         self.url = url
