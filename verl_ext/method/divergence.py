@@ -42,6 +42,10 @@ class TokenDivergence(NamedTuple):
     expected_reverse_kl_N: torch.Tensor
     """E_q[log q - log p] over support and tail, nats, detached, whatever `kind` and `tail`. Exact for the
     buckets; a baseline for the sampled reverse KL of this position, unbiased since it does not depend on the sample."""
+    student_mass_N: torch.Tensor
+    """The student's probability of the support, [0, 1], detached."""
+    teacher_mass_N: torch.Tensor
+    """The teacher's probability of the support, [0, 1], detached."""
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
@@ -145,6 +149,8 @@ def bucket_divergence(
     return TokenDivergence(
         divergence_N=divergence(*pair, kind=kind, mix=mix),
         expected_reverse_kl_N=divergence(student_NS.detach(), teacher_NS, kind="reverse_kl", mix=0.0),
+        student_mass_N=student_NS.detach()[:, :k].exp().sum(-1),
+        teacher_mass_N=teacher_NK.exp().sum(-1),
     )
 
 

@@ -146,6 +146,7 @@ def test_without_the_tail_mass_is_lost():
     assert reverse.divergence_N.item() == pytest.approx(-0.25 * LN2)  # below zero: no divergence
     for found in (truncated, whole, reverse):
         assert found.expected_reverse_kl_N.item() == pytest.approx(0.75 * LN3 - LN2)
+        assert (found.student_mass_N.item(), found.teacher_mass_N.item()) == pytest.approx((0.25, 0.5))
 
 
 @FEW
