@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verl_ext.run.models import render_chat
+
 RENDERERS = ("qwen3_instruct",)
 ROLES = ("system", "user", "assistant")
 
@@ -93,9 +95,7 @@ def check_template(renderer: Qwen3InstructRenderer, messages: Sequence[Mapping[s
     the student never saw. Raises ValueError where they differ.
     """
     question = [dict(message) for message in messages if message["role"] != "assistant"][-1:]
-    theirs = renderer.tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    theirs = render_chat(renderer.tokenizer, question, {})
     ours = renderer.generation_prompt(question)
     if list(theirs) != ours:
         raise ValueError(

@@ -16,9 +16,9 @@ from typing import Any
 from verl_ext.data import sentences as data
 from verl_ext.data.conversations import conversation, read_label, to_jsonl
 from verl_ext.data.rows import LABELS, make_row, tinker_prompt
-from verl_ext.run.models import load_tokenizer
+from verl_ext.run.models import load_tokenizer, render_chat
 from verl_ext.run.settings import mapping_of
-from verl_ext.sampling.types import SamplingConfig, render
+from verl_ext.sampling.types import SamplingConfig
 from verl_ext.tinker.oracle import digest, pick
 
 ADAPTED_BLOCKS = {
@@ -151,7 +151,7 @@ def labelling(request: dict[str, Any]) -> dict[str, Any]:
     prompts, lines = [], []
     for sentence in data.tinker_sentences():
         row = make_row(sentence, template, "train", "")
-        prompt = render(tokenizer, row["teacher_messages"], sampling.template_kwargs)
+        prompt = render_chat(tokenizer, row["teacher_messages"], sampling.template_kwargs)
         prompts.append(prompt)
         answer = request["answers"][pick(prompt, len(request["answers"]))]
         reading = read_label(answer, "final_answer", "tinker", LABELS)
