@@ -72,7 +72,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     """What the recipe's command line sends to the service, from the first request to the last."""
     tinker: Any = importlib.import_module("tinker")
     chz = importlib.import_module("chz")
-    recipe = importlib.import_module("tinker_cookbook.recipes.prompt_distillation.train")
+    cookbook = importlib.import_module("tinker_cookbook.recipes.prompt_distillation.train")
     signature = inspect.signature(tinker.ServiceClient.create_lora_training_client)
     client = NotingTrainingClient(tinker.TensorData)
     adapter: dict[str, Any] = {}
@@ -96,10 +96,10 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     tinker.ServiceClient = NotingServiceClient
     loop: Any = importlib.import_module("tinker_cookbook.supervised.train")
     loop.fetch_model_pricing = lambda _: None  # it would ask a web page what the run costs
-    defaults = chz.asdict(recipe.CLIConfig())
+    defaults = chz.asdict(cookbook.CLIConfig())
     with tempfile.TemporaryDirectory() as folder:
-        recipe.cli_main(
-            recipe.CLIConfig(
+        cookbook.cli_main(
+            cookbook.CLIConfig(
                 file_path=request["conversations"],
                 log_path=str(Path(folder) / "log"),
                 model_name=request["tokenizer"],
@@ -140,7 +140,7 @@ def pick(prompt: list[int], choices: int) -> int:
 
 def create_data(request: dict[str, Any]) -> dict[str, Any]:
     """What the recipe's label generation sends for its sentences, and the file that it writes."""
-    recipe = importlib.import_module("tinker_cookbook.recipes.prompt_distillation.create_data")
+    cookbook = importlib.import_module("tinker_cookbook.recipes.prompt_distillation.create_data")
     renderers = importlib.import_module("tinker_cookbook.renderers")
     tokenizers = importlib.import_module("tinker_cookbook.tokenizer_utils")
     package = Path(importlib.import_module("tinker_cookbook").__file__ or "").parent
@@ -157,8 +157,8 @@ def create_data(request: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(package.parent):  # it reads a relative path
         out = Path(folder) / "conversations.jsonl"
-        config = recipe.Config(output_file=str(out))
-        asyncio.run(recipe.create_data_async(config, NotingSamplingClient(), tokenizer, renderer))
+        config = cookbook.Config(output_file=str(out))
+        asyncio.run(cookbook.create_data_async(config, NotingSamplingClient(), tokenizer, renderer))
         lines = out.read_text(encoding="utf-8").splitlines()
     prompts = sorted(prompt for prompt, _, _ in asked)
     kinds = {json.dumps([params, n], sort_keys=True) for _, params, n in asked}
