@@ -72,8 +72,8 @@ lint: .venv/.ready ## ruff, pyright, import contracts, hadolint
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
 	@.venv/bin/lint-imports --no-logo && .venv/bin/hadolint docker/*.Dockerfile
 
-unit: .venv/.ready ## unit and contract tests: under a minute
-	@$(PY) -m pytest tests/unit tests/contract --numprocesses 2
+unit: .venv/.ready ## unit and contract tests, coverage, the slowest ones
+	@$(PY) -m pytest tests/unit tests/contract --numprocesses 2 --cov --cov-report=term:skip-covered --durations=10
 
 integration: setup ## real vLLM, SGLang and verl on the CPU
 	@$(PY) -m pytest tests/integration
