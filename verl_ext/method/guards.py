@@ -78,8 +78,7 @@ def reference_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, *, ki
     As an *advantage* (no gradient) k1 gives the gradient of the KL. As a *loss* the expected gradient is that of the
     KL for k2 only: k1's is 0 and k3's is that of KL(reference || policy).
 
-    Source: Schulman, joschu.net/blog/kl-approx.html; the gradients are verified in
-    `tests/unit/benchmarks/test_kl_laboratory.py`.
+    Source: Schulman, joschu.net/blog/kl-approx.html; gradients: `tests/unit/benchmarks/test_kl_laboratory.py`.
 
     Args:
         logprobs: log-probs of the sampled tokens under the policy, nats, (B, T).

@@ -1,4 +1,4 @@
-"""Conversations as tokens, exactly as tinker-cookbook 0.5.8 renders them. Needs a tokenizer and nothing else.
+"""Conversations as tokens, exactly as tinker-cookbook 0.6.1 renders them. Needs a tokenizer and nothing else.
 
 Exact means: the same token ids, and the same tokens trained. What cannot be rendered exactly is refused.
 """
