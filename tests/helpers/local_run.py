@@ -28,9 +28,9 @@ from transfer_queue.storage.simple_storage import SimpleStorageUnit
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 from verl.workers.rollout.replica import TokenOutput
 
+from verl_ext.demo.tiny_pair import CHAT_TEMPLATE, build_model, train_tokenizer
 from verl_ext.run.files import save_resolved_config
 from verl_ext.run.metrics import read_metrics
-from verl_ext.demo.tiny_pair import CHAT_TEMPLATE, build_model, train_tokenizer
 from verl_ext.trainer.agent_loop import DistillationAgentLoopWorker
 from verl_ext.trainer.runner import plain_class
 from verl_ext.trainer.trainer import OnPolicyDistillationTrainer
@@ -149,8 +149,10 @@ class Actor:
         nested = {key: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for key, rows in fields.items()}
         return tq.kv_batch_put(batch.keys, batch.partition_id, TensorDict(nested, batch_size=len(batch)))
 
+    compute_ref_log_prob = compute_log_prob
+
     def save_checkpoint(self, path: str, _remote: str | None, step: int, **_: Any) -> None:
-        (Path(path) / "huggingface").mkdir(parents=True)
+        (Path(path) / "huggingface").mkdir(parents=True)  # never a second time
         (Path(path) / "huggingface" / "config.json").write_text(f'{{"step": {step}}}')
         self.saved.append(step)
 
@@ -193,6 +195,7 @@ class LocalTrainer(OnPolicyDistillationTrainer):
         self.resource_pool_manager = SimpleNamespace(get_n_gpus=lambda: 1)
         self.actor_rollout_wg = self.actor
         self.checkpoint_manager = self.sync
+        self.ref_policy_wg, self.ref_in_actor = self.actor, False
         self.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
         self._load_checkpoint()
 
@@ -267,4 +270,3 @@ class LocalRun:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        empty_queue()

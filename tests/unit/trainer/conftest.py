@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,11 +16,12 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def queue() -> Iterator[None]:
-    from local_run import queue_in_this_process
+def empty_queue() -> Iterator[Callable[[], None]]:
+    """TransferQueue runs as long as this fixture lives; call it to drop what is in there."""
+    from local_run import empty_queue, queue_in_this_process
 
     with queue_in_this_process():
-        yield
+        yield empty_queue
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +35,16 @@ def run_config(compose_run, student: Path):
 
 
 @pytest.fixture
-def make_run(queue, run_config, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
+def make_run(
+    empty_queue, run_config, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable]:
     import datasets
     from local_run import LocalRun, write_rows
     from omegaconf import OmegaConf
 
     from verl_ext.teacher.client import pool
+    from verl_ext.trainer.config import check_method
+    from verl_ext.trainer.runner import ask_for_reference
 
     monkeypatch.setattr(pool, "BACKOFF_FIRST_S", 0.01)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", student.parent / "datasets")
@@ -53,9 +59,12 @@ def make_run(queue, run_config, student: Path, tmp_path: Path, monkeypatch: pyte
             key, _, value = override.partition("=")
             OmegaConf.update(config, key.removeprefix("+"), yaml.safe_load(value), force_add=key.startswith("+"))
         OmegaConf.resolve(config)
+        if config.method.guards.reference_kl_coef:
+            ask_for_reference(config, check_method(config))  # as `Runner` does
         runs.append(LocalRun(config, **more))
         return runs[-1]
 
     yield make
     for run in runs:
         run.close()
+    empty_queue()
