@@ -1,7 +1,7 @@
 """What the actor descends, on one micro-batch of two sequences, by hand.
 
-The first has 3 prompt tokens and 2 of response, the second 1 and 3, of which the middle one is masked. The five
-response tokens are predicted at positions 2, 3 of the first and 0, 1, 2 of the second: 2, 3, 5, 6, 7 of the packed nine.
+The first has 3 prompt tokens and 2 of response, the second 1 and 3, of which the middle one is masked. The response
+tokens are predicted at positions 2, 3 of the first and 0, 1, 2 of the second: 2, 3, 5, 6, 7 of the packed nine.
 """
 
 import math
