@@ -37,16 +37,18 @@ def train(config: DictConfig, started: float) -> None:
     with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
         console.stage("Ray is up")
         mark_stage(run_dir, "Ray is up")
-        teachers = start_teachers(config)
+        teachers, worker_config = start_teachers(config)
         if any(teacher.share_device for teacher in teachers_of(config).values()):
             ray.get(list(teachers))  # its memory is taken before trainer and vLLM measure what is free
-        training = as_actor(Runner).remote().run.remote(config)
+        training = as_actor(Runner).remote().run.remote(worker_config)
         pending = [*teachers, training]
         while training in pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=0.5)
             console.update()
             if console.seconds_since_progress() > config.stall_timeout_s:
-                raise TimeoutError(f"no step ended for stall_timeout_s={config.stall_timeout_s} seconds")
+                raise TimeoutError(
+                    f"no step ended for stall_timeout_s={config.stall_timeout_s} seconds; the run is at {console.place}"
+                )
             for reference in done:
                 answer = ray.get(reference)
                 if reference != training:

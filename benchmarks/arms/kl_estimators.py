@@ -221,7 +221,7 @@ ESTIMATORS = (
 )
 OFF_POLICY: dict[str, Callable[..., torch.Tensor]] = {
     "importance sampling": importance_sampling_loss,
-    "PPO clip 0.2, 0.2": partial(ppo_clip_loss, clip_low=0.2, clip_high=0.2),
+    "PPO clip 0.2, 0.2": partial(ppo_clip_loss, low=0.8, high=1.2),
     "truncated to [0.5, 2], clamp": partial(truncated_importance_sampling_loss, low=0.5, high=2.0, outside="clamp"),
     "truncated to [0.5, 2], mask": partial(truncated_importance_sampling_loss, low=0.5, high=2.0, outside="mask"),
 }

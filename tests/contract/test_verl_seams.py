@@ -34,8 +34,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.losses import ppo_loss
 
 from verl_ext.method.divergence import topk_divergence
-from verl_ext.trainer import agent_loop, losses, runner, trainer
-from verl_ext.trainer.config import POLICY_LOSSES, GuardsConfig, MethodConfig, PolicyLossConfig
+from verl_ext.trainer import adapted, agent_loop, losses, runner, trainer
+from verl_ext.trainer.config import POLICY_LOSSES, GuardsConfig, MethodConfig
 
 
 def parameters(function) -> list[str]:
@@ -48,20 +48,20 @@ def test_the_version_these_tests_were_written_for():
 
 
 WORKER = AgentLoopWorkerTQ.__ray_metadata__.modified_class
+STAGES = ("prepare_step", "on_sample_begin", "_compute_advantage", "_update_actor", "_save_checkpoint", "on_step_end")
 OVERRIDES = [
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_score"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_teacher_logprobs"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_agent_loop"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_prompt"),
-    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_balance_batch"),
-    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_build_replay_buffer"),
-    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_init_dataloader"),
-    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "on_init_end"),
-    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "on_train_begin"),
-    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_compute_advantage"),
-    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "_compute_metrics"),
-    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "on_step_begin"),
-    (trainer.OnPolicyDistillationTrainer, PPOTrainerSync, "on_step_end"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "_build_replay_buffer"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "_init_dataloader"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "on_init_end"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "on_train_begin"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_metrics"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "on_step_begin"),
+    *((trainer.OnPolicyDistillationTrainer, PPOTrainerSync, stage) for stage in STAGES),
 ]
 
 
@@ -76,6 +76,7 @@ def test_our_overrides_are_all_listed():
     listed = {(ours, name) for ours, _, name in OVERRIDES}
     for ours, theirs in (
         (agent_loop.DistillationAgentLoopWorker, WORKER),
+        (adapted.AdaptedTrainer, PPOTrainerSync),
         (trainer.OnPolicyDistillationTrainer, PPOTrainerSync),
     ):
         for name, value in vars(ours).items():
@@ -157,7 +158,7 @@ def test_a_registered_estimator_receives_rewards_mask_and_groups_and_its_result_
 
 
 def test_rows_are_ordered_by_length_within_a_share_only():
-    assert trainer.order_by_length([5, 1, 3, 2, 9, 4, 7], share=3) == [1, 2, 0, 3, 5, 4, 6]
+    assert adapted.order_by_length([5, 1, 3, 2, 9, 4, 7], share=3) == [1, 2, 0, 3, 5, 4, 6]
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
@@ -185,12 +186,27 @@ def policy_loss(name: str, actor, mode: str = "token-sum", **more) -> tuple[floa
     return loss.item(), metrics
 
 
-def test_our_policy_losses_read_their_bounds_where_we_write_them(composed_config):
+def test_the_step_is_written_in_the_order_in_which_verl_runs_it():
+    """`trainer.py` is read from top to bottom; verl's loop calls the same stages in the same order."""
+
+    def order(source: str, calls: list[str]) -> list[int]:
+        return [source.index(f"self.{call}(") for call in calls]
+
+    step = order(inspect.getsource(PPOTrainerSync.step), ["prepare_step", "_step_once"])
+    once = ["on_sample_begin", "replay_buffer.sample", "_compute_advantage", "_update_actor"]
+    inner = order(inspect.getsource(PPOTrainerSync._step_once), once)
+    outer = order(inspect.getsource(PPOTrainerSync.fit), ["step", "_save_checkpoint", "on_step_end"])
+    assert (step, inner, outer) == (sorted(step), sorted(inner), sorted(outer))
+    ours = [name for name, value in vars(trainer.OnPolicyDistillationTrainer).items() if inspect.isfunction(value)]
+    assert tuple(name for name in ours if hasattr(PPOTrainerSync, name)) == STAGES
+
+
+def test_our_policy_losses_read_their_bounds_from_the_settings(compose_run):
     """Bounds [0.5, 1.5]; values by hand."""
-    node = composed_config.actor_rollout_ref.actor.copy()
-    trainer.set_policy_loss(node, PolicyLossConfig(kind="ppo_clip", low=0.5, high=1.5))
-    assert node.policy_loss.loss_mode == "ppo_clip"
-    actor = omega_conf_to_dataclass(node)
+    settings = {"kind": "ppo_clip", "low": 0.5, "high": 1.5}
+    config = compose_run("platform=cpu", *(f"method.policy_loss.{key}={value}" for key, value in settings.items()))
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    assert actor.policy_loss.loss_mode == "ppo_clip"
     ln2, ln4 = np.log(2), np.log(4)
     wanted = {
         "importance_sampling": -2 + 0.25,
@@ -214,11 +230,9 @@ def test_a_loss_names_its_denominator_and_takes_the_rollout_corrections_weights(
     assert policy_loss("importance_sampling", actor, mode="seq-mean-token-sum")[0] == pytest.approx(-1.75 / 2)
 
 
-def test_a_policy_loss_of_verls_own_is_left_alone(composed_config):
-    node = composed_config.actor_rollout_ref.actor.copy()
-    node.policy_loss.loss_mode = "gspo"
-    trainer.set_policy_loss(node, PolicyLossConfig())
-    assert node.policy_loss.loss_mode == "gspo"
+def test_a_policy_loss_of_verls_own_may_be_taken(compose_run):
+    config = compose_run("platform=cpu", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo")
+    assert omega_conf_to_dataclass(config.actor_rollout_ref.actor).policy_loss.loss_mode == "gspo"
 
 
 def test_the_actor_takes_another_loss_and_a_worker_group_another_method():

@@ -40,29 +40,25 @@ def ppo_clip_loss(
     rollout_logprobs: torch.Tensor,
     advantages: torch.Tensor,
     *,
-    clip_low: float,
-    clip_high: float,
+    low: float,
+    high: float,
 ) -> torch.Tensor:
-    """Per-token `-min(ratio * A, clamp(ratio, 1 - clip_low, 1 + clip_high) * A)`, (B, T).
+    """Per-token `-min(ratio * A, clamp(ratio, low, high) * A)`, (B, T).
 
     A token whose ratio has already moved past its bound in the direction of its advantage has no gradient: biased
     off-policy, a limit on the step. Source: PPO, arXiv 1707.06347, eq. 7; separate bounds: DAPO, arXiv 2503.14476.
 
     Args:
         logprobs, rollout_logprobs, advantages: as in `importance_sampling_loss`.
-        clip_low: in [0, 1].
-        clip_high: >= 0.
+        low: smallest ratio left alone, in [0, 1].
+        high: largest ratio left alone, >= 1.
 
     Raises:
         ValueError: if a bound is out of range.
     """
-    if not 0.0 <= clip_low <= 1.0:
-        raise ValueError(f"clip_low must be in [0, 1], got {clip_low}")
-    if clip_high < 0.0:
-        raise ValueError(f"clip_high must be >= 0, got {clip_high}")
+    _check_bounds(low, high)
     ratio_BT = importance_ratio(logprobs, rollout_logprobs)
-    clipped_BT = ratio_BT.clamp(1.0 - clip_low, 1.0 + clip_high)
-    return -torch.minimum(ratio_BT * advantages, clipped_BT * advantages)
+    return -torch.minimum(ratio_BT * advantages, ratio_BT.clamp(low, high) * advantages)
 
 
 def truncated_importance_sampling_loss(
@@ -92,8 +88,7 @@ def truncated_importance_sampling_loss(
     Raises:
         ValueError: if a setting is out of range.
     """
-    if not 0.0 <= low <= 1.0 <= high:
-        raise ValueError(f"low and high must satisfy 0 <= low <= 1 <= high, got {low} and {high}")
+    _check_bounds(low, high)
     if outside not in OUTSIDE:
         raise ValueError(f"outside must be 'clamp' or 'mask', got {outside!r}")
     ratio_BT = importance_ratio(logprobs, rollout_logprobs).detach()
@@ -101,6 +96,11 @@ def truncated_importance_sampling_loss(
     if outside == "mask":
         weight_BT = torch.where(weight_BT == ratio_BT, ratio_BT, 0.0)
     return -weight_BT * advantages * logprobs
+
+
+def _check_bounds(low: float, high: float) -> None:
+    if not 0.0 <= low <= 1.0 <= high:
+        raise ValueError(f"low and high must satisfy 0 <= low <= 1 <= high, got {low} and {high}")
 
 
 def aggregate(

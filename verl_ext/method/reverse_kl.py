@@ -103,22 +103,47 @@ def reverse_kl_advantage(
     for name, term in (("task_advantage", task_advantage), ("baseline", baseline)):
         if term is not None and term.shape != response_mask.shape:
             raise ValueError(f"{name} must be (B, T) = {tuple(response_mask.shape)}, got {tuple(term.shape)}")
-    mask_BT = response_mask.bool()
-    charge_BT = sampled_reverse_kl(rollout_logprobs, teacher_logprobs, response_mask)
-    if clip is not None:
-        charge_BT = charge_BT.clamp(-clip, clip)
-    if discount > 0:
-        charge_BT = discounted_future_sum(charge_BT, discount)
+    charge_BT = charge(rollout_logprobs, teacher_logprobs, response_mask, discount=discount, clip=clip)
+    advantages_BT = advantage_of(charge_BT, response_mask, coef=coef, normalization=normalization)
     if baseline is not None:
-        charge_BT = charge_BT - torch.where(mask_BT, baseline, 0.0)
-    if normalization == "sequence":
-        charge_BT = charge_BT / mask_BT.sum(-1, keepdim=True).clamp(min=1)
-    advantages_BT = -coef * charge_BT
+        baseline_BT = torch.where(response_mask.bool(), baseline, 0.0)
+        advantages_BT = advantages_BT - advantage_of(baseline_BT, response_mask, coef=coef, normalization=normalization)
     if task_advantage is not None:
         advantages_BT = advantages_BT + task_advantage
     if discount_mode == "fixed":
-        advantages_BT = torch.where(mask_BT, advantages_BT, 0.0)
+        advantages_BT = torch.where(response_mask.bool(), advantages_BT, 0.0)
     return advantages_BT
+
+
+def charge(
+    rollout_logprobs: torch.Tensor,
+    teacher_logprobs: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    discount: float = 0.0,
+    clip: float | None = None,
+) -> torch.Tensor:
+    """What each token is charged: `sum_k discount**k * reverse_kl_{t+k}`, nats, (B, T), each term clipped first.
+
+    Arguments as of `reverse_kl_advantage`. With a discount, tokens outside the mask before one inside it are charged.
+    """
+    charge_BT = sampled_reverse_kl(rollout_logprobs, teacher_logprobs, response_mask)
+    if clip is not None:
+        charge_BT = charge_BT.clamp(-clip, clip)
+    return discounted_future_sum(charge_BT, discount) if discount > 0 else charge_BT
+
+
+def advantage_of(
+    charge_BT: torch.Tensor, response_mask: torch.Tensor, *, coef: float, normalization: str = "token"
+) -> torch.Tensor:
+    """`-coef / norm * charge`, (B, T): the one place where a charge in nats becomes an advantage.
+
+    Linear, so that a part of the charge that is known elsewhere or later (a baseline that needs the student's logits)
+    is weighed alike. `normalization` as in `reverse_kl_advantage`.
+    """
+    if normalization == "sequence":
+        charge_BT = charge_BT / response_mask.sum(-1, keepdim=True).clamp(min=1)
+    return -coef * charge_BT
 
 
 def _check_settings(coef: float, discount: float, discount_mode: str, clip: float | None, normalization: str) -> None:

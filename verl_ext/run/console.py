@@ -13,23 +13,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from verl_ext.run.files import write_json
-from verl_ext.run.metrics import read_metrics
+from verl_ext.run.metrics import MetricsTail, read_place
 
 if TYPE_CHECKING:
     pass
 
 
 class RunConsole:
-    """Follows a run's `metrics.jsonl`, which the trainer's process writes."""
+    """Follows a run's `metrics.jsonl` and `place.json`, which the trainer's process writes."""
 
     def __init__(self, run_dir: Path, started: float) -> None:
         """`started`: `time.perf_counter()` at launch, so that stage times count from what the user typed."""
-        self.metrics_path = run_dir / "metrics.jsonl"
         self.run_dir = run_dir
         self.started = started
         self.console = Console()
-        self.rows_before = len(self._rows())
-        self.rows: list[dict[str, float]] = []
+        self.metrics = MetricsTail(run_dir / "metrics.jsonl")
+        self.steps = 0
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.place = read_place(run_dir)
         self.seconds: dict[str, float] = {}
         self.last_progress = started
         self.progress = Progress(
@@ -42,7 +44,7 @@ class RunConsole:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.progress.add_task("training", total=None, metrics="starting", visible=False)
+        self.task = self.progress.add_task("training", total=None, metrics="starting")
 
     def __enter__(self) -> "RunConsole":
         self.progress.start()
@@ -57,45 +59,46 @@ class RunConsole:
         """One line: what just became true, and when."""
         self.console.print(f"[{time.perf_counter() - self.started:6.1f} s] {text}", highlight=False)
 
-    def _rows(self) -> list[dict[str, float]]:
-        return read_metrics(self.metrics_path) if self.metrics_path.exists() else []
-
     def seconds_since_progress(self) -> float:
         """Seconds since the last finished step, or since launch."""
         return time.perf_counter() - self.last_progress
 
     def update(self) -> None:
-        """Advance the bar to the last step written."""
-        rows = self._rows()[self.rows_before :]
-        if len(rows) == len(self.rows):
-            return
+        """Advance the bar to the last step written, and say where the run is now."""
+        if new := self.metrics.new_rows():
+            self._count(new)
+        place = read_place(self.run_dir)
+        if place != self.place and not self.steps and not self.console.is_terminal:
+            self.stage(place)
+        self.place = place
+        done = f"{_headline(self.last)}  " if self.last else ""
+        self.progress.update(self.task, metrics=f"{done}({place or 'starting'})")
+
+    def _count(self, new: list[dict[str, float]]) -> None:
         self.last_progress = time.perf_counter()
-        if not self.rows:
-            self.seconds["startup"] = time.perf_counter() - self.started - rows[0]["timing_s/step"]
+        if not self.steps:
+            self.first = new[0]
+            self.seconds["startup"] = time.perf_counter() - self.started - self.first["timing_s/step"]
+            if self.first["step"] > 1:
+                self.stage(f"resumed after step {self.first['step'] - 1:.0f}")
             self.stage("the first step is done")
-        new, self.rows = rows[len(self.rows) :], rows
-        last = rows[-1]
+        self.steps, self.last = self.steps + len(new), new[-1]
         if not self.console.is_terminal:  # a log file shows no bar
             for row in new:
                 self.stage(f"step {row['step']:.0f}/{row['training/total_steps']:.0f}  {_headline(row)}")
-        self.progress.update(
-            self.task,
-            visible=True,
-            total=last["training/total_steps"],
-            completed=last["step"],
-            metrics=_headline(last),
-        )
+        total, step = self.last["training/total_steps"], self.last["step"]
+        self.progress.update(self.task, total=total, completed=step)
 
     def finish(self) -> None:
         """Print the summary, write `run.json` (seconds of start-up and training), name the next command."""
-        if not self.rows:
+        if not self.steps:
             self.stage("nothing left to train: the run was complete; delete the run directory to start over")
             return
         total = time.perf_counter() - self.started
         self.seconds["train"] = total - self.seconds["startup"]
-        write_json(self.run_dir / "run.json", {"steps": len(self.rows), "seconds": self.seconds})
-        first, last = self.rows[0], self.rows[-1]
-        table = Table(title=f"run {self.run_dir.name}: {len(self.rows)} steps in {total:.0f} s")
+        write_json(self.run_dir / "run.json", {"steps": self.steps, "seconds": self.seconds})
+        first, last = self.first, self.last
+        table = Table(title=f"run {self.run_dir.name}: {self.steps} steps in {total:.0f} s")
         for column in ("", "first step", "last step"):
             table.add_column(column, justify="left" if not column else "right")
         for label, key in (

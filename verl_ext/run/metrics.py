@@ -1,24 +1,56 @@
 """`metrics.jsonl`: one flat JSON object a training step, appended, so that a resumed run goes on in the same file."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
+
+from verl_ext.run.files import write_json
 
 
 class MetricsFile:
     """Appends rows to `path`; a row whose step was written before (a resumed run repeats it) replaces it on read."""
 
     def __init__(self, path: str | Path) -> None:
+        """Half a line at the end, as a killed run leaves it, is cut off: the next row would be glued to it."""
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            os.truncate(self.path, end_of_lines(self.path))
 
     def append(self, step: int, metrics: Mapping[str, object]) -> None:
         """Write one row: `step` and every scalar of `metrics`; anything else is left out."""
         scalars = {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+
+class MetricsTail:
+    """Follows a `metrics.jsonl` that another process writes: each look reads what was appended since the last one."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Rows that are there already belong to an earlier run, and are passed over."""
+        self.path = Path(path)
+        self._offset = end_of_lines(self.path) if self.path.exists() else 0
+
+    def new_rows(self) -> list[dict[str, float]]:
+        """The rows that were finished since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            lines = file.read().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        self._offset += sum(map(len, whole))
+        return [json.loads(line) for line in whole]
+
+
+def end_of_lines(path: Path) -> int:
+    """Bytes up to the end of the last finished line."""
+    with path.open("rb") as file:
+        return sum(len(line) for line in file if line.endswith(b"\n"))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
@@ -39,3 +71,20 @@ def mark_stage(run_dir: Path | str, name: str) -> None:
     """
     with (Path(run_dir) / "stages.jsonl").open("a") as file:
         file.write(json.dumps({"stage": name, "time": time.time()}) + "\n")
+
+
+def reach_stage(run_dir: Path | str, name: str) -> None:
+    """`mark_stage` and `write_place` in one: what the trainer's process says while it starts."""
+    mark_stage(run_dir, name)
+    write_place(run_dir, name)
+
+
+def write_place(run_dir: Path | str, place: str) -> None:
+    """Keep where the run is, in words: what is shown while it is there, and named when it stays there too long."""
+    write_json(Path(run_dir) / "place.json", {"place": place, "time": time.time()})
+
+
+def read_place(run_dir: Path) -> str:
+    """Where the run is; "" before it said so."""
+    file = run_dir / "place.json"
+    return json.loads(file.read_text())["place"] if file.exists() else ""

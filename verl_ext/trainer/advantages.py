@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from verl.workers.utils.padding import response_to_nested
 
 from verl_ext.method import baselines, controls, guards
-from verl_ext.method.reverse_kl import reverse_kl_advantage
+from verl_ext.method.reverse_kl import advantage_of, charge, reverse_kl_advantage
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 RANDOM_TEACHER_SEED = 0
@@ -131,10 +131,9 @@ def advantages(samples: Samples, method: MethodConfig) -> tuple[torch.Tensor, di
     shape = {"discount": method.discount, "clip": method.clip}
     baseline_BT = None
     if method.baseline in ("group", "batch"):
-        charge_BT = -reverse_kl_advantage(*log_probs, **shape)
         one_group_B = torch.zeros_like(samples.groups_B)
         groups_B = samples.groups_B if method.baseline == "group" else one_group_B
-        baseline_BT = baselines.group_baseline(charge_BT, groups_B, mask_BT)
+        baseline_BT = baselines.group_baseline(charge(*log_probs, **shape), groups_B, mask_BT)
     advantages_BT = reverse_kl_advantage(
         *log_probs,
         **shape,
@@ -146,9 +145,9 @@ def advantages(samples: Samples, method: MethodConfig) -> tuple[torch.Tensor, di
     )
     if samples.reference_logprobs_BT is not None:
         gap_BT = guards.reference_kl(samples.student_logprobs_BT, samples.reference_logprobs_BT, kind="k1")
-        charge_BT = torch.where(mask_BT, gap_BT, 0.0)
-        metrics["guards/reference_kl"] = float(charge_BT.sum() / mask_BT.sum().clamp(min=1))
-        advantages_BT = advantages_BT - method.guards.reference_kl_coef * charge_BT
+        gap_BT = torch.where(mask_BT, gap_BT, 0.0)
+        metrics["guards/reference_kl"] = float(gap_BT.sum() / mask_BT.sum().clamp(min=1))
+        advantages_BT = advantages_BT + advantage_of(gap_BT, mask_BT, coef=method.guards.reference_kl_coef)
     if method.control == "flipped_sign":
         advantages_BT = controls.flipped_sign(advantages_BT)
     if method.control == "constant_negative":

@@ -11,12 +11,14 @@ that predict a trained response token, `V` vocabulary, `K` top-k. Log-probs in n
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from verl.trainer.ppo.core_algos import register_policy_loss
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
+from verl.workers.config import PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
 
@@ -28,13 +30,22 @@ from verl_ext.method.policy_loss import (
     ppo_clip_loss,
     truncated_importance_sampling_loss,
 )
+from verl_ext.method.reverse_kl import advantage_of
 from verl_ext.trainer.config import MethodConfig
 
 Tensor = torch.Tensor
 
 
-def _register(name: str, per_token: Callable[[Tensor, Tensor, Tensor, Any], Tensor]) -> Callable[..., Any]:
-    """Give verl a per-token loss under `name`: `per_token(logprobs, rollout_logprobs, advantages, actor's config)`."""
+@dataclass(kw_only=True)
+class BoundedPolicyLossConfig(PolicyLossConfig):
+    """verl's settings of a policy loss, and the bounds of ours (`method.policy_loss`)."""
+
+    low: float
+    high: float
+
+
+def _register(name: str, per_token: Callable[..., Tensor]) -> None:
+    """Give verl a per-token loss under `name`: `per_token(logprobs, rollout_logprobs, advantages, low=, high=)`."""
 
     @register_policy_loss(name)
     def compute(
@@ -51,14 +62,15 @@ def _register(name: str, per_token: Callable[[Tensor, Tensor, Tensor, Any], Tens
         With `algorithm.rollout_correction.bypass_mode=true` verl passes the rollout's log-probs as `old_log_prob`;
         otherwise the trainer's own, and the rollout correction's weights beside them.
         """
-        loss_BT = per_token(log_prob, old_log_prob, advantages, config)
+        low, high = config.policy_loss.low, config.policy_loss.high
+        loss_BT = per_token(log_prob, old_log_prob, advantages, low=low, high=high)
         if rollout_is_weights is not None:
             loss_BT = loss_BT * rollout_is_weights
         loss = aggregate(loss_BT, response_mask, loss_agg_mode, **config.global_batch_info)
         with torch.no_grad():
             gap_BT = torch.where(response_mask.bool(), (log_prob - old_log_prob).abs(), 0.0)
             ratio_BT = torch.exp(log_prob - old_log_prob)
-            outside_BT = (ratio_BT < 1 - config.clip_ratio_low) | (ratio_BT > 1 + config.clip_ratio_high)
+            outside_BT = (ratio_BT < low) | (ratio_BT > high)
             metrics = {
                 # Near 0 on the first update after a weight sync: sampler and trainer hold the same weights.
                 "actor/rollout_gap_mean": _mean(gap_BT, response_mask),
@@ -67,23 +79,16 @@ def _register(name: str, per_token: Callable[[Tensor, Tensor, Tensor, Any], Tens
             }
         return loss, metrics
 
-    return compute
+
+def _unbounded(logprobs: Tensor, rollout: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
+    del low, high
+    return importance_sampling_loss(logprobs, rollout, advantages)
 
 
-def _truncated(logprobs: Tensor, rollout: Tensor, advantages: Tensor, config: Any, outside: str) -> Tensor:
-    low, high = 1 - config.clip_ratio_low, 1 + config.clip_ratio_high
-    return truncated_importance_sampling_loss(logprobs, rollout, advantages, low=low, high=high, outside=outside)
-
-
-def _ppo_clip(logprobs: Tensor, rollout: Tensor, advantages: Tensor, config: Any) -> Tensor:
-    low, high = config.clip_ratio_low, config.clip_ratio_high
-    return ppo_clip_loss(logprobs, rollout, advantages, clip_low=low, clip_high=high)
-
-
-_register("importance_sampling", lambda logprobs, rollout, a, _: importance_sampling_loss(logprobs, rollout, a))
-_register("ppo_clip", _ppo_clip)
-_register("truncated_importance_sampling", functools.partial(_truncated, outside="clamp"))
-_register("masked_importance_sampling", functools.partial(_truncated, outside="mask"))
+_register("importance_sampling", _unbounded)
+_register("ppo_clip", ppo_clip_loss)
+_register("truncated_importance_sampling", functools.partial(truncated_importance_sampling_loss, outside="clamp"))
+_register("masked_importance_sampling", functools.partial(truncated_importance_sampling_loss, outside="mask"))
 
 
 def _mean(x_BT: Tensor, mask_BT: Tensor) -> float:
@@ -128,12 +133,12 @@ def loss_from_logits(
 def add_expected_baseline(
     method: MethodConfig, advantages_BT: Tensor, expected_reverse_kl_BT: Tensor, mask_BT: Tensor
 ) -> Tensor:
-    """The advantages after the position's expected reverse KL is taken off the charge of its token, (B, T).
+    """The advantages of `reverse_kl_advantage` with the position's expected reverse KL as `baseline`, (B, T).
 
-    `method.reverse_kl.reverse_kl_advantage` with it as `baseline`; added here, since only the actor can compute it.
+    Only the actor has the student's logits, so the baseline's share is taken off here.
     """
-    lengths_B1 = mask_BT.sum(-1, keepdim=True).clamp(min=1) if method.normalization == "sequence" else 1
-    return advantages_BT + torch.where(mask_BT, method.coef * expected_reverse_kl_BT / lengths_B1, 0.0)
+    baseline_BT = torch.where(mask_BT, expected_reverse_kl_BT, 0.0)
+    return advantages_BT - advantage_of(baseline_BT, mask_BT, coef=method.coef, normalization=method.normalization)
 
 
 def read_logits(method: MethodConfig, student_logits_PV: Tensor, data: Any) -> dict[str, Tensor]:

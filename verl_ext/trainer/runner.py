@@ -22,10 +22,10 @@ class Runner:
         from verl.utils.config import validate_config
 
         from verl_ext.platform import assert_platform
-        from verl_ext.run.metrics import mark_stage
+        from verl_ext.run.metrics import reach_stage
         from verl_ext.trainer.trainer import register
 
-        mark_stage(config.run_dir, "trainer process imported verl")
+        reach_stage(config.run_dir, "trainer process imported verl")
         assert_platform(config.trainer.device)
         register()
         ask_for_reference(config, check_method(config))

@@ -1,75 +1,44 @@
-"""verl's synchronous trainer, taught by the teacher's log-probs (`MethodConfig` says how)."""
+"""One step of on-policy distillation, read from top to bottom (`MethodConfig` says what each part does)."""
 
-import functools
 from typing import Any
 
-import torch
-from omegaconf import DictConfig
-from verl.trainer.ppo.core_algos import register_adv_est
-from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
-from verl.utils.config import omega_conf_to_dataclass
+from verl.trainer.ppo.v1 import register_trainer
 
 from verl_ext.method.reverse_kl import teacher_kl
-from verl_ext.run.metrics import MetricsFile, mark_stage
-from verl_ext.run.settings import settings_of
-from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, teacher_metrics, with_controlled_teacher
 from verl_ext.trainer.checkpoint import save_last_finished_step
-from verl_ext.trainer.config import POLICY_LOSSES, PolicyLossConfig, check_method
-from verl_ext.trainer.losses import loss_from_logits
 
 NAME = "on_policy_distillation"
-# verl polls TransferQueue for finished samples every 2 s, which is half of a short step.
-POLL_INTERVAL_S = 0.05
 
 
-class OnPolicyDistillationTrainer(PPOTrainerSync):
-    """Sample, score, advantage, update, sync: verl's step, with the teacher's log-probs in the advantage."""
+class OnPolicyDistillationTrainer(AdaptedTrainer):
+    """Prompts, samples, scores, advantages, update, sync: the methods below, in the order in which verl calls them.
 
-    def __init__(self, config: DictConfig) -> None:
-        # verl takes every mode but the literal "sync" for an asynchronous one (another buffer, batch size 1).
-        config.trainer.v1.trainer_mode = "sync"
-        self.method = check_method(config)
-        set_policy_loss(config.actor_rollout_ref.actor, self.method.policy_loss)
-        super().__init__(config)
-        self.teacher = settings_of(config.teacher, TeacherConfig)
-        self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
-        self._advantages_BT: torch.Tensor | None = None
-        self._data_state: dict[str, Any] = {}
-        register_adv_est(config.algorithm.adv_estimator)(self._estimate)
+    The loop is verl's (`PPOTrainer.fit`, `step`, `_step_once`); tests/contract holds this order against it.
+    """
 
-    def _init_dataloader(self) -> None:
-        super()._init_dataloader()
-        mark_stage(self.config.run_dir, "data is loaded")
+    def prepare_step(self) -> dict:
+        """Prompts: the next `data.train_batch_size` rows go to the agent loop, each `rollout.n` times."""
+        self.at("prompts")
+        return super().prepare_step()
 
-    def _build_replay_buffer(self) -> ReplayBuffer:
-        buffer = super()._build_replay_buffer()
-        buffer.poll_interval = POLL_INTERVAL_S
-        return buffer
+    def on_sample_begin(self) -> None:
+        """Samples, then scores, answer by answer: verl waits from here until the batch is in TransferQueue.
 
-    def _balance_batch(
-        self, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", keep_minibatch: bool = False
-    ) -> Any:
-        """verl's balancing between ranks; then, where sequences are padded, rows of like length side by side.
-
-        Micro-batches are contiguous rows padded to their longest, so this removes most of the padding. Rows move
-        within one rank's share of one mini-batch only, whose loss is a sum: the update stays what it was.
+        In the agent loop's workers (`agent_loop.py`) vLLM samples an answer, which the teacher scores under its own
+        prompt as soon as it ends, while other answers are still being sampled.
         """
-        batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
-        actor = self.config.actor_rollout_ref.actor
-        if not self.config.actor_rollout_ref.model.use_remove_padding:
-            rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
-            share = rows // self.resource_pool_manager.get_n_gpus()
-            batch.reorder(order_by_length([tag["seq_len"] for tag in batch.tags], share))
-        return batch
+        self.at("samples and scores")
+        super().on_sample_begin()
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
-        """Our advantages, handed to verl through its estimator seam.
+        """Advantages: what the student and the teacher thought of a token becomes what its log-prob is pushed by.
 
-        verl passes estimators the task reward only, so everything else is fetched here and `_estimate` closes over
-        the result; rollout correction then applies as it does to any estimator.
+        They reach verl through its estimator seam (`AdaptedTrainer._estimate`), so that rollout correction applies as
+        it does to any estimator.
         """
+        self.at("advantages")
         samples, notes = fetch(batch, self.method)
         metrics.update(teacher_metrics(notes))
         self._check_unscored([note["teacher_error"] for note in notes])
@@ -84,6 +53,22 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
         metrics.update(found)
         return super()._compute_advantage(batch, metrics)
 
+    def _update_actor(self, batch: Any, metrics: dict) -> Any:
+        """Update: FSDP2 descends the policy loss, log-probs weighed by advantages, or a direct loss (`losses.py`)."""
+        self.at("update")
+        return super()._update_actor(batch, metrics)
+
+    def _save_checkpoint(self) -> None:
+        """Checkpoint, after every `trainer.save_freq` steps; the student leaves it (`checkpoint.py`)."""
+        self.at("checkpoint")
+        super()._save_checkpoint()
+
+    def on_step_end(self) -> None:
+        """Sync: vLLM gets the new weights, and answers the next prompts with them."""
+        self.at("weight sync")
+        if self.method.control != "no_weight_sync":
+            super().on_step_end()
+
     def _check_unscored(self, errors: list[str]) -> None:
         """Stop, with a checkpoint, when no teacher could score too many of a step's samples ("" for a scored one)."""
         unscored = [error for error in errors if error]
@@ -94,70 +79,7 @@ class OnPolicyDistillationTrainer(PPOTrainerSync):
                 f"teacher.max_unscored_share={self.teacher.max_unscored_share}; {saved}; the first says: {unscored[0]}"
             )
 
-    def _estimate(self, token_level_rewards: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """verl's estimator seam: (advantages, returns), both (B, T)."""
-        assert self._advantages_BT is not None
-        assert self._advantages_BT.shape == token_level_rewards.shape
-        return self._advantages_BT, self._advantages_BT
-
-    def on_init_end(self) -> None:
-        mark_stage(self.config.run_dir, "actor and vLLM hold the weights")
-        if self.method.needs_student_logits:
-            self._let_the_loss_read_logits()
-        super().on_init_end()
-
-    def _let_the_loss_read_logits(self) -> None:
-        """Give the actor our loss, and ask for its logits with every update.
-
-        verl's engine hands logits to a loss where the batch says `distillation_use_topk`, and its trainer says so for
-        its own distillation only, in `_update_actor` just before it calls the workers.
-        """
-        actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-        self.actor_rollout_wg.set_loss_fn(functools.partial(loss_from_logits, config=actor, method=self.method))
-        update = self.actor_rollout_wg.update_actor
-
-        def update_from_logits(batch: Any) -> Any:
-            # Without `distillation_only` verl also makes the log-probs of the sampled tokens.
-            batch.extra_info |= {"distillation_use_topk": True, "distillation_only": self.method.is_direct}
-            return update(batch)
-
-        self.actor_rollout_wg.update_actor = update_from_logits
-
-    def on_train_begin(self) -> None:
-        mark_stage(self.config.run_dir, "agent loop is up")
-        super().on_train_begin()
-
-    def on_step_begin(self) -> None:
-        self._data_state = self.train_dataloader.state_dict()
-        super().on_step_begin()
-
-    def on_step_end(self) -> None:
-        if self.method.control != "no_weight_sync":
-            super().on_step_end()
-
-    def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
-        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
-        max_length = self.config.data.max_response_length
-        lengths = [tag["response_len"] for tag in batch.tags]
-        metrics["training/total_steps"] = self.total_training_steps
-        metrics["response_length/truncated_share"] = sum(n >= max_length for n in lengths) / len(lengths)
-        self.metrics_file.append(global_steps, metrics)
-
 
 def register() -> None:
     """Make the trainer known to verl as `trainer.v1.trainer_mode=on_policy_distillation`."""
     register_trainer(NAME)(OnPolicyDistillationTrainer)
-
-
-def set_policy_loss(actor: DictConfig, settings: PolicyLossConfig) -> None:
-    """Where verl reads what `method.policy_loss` says. A loss of verl's own (`policy_loss.loss_mode`) is left alone."""
-    if actor.policy_loss.loss_mode in POLICY_LOSSES:
-        actor.policy_loss.loss_mode = settings.kind
-        actor.clip_ratio_low, actor.clip_ratio_high = 1.0 - settings.low, settings.high - 1.0
-
-
-def order_by_length(lengths: list[int], share: int) -> list[int]:
-    """Row indices with each run of `share` rows sorted by length; `share` may not divide the number of rows."""
-    starts = range(0, len(lengths), share)
-    runs = [sorted(range(start, min(start + share, len(lengths))), key=lengths.__getitem__) for start in starts]
-    return [index for run in runs for index in run]

@@ -19,7 +19,7 @@ from verl_ext.method.reverse_kl import reverse_kl_advantage, teacher_kl
 
 LOSSES = {
     "importance_sampling": lambda *x: importance_sampling_loss(*x),
-    "ppo_clip": lambda *x: ppo_clip_loss(*x, clip_low=0.2, clip_high=0.3),
+    "ppo_clip": lambda *x: ppo_clip_loss(*x, low=0.8, high=1.3),
     "clamp": lambda *x: truncated_importance_sampling_loss(*x, low=0.5, high=2.0, outside="clamp"),
     "mask": lambda *x: truncated_importance_sampling_loss(*x, low=0.5, high=2.0, outside="mask"),
 }

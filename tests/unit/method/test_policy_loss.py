@@ -38,7 +38,7 @@ def test_importance_sampling_is_ratio_times_advantage():
 
 
 def test_ppo_stops_only_tokens_that_went_past_their_bound():
-    loss_BT, gradient_BT = value_and_gradient(ppo_clip_loss, clip_low=0.2, clip_high=0.3)
+    loss_BT, gradient_BT = value_and_gradient(ppo_clip_loss, low=0.8, high=1.3)
     # A > 0: ratio 2 is cut to 1.3, ratio 0.5 is kept (min). A < 0: 2 is kept, 0.5 is cut to 0.8.
     assert_rows(loss_BT, [[-3.0, -3.9, -1.5], [3.0, 6.0, 2.4]])
     assert_rows(gradient_BT, [[-3.0, 0.0, -1.5], [3.0, 6.0, 0.0]])
@@ -91,8 +91,8 @@ def test_a_missing_global_denominator_is_refused_not_guessed(how):
     ("call", "message"),
     [
         (lambda x: aggregate(x, x, "mean"), "must be one of token-sum"),
-        (lambda x: ppo_clip_loss(x, x, x, clip_low=1.1, clip_high=0.2), "clip_low must be"),
-        (lambda x: ppo_clip_loss(x, x, x, clip_low=0.1, clip_high=-0.2), "clip_high must be"),
+        (lambda x: ppo_clip_loss(x, x, x, low=1.1, high=1.2), "low and high must"),
+        (lambda x: ppo_clip_loss(x, x, x, low=0.9, high=0.8), "low and high must"),
         (lambda x: truncated_importance_sampling_loss(x, x, x, low=1.1, high=2.0, outside="mask"), "low and high"),
         (lambda x: truncated_importance_sampling_loss(x, x, x, low=0.1, high=2.0, outside="drop"), "outside must be"),
     ],

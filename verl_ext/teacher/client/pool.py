@@ -21,10 +21,10 @@ REMEMBERED_PROMPTS = 65536
 
 
 class TeacherPool:
-    """A `Scorer` (see `scorer.py`) over HTTP. One per event loop; close it, or use it as `async with`.
+    """A `Scorer` (see `types.py`) over HTTP. One per event loop; close it, or use it as `async with`.
 
     A prompt's samples meet the same server's cache; the least loaded server takes a new prompt. A server that fails
-    is left alone and probed until it is itself again (`link.py`); its samples go to another one, or wait.
+    is left alone and probed until it is itself again (`server_queue.py`); its samples go to another one, or wait.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """SGLang's scoring protocol: the body of a request, and a `Score` from an answer or the reason why it is none.
 
-Shapes as in `scorer.py`. Every request also carries the probe: a short fixed sequence whose log-probs tell one model
+Shapes as in `types.py`. Every request also carries the probe: a short fixed sequence whose log-probs tell one model
 from another, so that each answer proves who gave it.
 """
 

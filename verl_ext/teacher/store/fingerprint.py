@@ -1,6 +1,6 @@
 """Which teacher made a score: a short id that changes with whatever may change the score.
 
-Made here of a model's files; `stored_teachers.py` has external servers, `probe.py` the check by log-probs.
+Made here of a model's files; `identity.py` has external servers, `probe_record.py` the check by log-probs.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 Value, in order: magic `OPDS` (4 bytes), format version and flags (1 byte each; flag 1: top-K arrays, flag 2: fixed
 ids), two zero bytes, R, K, L (uint32 each), `logprobs` float32 (R), then where flagged `top_ids` int32 (R, K) with
 `top_logprobs` float32 (R, K), and `token_logprobs` float32 (R, L); last, 16 bytes of BLAKE2b over key and all before.
-Shapes as in `scorer.py`.
+Shapes as in `types.py`.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Scores on local disk, so that a sample that was scored once is never scored again.
 
 One SQLite file (WAL). A commit is seen whole or not at all, also after `kill -9`; what a disk does to it later is
-found by the checksum in each value (`score_format.py`). Readers never wait; writers wait for each other.
+found by the checksum in each value (`format.py`). Readers never wait; writers wait for each other.
 """
 
 import contextlib

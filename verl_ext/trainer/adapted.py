@@ -1,0 +1,116 @@
+"""verl's synchronous trainer with what a run of ours needs around the step; the step itself is in trainer.py."""
+
+import functools
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from verl.trainer.ppo.core_algos import register_adv_est
+from verl.trainer.ppo.v1 import PPOTrainerSync
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.utils.config import omega_conf_to_dataclass
+
+from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
+from verl_ext.run.settings import settings_of
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.config import check_method
+from verl_ext.trainer.losses import loss_from_logits
+
+# verl polls TransferQueue for finished samples every 2 s, which is half of a short step.
+POLL_INTERVAL_S = 0.05
+
+
+class AdaptedTrainer(PPOTrainerSync):
+    """What `OnPolicyDistillationTrainer` stands on: our settings, files and metrics, and the seams that verl has."""
+
+    def __init__(self, config: DictConfig) -> None:
+        # verl takes every mode but the literal "sync" for an asynchronous one (another buffer, batch size 1).
+        config.trainer.v1.trainer_mode = "sync"
+        self.method = check_method(config)
+        super().__init__(config)
+        self.teacher = settings_of(config.teacher, TeacherConfig)
+        self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
+        self._advantages_BT: torch.Tensor | None = None
+        self._data_state: dict[str, Any] = {}
+        register_adv_est(config.algorithm.adv_estimator)(self._estimate)
+
+    def at(self, stage: str) -> None:
+        """Say where the step is; whoever waits for it reads this."""
+        write_place(self.config.run_dir, f"step {self.global_steps}: {stage}")
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        reach_stage(self.config.run_dir, "data is loaded")
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = POLL_INTERVAL_S
+        return buffer
+
+    def _balance_batch(
+        self, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", keep_minibatch: bool = False
+    ) -> Any:
+        """verl's balancing between ranks; then, where sequences are padded, rows of like length side by side.
+
+        Micro-batches are contiguous rows padded to their longest, so this removes most of the padding. Rows move
+        within one rank's share of one mini-batch only, whose loss is a sum: the update stays what it was.
+        """
+        batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
+        actor = self.config.actor_rollout_ref.actor
+        if not self.config.actor_rollout_ref.model.use_remove_padding:
+            rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
+            share = rows // self.resource_pool_manager.get_n_gpus()
+            batch.reorder(order_by_length([tag["seq_len"] for tag in batch.tags], share))
+        return batch
+
+    def _estimate(self, token_level_rewards: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """verl's estimator seam: (advantages, returns), both (B, T)."""
+        assert self._advantages_BT is not None
+        assert self._advantages_BT.shape == token_level_rewards.shape
+        return self._advantages_BT, self._advantages_BT
+
+    def on_init_end(self) -> None:
+        reach_stage(self.config.run_dir, "actor and vLLM hold the weights")
+        if self.method.needs_student_logits:
+            self._let_the_loss_read_logits()
+        super().on_init_end()
+
+    def _let_the_loss_read_logits(self) -> None:
+        """Give the actor our loss, and ask for its logits with every update.
+
+        verl's engine hands logits to a loss where the batch says `distillation_use_topk`, and its trainer says so for
+        its own distillation only, in `_update_actor` just before it calls the workers.
+        """
+        actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
+        self.actor_rollout_wg.set_loss_fn(functools.partial(loss_from_logits, config=actor, method=self.method))
+        update = self.actor_rollout_wg.update_actor
+
+        def update_from_logits(batch: Any) -> Any:
+            # Without `distillation_only` verl also makes the log-probs of the sampled tokens.
+            batch.extra_info |= {"distillation_use_topk": True, "distillation_only": self.method.is_direct}
+            return update(batch)
+
+        self.actor_rollout_wg.update_actor = update_from_logits
+
+    def on_train_begin(self) -> None:
+        reach_stage(self.config.run_dir, "agent loop is up")
+        super().on_train_begin()
+
+    def on_step_begin(self) -> None:
+        self._data_state = self.train_dataloader.state_dict()
+        super().on_step_begin()
+
+    def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        max_length = self.config.data.max_response_length
+        lengths = [tag["response_len"] for tag in batch.tags]
+        metrics["training/total_steps"] = self.total_training_steps
+        metrics["response_length/truncated_share"] = sum(n >= max_length for n in lengths) / len(lengths)
+        self.metrics_file.append(global_steps, metrics)
+
+
+def order_by_length(lengths: list[int], share: int) -> list[int]:
+    """Row indices with each run of `share` rows sorted by length; `share` may not divide the number of rows."""
+    starts = range(0, len(lengths), share)
+    runs = [sorted(range(start, min(start + share, len(lengths))), key=lengths.__getitem__) for start in starts]
+    return [index for run in runs for index in run]
