@@ -200,31 +200,48 @@ class LocalTrainer(OnPolicyDistillationTrainer):
         self._load_checkpoint()
 
 
+@contextlib.contextmanager
+def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop in a thread, as an actor's."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
 class LocalRun:
-    """Trainer and worker over one configuration. Use it as a context manager, inside `queue_in_this_process`."""
+    """Trainer and worker over one configuration; lives inside `queue_in_this_process`, ends with `close`."""
 
     def __init__(self, config: DictConfig, teachers: Sequence[str] = (), reward_workers: Sequence[Any] = ()) -> None:
         """`teachers`: names of several, each with a server of its own."""
         self.config = config
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self.teachers = [FakeSGLang() for _ in range(max(1, len(teachers)))]
-        self._servers = [self.wait(serve(teacher)) for teacher in self.teachers]
-        urls = [teacher.url for teacher in self.teachers]
-        config.teacher.urls = urls[:1]
-        config.teachers = {name: {"urls": [url]} for name, url in zip(teachers, urls, strict=False)}
-        save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
-        self.worker = self.wait(self._make_worker(reward_workers))
-        self.sampler = Sampler(len(self.worker.tokenizer))
-        self.worker.llm_client = self.sampler
-        for teacher in self.teachers:
-            teacher.vocabulary = self.sampler.vocabulary
-        self.actor, self.sync = Actor(), WeightSync(self.sampler)
-        ADV_ESTIMATOR_REGISTRY.pop(config.algorithm.adv_estimator, None)  # a process of verl's has one trainer
-        self.trainer = LocalTrainer(self.config)
-        self.trainer.actor, self.trainer.sync = self.actor, self.sync
-        self.trainer.init()
+        with contextlib.ExitStack() as stack:
+            self._loop = stack.enter_context(running_loop())
+            self.teachers = [FakeSGLang() for _ in range(max(1, len(teachers)))]
+            for teacher in self.teachers:
+                server = self.wait(serve(teacher))
+                stack.callback(lambda server=server: self.wait(server.cleanup()))
+            urls = [teacher.url for teacher in self.teachers]
+            config.teacher.urls = urls[:1]
+            config.teachers = {name: {"urls": [url]} for name, url in zip(teachers, urls, strict=False)}
+            save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
+            self.worker = self.wait(self._make_worker(reward_workers))
+            stack.callback(lambda: self.wait(self.worker.teacher.close()))
+            self.sampler = Sampler(len(self.worker.tokenizer))
+            self.worker.llm_client = self.sampler
+            for teacher in self.teachers:
+                teacher.vocabulary = self.sampler.vocabulary
+            self.actor, self.sync = Actor(), WeightSync(self.sampler)
+            ADV_ESTIMATOR_REGISTRY.pop(config.algorithm.adv_estimator, None)  # a process of verl's has one trainer
+            self.trainer = LocalTrainer(self.config)
+            self.trainer.actor, self.trainer.sync = self.actor, self.sync
+            self.trainer.init()
+            self.close = stack.pop_all().close
 
     async def _make_worker(self, reward_workers: Sequence[Any]) -> DistillationAgentLoopWorker:
         return DistillationAgentLoopWorker(self.config, llm_client=None, reward_loop_worker_handles=reward_workers)
@@ -262,11 +279,3 @@ class LocalRun:
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
-
-    def close(self) -> None:
-        self.wait(self.worker.teacher.close())
-        for server in self._servers:
-            self.wait(server.cleanup())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
