@@ -147,6 +147,18 @@ def test_the_end_shows_what_changed_and_what_to_type_next(tmp_path: Path, clock:
     assert json.loads((tmp_path / "run.json").read_text())["seconds"] == {"startup": 10.0, "train": 10.0}
 
 
+def test_what_is_to_be_typed_is_one_line_however_narrow_the_window(tmp_path: Path, clock: Clock, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    console = RunConsole(tmp_path, clock.now)
+    MetricsFile(tmp_path / "metrics.jsonl").append(1, row(1.0))
+    console.update()
+    console.finish()
+    SftConsole().finish(OmegaConf.create({"run_dir": str(tmp_path), "model": {"lora_rank": 0}}), trained=True)
+    lines = capfd.readouterr().out.splitlines()
+    assert lines.count(f"  python -m recipe.evaluate data=HELDOUT.parquet student={tmp_path}/student") == 2
+    assert f"  vllm serve {tmp_path}/student" in lines
+
+
 def test_the_end_of_a_lora_run_names_the_adapter(tmp_path: Path, clock: Clock, capsys):
     console = RunConsole(tmp_path, clock.now)
     MetricsFile(tmp_path / "metrics.jsonl").append(1, row(1.0))
@@ -170,12 +182,14 @@ def test_a_terminal_shows_a_bar_and_no_line_a_step(tmp_path: Path, clock: Clock,
     monkeypatch.setenv("FORCE_COLOR", "1")
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     with RunConsole(tmp_path, clock.now) as console:
+        assert console.progress.console is console.console  # else lines and bar would overwrite each other
         metrics.append(1, row(2.0))
         console.update()
         metrics.append(2, row(0.5))
         console.update()
     printed = capsys.readouterr().out
     assert "2/3" in printed
+    assert "0/100" not in printed  # before the first step nobody knows how many there are
     assert "teacher_kl +0.5000" in printed
     assert "step 2/3" not in printed
 
