@@ -36,15 +36,19 @@ class FakeSGLang:
     most_running: int = 0
     delay_s: float = 0.0
     model: float = 0.0
+    vocabulary: int = VOCAB
+    refuses: int | None = None
+    """A token id; every request that holds it is answered with status 400."""
     url: str = ""
 
     @property
     def sequences(self) -> list[list[int]]:
         """Every sequence sent, the probes left out."""
-        return [ids for body in self.requests for ids in body["input_ids"] if ids != PROBE]
+        probe = probe_span(self.vocabulary).ids
+        return [ids for body in self.requests for ids in body["input_ids"] if ids != probe]
 
     def answer(self, ids: list[int], start: int, top_k: int) -> dict[str, Any]:
-        echo = [0 if token == VOCAB - 1 else token for token in ids]  # the quirk of the real server
+        echo = [0 if token == self.vocabulary - 1 else token for token in ids]  # the quirk of the real server
         entries = [[None, echo[start], None]]
         entries += [[logprob_of(ids, i) - self.model, echo[i], None] for i in range(start + 1, len(ids))]
         meta = {"input_token_logprobs": entries, "cached_tokens": start}
@@ -65,6 +69,8 @@ class FakeSGLang:
             answers = [
                 self.answer(*each) for each in zip(body["input_ids"], body["logprob_start_len"], top_k, strict=True)
             ]
+            if any(self.refuses in ids for ids in body["input_ids"]):
+                return web.Response(status=400, text="too long")
             if self.faults:
                 outcome = self.faults.pop(0)(request, answers[0])
                 if asyncio.iscoroutine(outcome):

@@ -1,0 +1,77 @@
+"""What the process that holds the run does before verl takes over."""
+
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+from verl.trainer import main_ppo
+from verl.trainer.ppo.utils import need_reference_policy
+from verl.trainer.ppo.v1 import get_trainer_cls
+
+import verl_ext.platform
+from verl_ext.trainer.config import GuardsConfig, MethodConfig
+from verl_ext.trainer.runner import Runner, ask_for_reference, plain_class
+from verl_ext.trainer.trainer import NAME, OnPolicyDistillationTrainer
+
+
+@pytest.fixture
+def config(run_config, tmp_path):
+    config = OmegaConf.merge(run_config, {"run_dir": str(tmp_path), "teacher": {"urls": ["http://127.0.0.1:1"]}})
+    OmegaConf.resolve(config)
+    return config
+
+
+@pytest.fixture
+def started(monkeypatch) -> list:
+    """What verl's task runner was started with, on which platform; nothing is started."""
+    seen = []
+
+    class TaskRunner:
+        def run(self, config) -> None:
+            seen.append(config)
+
+    monkeypatch.setattr(verl_ext.platform, "assert_platform", seen.append)
+    monkeypatch.setattr(
+        main_ppo, "TaskRunnerV1", SimpleNamespace(__ray_metadata__=SimpleNamespace(modified_class=TaskRunner))
+    )
+    return seen
+
+
+def test_verl_is_started_with_our_trainer_on_the_platform_that_was_asked_for(config, started, tmp_path):
+    plain_class(Runner)().run(config)
+    assert started[0] == "cpu"
+    assert started[1] is config
+    assert get_trainer_cls(config.trainer.v1.trainer_mode) is OnPolicyDistillationTrainer
+    assert config.trainer.v1.trainer_mode == NAME
+    assert "trainer process imported verl" in (tmp_path / "stages.jsonl").read_text()
+    assert not need_reference_policy(config)
+
+
+def test_verls_own_checks_run_first(config, started):
+    config.actor_rollout_ref.actor.ppo_mini_batch_size = 3  # does not divide the batch of 2
+    with pytest.raises((ValueError, AssertionError)):
+        plain_class(Runner)().run(config)
+    assert started == ["cpu"]
+
+
+def test_a_contradicting_method_is_refused_before_verl_starts(config, started):
+    config.method.student_logprobs = "old"
+    with pytest.raises(ValueError, match=r"^method\.student_logprobs=old"):
+        plain_class(Runner)().run(config)
+    assert started == ["cpu"]
+
+
+def test_the_reference_model_gets_what_verl_asks_of_one(config, started):
+    config.trainer.device = "cuda"
+    config.method.guards.reference_kl_coef = 0.5
+    config.actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu = 7
+    plain_class(Runner)().run(config)
+    assert need_reference_policy(started[1])
+    assert started[1].algorithm.kl_ctrl.kl_coef == 0
+    assert started[1].actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu == 7
+
+
+def test_a_micro_batch_of_the_reference_that_was_given_is_kept(config):
+    config.actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu = 3
+    ask_for_reference(config, MethodConfig(guards=GuardsConfig(reference_kl_coef=0.5)))
+    assert config.actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu == 3
