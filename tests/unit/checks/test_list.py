@@ -275,6 +275,16 @@ def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_shown(compose_pair
     assert skipped.seen.startswith("batch, teacher names, prompt lengths, chat template, vocabulary, prompts:")
 
 
+def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair):
+    pq.write_table(pa.Table.from_pylist([ROW | {"teacher": name} for name in "ab" * 16]), pair.scratch / "two.parquet")
+    two = ("teachers.a.port=0", "teachers.b.model_path=/nowhere/m", f"data.train_files={pair.scratch}/two.parquet")
+    shown = by_name(look(context_of_run(compose_pair(*two))))
+    assert [name for name, finding in shown.items() if finding.verdict == FAIL] == ["b: teacher model"]
+    assert shown["a: vocabulary"].verdict == OK
+    skipped = "b: teacher weights, b: teacher tokenizer, b: tokenizer, b: chat template, b: think tokens, "
+    assert shown["not looked at"].seen.startswith(f"{skipped}b: vocabulary, b: prompts:")
+
+
 def test_each_of_several_teachers_is_named(compose_pair, pair):
     pq.write_table(pa.Table.from_pylist([ROW | {"teacher": name} for name in "ab" * 16]), pair.scratch / "two.parquet")
     other = teacher(swap_two_ids)(pair)[0].partition("=")[2]
