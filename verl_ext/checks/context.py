@@ -36,6 +36,7 @@ class Context:
         teachers: Callable[[], Mapping[str, TeacherConfig]] = dict,
         template_kwargs: Callable[[], Mapping[str, Any]] = dict,
         config: Any = None,
+        required: Sequence[str] = (),
     ) -> None:
         """Each function is called once, by the check that needs it first, and may raise ValueError naming the key.
 
@@ -45,9 +46,10 @@ class Context:
             teachers: by name.
             template_kwargs: for the chat template.
             config: a trainer's whole configuration; None for the other commands.
+            required: its keys that have no default.
         """
         self._models, self._rows, self._teachers, self._template_kwargs = models, rows, teachers, template_kwargs
-        self.config = config
+        self.config, self.required = config, required
         self._tokenizers: dict[str, Any] = {}
 
     @cached_property
@@ -126,4 +128,5 @@ def context_of_run(config: DictConfig) -> Context:
         teachers=lambda: teachers_of(config),
         template_kwargs=lambda: mapping_of(config.data.apply_chat_template_kwargs),
         config=config,
+        required=("student.path", "data.train_files", "data.val_files"),
     )

@@ -24,8 +24,8 @@ KEPT_BACK = 7
 
 def given(context: Context) -> str:
     """What has no default has a value."""
-    check_given(context.config, "student.path", "data.train_files", "data.val_files")
-    return "student and data are named"
+    check_given(context.config, *context.required)
+    return ", ".join(context.required)
 
 
 def method(context: Context) -> str:

@@ -29,7 +29,8 @@ class SftContext(Context):
 
     def __init__(self, config: DictConfig, ranks: int) -> None:
         """`ranks`: processes that train."""
-        super().__init__(models=lambda: {"student.path": config.student.path}, config=config)
+        required = ("student.path", "data.train_files")
+        super().__init__(models=lambda: {"student.path": config.student.path}, config=config, required=required)
         self.ranks = ranks
 
     @cached_property

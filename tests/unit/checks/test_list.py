@@ -149,7 +149,7 @@ def words(*overrides: str) -> Callable[[Pair], list[str]]:
 
 NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
 BROKEN = [
-    ("required settings", words("data.val_files=???"), r"data\.val_files is not set"),
+    ("required settings", words("data.val_files=null"), r"data\.val_files is not set"),
     ("method", words("method.student_logprobs=old"), r"method\.student_logprobs=old.*set it to false"),
     ("teacher settings", words("teacher.tp=0"), r"teacher\.tp: 0 is below 1"),
     ("memory plan", words("hardware=cpu", "trainer.nnodes=2"), r"on CPU trainer\.nnodes=2, trainer"),
