@@ -7,27 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize, initialize_config_dir
+from tiny_student import ROW, make_student
 
 from recipe import evaluate, generate, score
-from verl_ext.data.rows import LABELS
-from verl_ext.demo.tiny_pair import build_model, train_tokenizer
 from verl_ext.sampling.answers import Answers, table_of
 from verl_ext.sampling.types import Sample
 
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
-ROW = {
-    "prompt": [{"role": "user", "content": "Good morning"}],
-    "teacher_messages": [{"role": "user", "content": "Which language? Good morning"}],
-    "data_source": "language_id",
-    "reward_model": {"style": "rule", "ground_truth": "en"},
-}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "stop": [], "enable_thinking": None}
 
 
@@ -35,8 +20,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "stop": [], "enable_t
 def folder(tmp_path_factory) -> Path:
     """A model, one without a template, one with another, rows and answers."""
     folder = tmp_path_factory.mktemp("commands")
-    tokenizer = train_tokenizer(["Good morning"], LABELS, 300)
-    model = build_model(tokenizer, SHAPE)
+    tokenizer, model = make_student()
     for name, template in (("model", tokenizer.chat_template), ("plain", None), ("other", "{{ messages }}!")):
         tokenizer.chat_template = template
         tokenizer.save_pretrained(folder / name)

@@ -16,34 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from omegaconf import DictConfig, OmegaConf
+from tiny_student import ROW, write_student
 
 from recipe.doctor import SCHEMA
 from recipe.on_policy_distillation import main
 from verl_ext.checks import context as context_module
 from verl_ext.checks import memory
-from verl_ext.checks.check import DOCTOR, TRAIN, VERBS, Cost
+from verl_ext.checks.check import DOCTOR, TRAIN
 from verl_ext.checks.context import context_of_run
 from verl_ext.checks.diagnose import diagnose
 from verl_ext.checks.finding import FAIL, OK, SKIPPED, WARN, Finding, failed
-from verl_ext.checks.registry import CHECKS, checks_of, checks_table
+from verl_ext.checks.registry import checks_of
 from verl_ext.checks.run import CHEAP, check, look
-from verl_ext.data.rows import LABELS
-from verl_ext.demo.tiny_pair import build_model, train_tokenizer
-
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
-ROW = {
-    "prompt": [{"role": "user", "content": "Good morning"}],
-    "teacher_messages": [{"role": "user", "content": "Which language? Good morning"}],
-    "data_source": "language_id",
-    "reward_model": {"style": "rule", "ground_truth": "en"},
-}
 
 
 class Pair(NamedTuple):
@@ -60,11 +44,8 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("pair")
-    tokenizer = train_tokenizer(["Good morning"], LABELS, 300)
-    tokenizer.save_pretrained(folder / "base")
-    build_model(tokenizer, SHAPE).save_pretrained(folder / "base")
     pq.write_table(pa.Table.from_pylist([ROW] * 32), folder / "rows.parquet")
-    return folder / "base", folder / "rows.parquet"
+    return write_student(folder / "base"), folder / "rows.parquet"
 
 
 @pytest.fixture
@@ -297,25 +278,6 @@ def test_each_of_several_teachers_is_named(compose_pair, pair):
         check(config)
     shown = by_name(look(context_of_run(config)))
     assert (shown["a: tokenizer"].verdict, shown["b: tokenizer"].verdict) == (OK, FAIL)
-
-
-def test_the_table_of_the_documentation_is_the_list(pytestconfig):
-    assert checks_table() in (pytestconfig.rootpath / "docs" / "doctor.md").read_text()
-
-
-def test_the_list_is_in_order():
-    """Training has no cheap check that the doctor lacks; every need is an earlier check of the same commands."""
-    assert checks_of(TRAIN, *CHEAP) == checks_of(DOCTOR, *CHEAP)
-    assert checks_of(TRAIN, Cost.NEEDS_ENGINES) == []
-    names = [one.name for one in CHECKS]
-    assert len(names) == len(set(names))
-    for place, one in enumerate(CHECKS):
-        assert one.verbs
-        assert set(one.verbs) <= set(VERBS)
-        assert set(one.needs) <= set(names[:place]), one.name
-    for verb in VERBS:
-        costs = [list(Cost).index(one.cost) for one in checks_of(verb, *Cost)]
-        assert costs == sorted(costs), verb
 
 
 def test_files_are_read_once(compose_pair, pair, monkeypatch):

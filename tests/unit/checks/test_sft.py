@@ -2,19 +2,9 @@ import json
 
 import pytest
 from hydra import compose, initialize_config_dir
+from tiny_student import write_student
 
 from verl_ext.checks.run import check_sft
-from verl_ext.data.rows import LABELS
-from verl_ext.demo.tiny_pair import build_model, train_tokenizer
-
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +14,7 @@ def compose_sft(pytestconfig, tmp_path_factory):
 
     prepare_training_configs()
     folder = tmp_path_factory.mktemp("sft")
-    tokenizer = train_tokenizer(["Good morning"], LABELS, 300)
-    tokenizer.save_pretrained(folder / "base")
-    build_model(tokenizer, SHAPE).save_pretrained(folder / "base")
+    write_student(folder / "base")
     row = {"messages": [{"role": "user", "content": "Good morning"}, {"role": "assistant", "content": "en"}]}
     (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * 16)
     small = ["platform=cpu", "task=demo", "data.train_batch_size=8", "data.micro_batch_size_per_gpu=4"]
