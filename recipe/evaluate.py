@@ -12,12 +12,16 @@ the training's longest response. `extract`, `labels`, `edge` and the picture are
 import sys
 import time
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import hydra
 
-from verl_ext.evaluation.arms import EvaluateConfig, evaluate, show
+from verl_ext.checks.check import EVALUATE
+from verl_ext.checks.context import Context
+from verl_ext.checks.run import refuse
+from verl_ext.evaluation.arms import EvaluateConfig, evaluate, read_rows, show
 from verl_ext.run.files import write_json
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
@@ -31,6 +35,7 @@ def main(config: Any) -> None:
     started = time.perf_counter()
     try:
         settings = settings_of(config, EvaluateConfig)
+        refuse(EVALUATE, Context(models=settings.models, rows=lambda: list(chain(*read_rows(settings)))))
         results = evaluate(settings)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -19,6 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from verl_ext.checks.check import GENERATE
+from verl_ext.checks.context import Context
+from verl_ext.checks.run import refuse
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.sampling.answers import VIEWS, AnswerRun, Answers, generate
@@ -88,6 +91,8 @@ def main(config: Any) -> None:
             *(settings.model, settings.data, settings.view, settings.n, settings.limit),
             *(settings.sampling, settings.engine),
         )
+        context = Context(models=lambda: {"model": run.model}, rows=lambda: run.rows.to_pylist())
+        refuse(GENERATE, context)
         answers, took = generate(run, Path(settings.out), settings.chunk, settings.overwrite)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -67,11 +67,11 @@ def main(config: DictConfig) -> None:
     started = time.perf_counter()
     config.run_dir = str(Path(config.run_dir).resolve())
     try:
-        planned = check(config)
+        lines = check(config)
         save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
         mark_stage(config.run_dir, "settings are checked")
-        if config.get("hardware") is not None:
-            print(planned, flush=True)
+        for line in lines:
+            print(line, flush=True)
         train(config, started)
     except (RayError, RuntimeError, TimeoutError) as error:  # before ValueError: Ray's errors are also their cause's
         print(error, file=sys.stderr)

@@ -19,14 +19,16 @@ from typing import Any
 import hydra
 from rich.console import Console
 
-from verl_ext.checks.run import check_teacher
+from verl_ext.checks.check import SCORE
+from verl_ext.checks.context import COLUMNS, Context
+from verl_ext.checks.run import refuse, warnings
 from verl_ext.evaluation.disagreement import score_answers
 from verl_ext.evaluation.disagreement_report import disagreement_table, summary, with_scores
 from verl_ext.run.hydra import register_verb
-from verl_ext.run.models import check_model, load_tokenizer
 from verl_ext.run.settings import settings_of
 from verl_ext.sampling.answers import Answers
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.types import DEFAULT_TEACHER
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,17 @@ def score(config: ScoreConfig, console: Console) -> None:
     """
     answers, out = Answers.read("data", config.data), Path(config.out)
     model = config.model or answers.model
-    check_model("model", model)
-    tokenizer = load_tokenizer(model)
+    context = Context(
+        models=lambda: {"model": model},
+        rows=answers.table.select(COLUMNS).to_pylist,
+        teachers=lambda: {DEFAULT_TEACHER: config.teacher},
+        template_kwargs=lambda: answers.sampling.template_kwargs,
+    )
+    for line in warnings(refuse(SCORE, context)):
+        print(line)
+    tokenizer = context.student_tokenizer
     # A server that runs need not have its files here: the vocabulary is the student's.
     teacher = dataclasses.replace(config.teacher, model_path=config.teacher.model_path or model)
-    check_teacher(config.teacher, model, tokenizer)
     found = score_answers(answers, teacher, tokenizer, config.disagreements, out.with_suffix(".teacher.log"))
     dataclasses.replace(answers, table=with_scores(answers.table, found, config.teacher)).write(out)
     console.print(summary(answers, found, config.teacher.model_path or ", ".join(teacher.urls)))

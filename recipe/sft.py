@@ -9,40 +9,26 @@ The second form is one process. `--help` and `--cfg job` show every setting; any
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from verl_ext.checks.run import check_sft
 from verl_ext.checks.schemas import prepare_training_configs
-from verl_ext.run.files import save_resolved_config
-from verl_ext.run.settings import check_given, mapping_of
-from verl_ext.student.model_card import write_cards
-
-if TYPE_CHECKING:
-    from verl_ext.sft.dataset import DataReport
 from verl_ext.run.console import SftConsole
+from verl_ext.run.files import save_resolved_config
+from verl_ext.run.settings import mapping_of
 from verl_ext.sft.environment import SILENCE_S, output_into, prepare_environment
-
-
-def check(config: DictConfig, ranks: int) -> "DataReport":
-    """Refuse a run that cannot work. Raises ValueError naming the key and the fix."""
-    from verl_ext.sft.checks import check_run
-
-    return check_run(config, ranks)
+from verl_ext.student.model_card import write_cards
 
 
 @hydra.main(version_base=None, config_path="../configs/sft", config_name="sft")
 def main(config: DictConfig) -> None:
-    try:
-        check_given(config, "student.path", "data.train_files")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     config.run_dir = str(Path(config.run_dir).resolve())
     rank, ranks = prepare_environment(mapping_of(config.environment))
     progress = SftConsole()
     try:
-        report = check(config, ranks)
+        report = check_sft(config, ranks)
     except ValueError as error:
         if rank:
             time.sleep(SILENCE_S)

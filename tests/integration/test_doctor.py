@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from recipe.doctor import SCHEMA
 from verl_ext.checks.diagnose import diagnose
-from verl_ext.checks.finding import FAIL, OK, Finding, failed
+from verl_ext.checks.finding import FAIL, OK, WARN, Finding, failed
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import SGLangServer
 
@@ -204,7 +204,7 @@ def test_faults_that_need_no_engine_start_none(compose_run, pair, changed, teach
     cases = [
         ((f"teacher.model_path={swapped}",), "tokenizer", "2 tokens differ, first 'a'"),
         ((f"teacher.model_path={template}",), "chat template", "student '[answer]', teacher '[reply]'"),
-        ((f"teacher.model_path={think}",), "think tokens", "<think> is one token for the teacher only"),
+        ((f"teacher.model_path={think}",), "tokenizer", "1 tokens differ, first '<think>'"),
         (("actor_rollout_ref.rollout.temperature=0.7",), "sampling", "temperature=0.7"),
     ]
     for overrides, name, message in cases:
@@ -213,3 +213,8 @@ def test_faults_that_need_no_engine_start_none(compose_run, pair, changed, teach
         assert message in found[name].seen
         assert found[name].fix
         assert found["engines"].seen.startswith("not started")
+    found = run_doctor(compose_run, pair, python, f"teacher.model_path={think}")
+    assert (found["think tokens"].verdict, found["think tokens"].seen) == (
+        WARN,
+        "<think> is one token for the teacher only",
+    )

@@ -9,8 +9,15 @@ import pytest_asyncio
 from fake_sglang import FakeSGLang, serve
 from stored_scores import GIB
 
+from verl_ext.teacher import config as teacher_config
 from verl_ext.teacher.client import pool as pool_module
 from verl_ext.teacher.store.store import ScoreStore
+
+
+@pytest.fixture(autouse=True)
+def machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test does not say where its teacher runs, it is the CPU, whatever machine this is."""
+    monkeypatch.setattr(teacher_config, "device_of_machine", lambda: "cpu")
 
 
 @pytest.fixture

@@ -57,25 +57,24 @@ def judge_probe(found: Logprobs, expected: Logprobs, tolerance: Tolerance) -> Fi
     """The teacher's log-probs against transformers on its own weights, with the shift by one as the control."""
     straight, shifted = difference(found, expected), shifted_difference(found, expected)
     numbers = {"straight": asdict(straight), "shifted": None if shifted is None else asdict(shifted)}
-    name = "log-probs"
     if straight.within(tolerance):
         control = "" if shifted is None else f"; the control, shifted by one: mean {shifted.mean:.1e}"
-        return Finding(name, OK, f"against transformers: {straight}{control}", numbers=numbers)
+        return Finding(OK, f"against transformers: {straight}{control}", numbers=numbers)
     if shifted is not None and shifted.within(tolerance):
         seen = f"looks shifted by one: straight {straight}, shifted {shifted}"
         fix = "each token got its neighbour's log-prob: look at logprob_start_len (P-1) and at proxies in between"
-        return Finding(name, FAIL, seen, fix, numbers)
+        return Finding(FAIL, seen, fix, numbers)
     fix = "the server does not serve teacher.model_path's weights, or miscomputes: look at its log, dtype and back ends"
-    return Finding(name, FAIL, f"against transformers: {straight}", fix, numbers)
+    return Finding(FAIL, f"against transformers: {straight}", fix, numbers)
 
 
-def judge_noise(name: str, passes: Sequence[Logprobs], tolerance: Tolerance, fix: str) -> Finding:
+def judge_noise(passes: Sequence[Logprobs], tolerance: Tolerance, fix: str) -> Finding:
     """The greatest difference of any pass to the first one."""
     differences = [difference(passes[0], other) for other in passes[1:]]
     worst = max(differences, key=lambda one: one.max)
     numbers = {"to_first": [asdict(one) for one in differences]}
     good = all(one.within(tolerance) for one in differences)
-    return Finding(name, OK if good else FAIL, str(worst), "" if good else fix, numbers)
+    return Finding(OK if good else FAIL, str(worst), "" if good else fix, numbers)
 
 
 @dataclass(frozen=True)
@@ -98,16 +97,15 @@ def reverse_kl(rollout_logprobs: Logprobs, teacher_logprobs: Logprobs) -> Revers
 
 def judge_self_kl(own_prompt: ReverseKL | None, teacher_prompt: ReverseKL, tolerance: Tolerance) -> Finding:
     """A teacher with the student's weights and prompt gives reverse KL 0; `own_prompt` is None for other weights."""
-    name = "teacher = student"
     numbers = {"teacher_prompt": asdict(teacher_prompt), "own_prompt": own_prompt and asdict(own_prompt)}
     information = f"with the teacher's prompt: reverse KL {teacher_prompt.mean:+.4f} nats a token"
     if own_prompt is None:
-        return Finding(name, OK, f"skipped: other weights; {information}", numbers=numbers)
+        return Finding(OK, f"skipped: other weights; {information}", numbers=numbers)
     seen = f"same prompt: reverse KL {own_prompt.mean:+.1e}, max {own_prompt.max:.1e} nats; {information}"
     if Difference(abs(own_prompt.mean), own_prompt.max, own_prompt.tokens).within(tolerance):
-        return Finding(name, OK, seen, numbers=numbers)
+        return Finding(OK, seen, numbers=numbers)
     fix = "sampler and teacher disagree on equal weights: look at dtype, vocabulary padding, and what the server serves"
-    return Finding(name, FAIL, seen, fix, numbers)
+    return Finding(FAIL, seen, fix, numbers)
 
 
 @dataclass(frozen=True)
@@ -144,4 +142,4 @@ def judge_precision(gap: PrecisionGap, pair: str, max_sign_changes: float) -> Fi
     )
     good = gap.sign_changes <= max_sign_changes
     fix = "" if good else "use the higher precision, or accept the noise with doctor.max_sign_changes"
-    return Finding("precision", OK if good else WARN, seen, fix, asdict(gap))
+    return Finding(OK if good else WARN, seen, fix, asdict(gap))

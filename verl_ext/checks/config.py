@@ -38,6 +38,8 @@ class DoctorConfig:
     """Record of the teacher: written where the file is missing, compared with where it exists; empty: neither."""
     out: str = "doctor.json"
     """File for all numbers and the full prompts."""
+    report: bool = False
+    """Print what a bug report needs in place of the table (`--report`); no engine is started."""
     transformers_max_bytes: int = 4 * 2**30
     """Largest weights of a teacher that transformers loads for comparison, bytes, >= 0; 0 never loads any."""
     mean_nats: float | None = None

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from verl_ext.checks.check import DOCTOR, Cost
 from verl_ext.checks.config import DoctorConfig
-from verl_ext.checks.finding import WARN, Finding, failed, refused
-from verl_ext.checks.settings import read_inputs, settings_findings, token_findings
-from verl_ext.run.models import load_tokenizer
+from verl_ext.checks.context import context_of_run
+from verl_ext.checks.engines import Case, sample_student, teacher_findings
+from verl_ext.checks.finding import SKIPPED, WARN, Finding, failed
+from verl_ext.checks.registry import checks_of
+from verl_ext.checks.run import look
 from verl_ext.run.settings import settings_of
-from verl_ext.teacher.teachers import teachers_of
-from verl_ext.trainer.config import check_method
 
 
 def diagnose(config: DictConfig) -> list[Finding]:
@@ -22,32 +23,23 @@ def diagnose(config: DictConfig) -> list[Finding]:
         ValueError: if a setting of the doctor itself is wrong.
     """
     settings = settings_of(config.doctor, DoctorConfig)
-    try:
-        check_method(config)
-        teachers = teachers_of(config)
-        rows, inputs = read_inputs(config, teachers)
-    except ValueError as error:
-        return [refused("inputs", error)]
-    tokenizer = load_tokenizer(config.student.path)
-    findings = [inputs, *settings_findings(config, rows, teachers, tokenizer)]
-    for name in teachers:
-        findings += named(name, token_findings(config, rows, name, teachers, tokenizer, settings.rows), teachers)
+    context = context_of_run(config)
+    findings = look(context)
     if bad := failed(findings):
         seen = f"not started: {', '.join(finding.name for finding in bad)} failed"
-        return [*findings, Finding("engines", WARN, seen, "make the changes above and run the doctor again")]
-    from verl_ext.checks.engines import Case, sample_student, teacher_findings
-
-    rollouts = sample_student(config, settings, rows, teachers, tokenizer)
+        fix = "make the changes above and run the doctor again"
+        return [*findings, Finding(SKIPPED, seen, fix, name="engines")]
+    rollouts, teachers = sample_student(context, settings), context.teachers
     for name, teacher in teachers.items():
         mine = [rollout for rollout in rollouts if rollout.teacher == name]
         if not mine:
-            missing = Finding("teacher", WARN, f"none of the first {settings.rows} rows is its", "raise doctor.rows")
-            findings += named(name, [missing], teachers)
+            seen = f"none of the first {settings.rows} rows is its"
+            findings += named(name, [Finding(WARN, seen, "raise doctor.rows", name="teacher")], teachers)
             continue
         samples = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         own = replace(settings, record=record_of(settings.record, name, teachers))
         case = Case(own, teacher, config.student.path, mine, samples, config.actor_rollout_ref.rollout.dtype)
-        findings += named(name, teacher_findings(case), teachers)
+        findings += named(name, teacher_findings(case, checks_of(DOCTOR, Cost.NEEDS_ENGINES)), teachers)
     return findings
 
 

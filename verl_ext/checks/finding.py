@@ -1,6 +1,6 @@
 """What one check found, and the table and file of all of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,39 +8,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-OK, WARN, FAIL = "ok", "warn", "fail"
-COLOURS = {OK: "green", WARN: "yellow", FAIL: "bold red"}
+OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
+COLOURS = {OK: "green", WARN: "yellow", FAIL: "bold red", SKIPPED: "dim"}
 
 
 @dataclass(frozen=True)
 class Finding:
     """One row of the table."""
 
-    name: str
-    """What was checked."""
     verdict: str
-    """`ok`, `warn` (the run works, look at it) or `fail` (do not start it)."""
+    """`ok`, `warn` (the run works, look at it), `fail` (it must not start) or `skipped` (an earlier check failed)."""
     seen: str
     """What was found, one short line."""
     fix: str = ""
     """What to change; empty where nothing is wrong."""
     numbers: Mapping[str, Any] = field(default_factory=dict)
     """Every number behind it, for the file."""
+    name: str = ""
+    """What was checked; the list of checks fills it in."""
+
+    @property
+    def line(self) -> str:
+        """What is wrong and the fix, on one line."""
+        seen = f"{self.name}: {self.seen}".replace("\n", ", ")
+        return f"{seen}; {self.fix}" if self.fix else seen
 
 
-def refused(name: str, error: ValueError) -> Finding:
-    """A refusal by `verl_ext.checks.inputs`, whose messages end with `; <fix>`."""
+def refused(error: ValueError) -> Finding:
+    """A check's refusal, whose message ends with `; <fix>`."""
     seen, _, fix = str(error).rpartition("; ")
-    return Finding(name, FAIL, seen or fix, fix if seen else "change the key that is named")
-
-
-def checked(name: str, seen: str, check: Callable[..., Any], *args: Any, **kwargs: Any) -> Finding:
-    """A check that raises ValueError, as a finding; `seen` is what to say where it passes."""
-    try:
-        check(*args, **kwargs)
-    except ValueError as error:
-        return refused(name, error)
-    return Finding(name, OK, seen)
+    return Finding(FAIL, seen or fix, fix if seen else "change the key that is named")
 
 
 def failed(findings: Sequence[Finding]) -> list[Finding]:

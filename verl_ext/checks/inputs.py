@@ -1,109 +1,178 @@
-"""Refuse a run that cannot work, in one line, before any engine starts.
+"""Settings, rows and models: are they there, and do they fit each other? No engine is needed.
 
-Each check raises ValueError naming the configuration key and the fix. None imports torch or verl.
+Each function is a check of `verl_ext.checks.registry`. It raises ValueError naming the configuration key and the fix;
+else it returns what it has seen. None imports torch or verl.
 """
 
 import asyncio
 import shutil
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
-from verl_ext.run.models import render_chat
+from verl_ext.checks.context import Context
+from verl_ext.run.models import check_model
+from verl_ext.run.settings import check_given
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.server.process import check_quantized_weights
 from verl_ext.teacher.teachers import teacher_of_row
 from verl_ext.teacher.types import TeacherError
+from verl_ext.trainer.config import check_method
 
 KEPT_BACK = 7
 """Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py)."""
 
 
-def check_sampling(rollout: Any) -> None:
+def given(context: Context) -> str:
+    """What has no default has a value."""
+    check_given(context.config, *context.required)
+    return ", ".join(context.required)
+
+
+def method(context: Context) -> str:
+    """Method and verl's settings beside it fit each other."""
+    return f"loss {check_method(context.config).loss}"
+
+
+def teacher_settings(context: Context) -> str:
+    """Every teacher's settings are in range."""
+    return ", ".join(f"{name} {teacher.mode}" for name, teacher in context.teachers.items())
+
+
+def sampling(context: Context) -> str:
     """The sampler must draw from the very distribution that its log-probs describe."""
+    rollout = context.config.actor_rollout_ref.rollout
     for key, wanted in (("temperature", 1.0), ("top_p", 1.0), ("top_k", -1)):
         if rollout[key] != wanted:
             raise ValueError(
                 f"actor_rollout_ref.rollout.{key}={rollout[key]}: the reverse KL holds only for samples drawn from "
                 f"the model's own distribution; set it to {wanted}"
             )
+    return "temperature 1, top_p 1, top_k -1"
 
 
-def check_interpreter(key: str, python: str) -> None:
-    """The teacher environment's interpreter exists."""
-    if shutil.which(python) is None:
-        raise ValueError(f"{key}={python}: no such interpreter; `make setup` (GPUs: `make setup-gpu`) creates it")
+def models(context: Context) -> str:
+    """Every model is a folder that holds one, or has a hub name."""
+    for key, path in context.models.items():
+        check_model(key, path)
+    return ", ".join(dict.fromkeys(context.models.values()))
 
 
-def check_external_teacher(settings: TeacherConfig, vocab_size: int) -> list[float]:
-    """Every external server answers a real log-prob request now, and all alike; the probe's log-probs, nats."""
-
-    async def probe() -> list[float]:
-        async with TeacherPool(settings, vocab_size) as pool:
-            return await pool.probe()
-
-    try:
-        return asyncio.run(probe())
-    except TeacherError as error:
-        raise ValueError(f"teacher.urls: a server does not score: {error}") from None
+def rows(context: Context) -> str:
+    """The rows can be read and have what is needed."""
+    return f"{len(context.rows)} rows"
 
 
-def check_routing(rows: list[dict[str, Any]], teachers: Mapping[str, TeacherConfig]) -> None:
+def heldout(context: Context) -> str:
+    """So have the held-out ones."""
+    return f"{len(context.heldout)} rows"
+
+
+def batch(context: Context) -> str:
+    """One step needs a full batch of prompts: verl drops the last, smaller one."""
+    size, count = context.config.data.train_batch_size, len(context.rows)
+    if size > count:
+        raise ValueError(
+            f"data.train_batch_size={size} is larger than data.train_files: {count} rows; lower it, or give more rows"
+        )
+    return f"{size} prompts a step, {count // size} steps an epoch"
+
+
+def routing(context: Context) -> str:
     """Every row names one of the run's teachers, where there are several."""
-    for number, row in enumerate(rows):
+    for number, row in enumerate(context.rows):
         try:
-            teacher_of_row(row, teachers)
+            teacher_of_row(row, context.teachers)
         except ValueError as error:
             raise ValueError(f"data.train_files row {number}: {error}") from None
+    return f"{len(context.teachers)} to score the rows"
 
 
-def check_batch(train_batch_size: int, rows: int) -> None:
-    """One step needs a full batch of prompts: verl drops the last, smaller one."""
-    if train_batch_size > rows:
-        raise ValueError(f"data.train_batch_size={train_batch_size} is larger than data.train_files: {rows} rows")
+def teacher_model(context: Context, name: str) -> str:
+    """A teacher's files; a server that runs need not have its files here."""
+    path = context.teachers[name].model_path
+    if path is None:
+        return "not here: the server has it"
+    check_model("teacher.model_path", path)
+    return path
 
 
-def check_same_tokenizer(student: Any, teacher: Any) -> None:
-    """Teacher and student must mean the same by every token id, or the reverse KL compares different events."""
-    student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
-    if student_vocab != teacher_vocab:
-        differing = [
-            token
-            for token in student_vocab.keys() | teacher_vocab.keys()
-            if student_vocab.get(token) != teacher_vocab.get(token)
-        ]
-        token = sorted(differing)[0]
+def _is_started(teacher: TeacherConfig) -> bool:
+    """A server of ours will run for it."""
+    return teacher.mode == "managed" and teacher.store_mode != "replay"
+
+
+def exposure(context: Context, name: str) -> str:
+    """A managed server that other machines reach asks them for a key."""
+    if not _is_started(teacher := context.teachers[name]):
+        return "no server is started"
+    teacher.check_exposure()
+    return f"listens on {teacher.host}"
+
+
+def interpreter(context: Context, name: str) -> str:
+    """The teacher environment's interpreter exists, where a server is started."""
+    if not _is_started(teacher := context.teachers[name]):
+        return "no server is started"
+    if shutil.which(Path(teacher.python).expanduser().absolute()) is None:
         raise ValueError(
-            f"student.path and teacher.model_path have different tokenizers: {len(differing)} tokens differ, "
-            f"first {token!r} (student id {student_vocab.get(token)}, teacher id {teacher_vocab.get(token)}); "
-            "the teacher must share the student's vocabulary"
+            f"teacher.python={teacher.python}: no such interpreter; `make setup` (GPUs: `make setup-gpu`) creates it"
         )
-    if student.special_tokens_map != teacher.special_tokens_map:
+    return teacher.python
+
+
+def quantized_weights(context: Context, name: str) -> str:
+    """A checkpoint of quantised weights runs where it is asked to."""
+    if not _is_started(teacher := context.teachers[name]):
+        return "no server is started"
+    check_quantized_weights(teacher)
+    return f"{teacher.quantization or teacher.dtype} on {teacher.device}"
+
+
+def server(context: Context, name: str) -> str:
+    """Every external server answers a real log-prob request now, and all alike."""
+    teacher = context.teachers[name]
+    if teacher.mode == "managed" or teacher.store_mode == "replay":
+        return "started by the run" if _is_started(teacher) else "not asked: the store answers"
+
+    async def probe() -> None:
+        async with TeacherPool(teacher, vocab_size=2) as pool:
+            await pool.probe()
+
+    try:
+        asyncio.run(probe())
+    except TeacherError as error:
         raise ValueError(
-            f"student.path and teacher.model_path have different special tokens: {student.special_tokens_map} against "
-            f"{teacher.special_tokens_map}; make both tokenizer_config.json agree"
-        )
+            f"teacher.urls: a server does not score: {error}; start it, or set teacher.mode=managed"
+        ) from None
+    return f"{len(teacher.urls)} answer log-prob requests"
 
 
-def check_prompt_lengths(
-    rows: list[dict[str, Any]],
-    tokenizer: Any,
-    *,
-    max_prompt_length: int,
-    max_response_length: int,
-    teacher_context_length: int | None,
-    template_kwargs: dict[str, Any],
-) -> None:
+def student_tokenizer(context: Context) -> str:
+    """The tokenizer of the student, or of the model that answers, can be read and has a chat template."""
+    key, path = context.student
+    if not context.student_tokenizer.chat_template:
+        raise ValueError(f"{key}={path} has no chat template; add chat_template.jinja to its folder")
+    return f"{len(context.student_tokenizer)} tokens, with a chat template"
+
+
+def teacher_tokenizer(context: Context, name: str) -> str:
+    """The teacher's tokenizer can be read."""
+    return f"{len(context.teacher_tokenizer(name))} tokens"
+
+
+def prompt_lengths(context: Context) -> str:
     """Every prompt, rendered, fits the student's limit; with a full response it fits the teacher's context."""
-    for number, row in enumerate(rows):
-        for column, key, limit in (
-            ("prompt", "data.max_prompt_length", max_prompt_length),
-            ("teacher_messages", "teacher.context_length", teacher_context_length),
-        ):
-            if limit is None:
-                continue
-            ids = render_chat(tokenizer, row[column], template_kwargs)
-            room = max_response_length + KEPT_BACK if column == "teacher_messages" else 0
-            if len(ids) + room > limit:
+    data = context.config.data
+    contexts = [teacher.context_length for teacher in context.teachers.values() if teacher.context_length is not None]
+    room = data.max_response_length + KEPT_BACK
+    for column, key, limit, answer in (
+        ("prompt", "data.max_prompt_length", data.max_prompt_length, 0),
+        ("teacher_messages", "teacher.context_length", min(contexts, default=None), room),
+    ):
+        for number, prompt in enumerate(context.prompt_tokens[column]):
+            if limit is not None and prompt.length + answer > limit:
                 raise ValueError(
-                    f"row {number}: {column} has {len(ids)} tokens (+{room} of response); raise {key}={limit}"
+                    f"row {number}: {column} has {prompt.length} tokens (+{answer} of response); raise {key}={limit}"
                 )
+    longest = {column: max(prompt.length for prompt in prompts) for column, prompts in context.prompt_tokens.items()}
+    return f"the longest: {longest['prompt']} tokens for the student, {longest['teacher_messages']} for the teacher"

@@ -15,8 +15,8 @@ def memory_finding(own_gib: float, children_gib: float, free: dict[str, tuple[fl
     tight = [name for name, (left, total) in free.items() if left < SPARE_SHARE * total]
     if tight:
         fix = f"less than {SPARE_SHARE:.0%} of {', '.join(tight)} is free: lower teacher.mem_fraction_static"
-        return Finding("memory", WARN, seen, fix, numbers)
-    return Finding("memory", OK, seen, numbers=numbers)
+        return Finding(WARN, seen, fix, numbers)
+    return Finding(OK, seen, numbers=numbers)
 
 
 def measure_memory() -> Finding:

@@ -1,15 +1,29 @@
-"""The plan as a check before a run: the driver and the doctor ask it where `hardware=NAME` is given."""
+"""Whether the machine can hold a run: by the plan where `hardware=NAME` is given, by what is free on a CPU."""
 
 from pathlib import Path
 
 import psutil
 from omegaconf import DictConfig
 
+from verl_ext.checks.context import Context
 from verl_ext.plan.advice import single_changes
 from verl_ext.plan.hardware import GIB, hardware_of
 from verl_ext.plan.layout import overflows, pools, problems
 from verl_ext.plan.run import read_run
 from verl_ext.plan.shape import UnknownModelError
+
+
+def plan(context: Context) -> str:
+    """The machine that `hardware=` describes holds the run (`recipe.plan memory` shows the whole plan)."""
+    return check_plan(context.config)
+
+
+def free_memory(context: Context) -> str:
+    """Enough free memory for a run on the CPU."""
+    if context.config.trainer.device != "cpu":
+        return "of a GPU run: see the memory plan"
+    check_memory(context.student[1])
+    return "enough for a run"
 
 
 def check_plan(config: DictConfig) -> str:

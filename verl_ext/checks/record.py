@@ -12,8 +12,6 @@ from verl_ext.teacher.store.identity import model_folder, served_fingerprint
 from verl_ext.teacher.store.probe_record import ProbeRecord, probe_sequences, take_probe
 from verl_ext.teacher.types import Scorer
 
-NAME = "fingerprint"
-
 
 def judge_record(then: ProbeRecord, now: ProbeRecord, tolerance: float) -> Finding:
     """`tolerance` in nats, of the probe's greatest difference. Both the hash and the probe must be as they were."""
@@ -28,14 +26,12 @@ def judge_record(then: ProbeRecord, now: ProbeRecord, tolerance: float) -> Findi
     fix = "serve the recorded teacher, or delete doctor.record's file to record this one"
     if "model" in changed:
         before, after = (str(value)[:12] for value in changed["model"])
-        return Finding(
-            NAME, FAIL, f"another teacher: its files hash to {after}, were {before}; {by_probe}", fix, numbers
-        )
+        return Finding(FAIL, f"another teacher: its files hash to {after}, were {before}; {by_probe}", fix, numbers)
     if gap > tolerance:
         named = f"; {', '.join(changed)} changed" if changed else ""
-        return Finding(NAME, FAIL, f"another teacher: {by_probe}, allowed are {tolerance:g}{named}", fix, numbers)
+        return Finding(FAIL, f"another teacher: {by_probe}, allowed are {tolerance:g}{named}", fix, numbers)
     named = f"; changed, without effect: {', '.join(changed)}" if changed else ""
-    return Finding(NAME, OK, f"{now.fingerprint.id}, as recorded; {by_probe}{named}", numbers=numbers)
+    return Finding(OK, f"{now.fingerprint.id}, as recorded; {by_probe}{named}", numbers=numbers)
 
 
 async def check_record(
@@ -52,9 +48,9 @@ async def check_record(
     if not file or not path.is_file():
         now = await take_probe(scorer, fingerprint, probe_sequences(vocab_size))
         if not file:
-            return Finding(NAME, OK, f"{fingerprint.id}; not recorded (doctor.record is empty)", numbers=_numbers(now))
+            return Finding(OK, f"{fingerprint.id}; not recorded (doctor.record is empty)", numbers=_numbers(now))
         now.save(path)
-        return Finding(NAME, OK, f"{fingerprint.id} recorded in {file}", numbers=_numbers(now))
+        return Finding(OK, f"{fingerprint.id} recorded in {file}", numbers=_numbers(now))
     then = ProbeRecord.load(path)
     return judge_record(then, await take_probe(scorer, fingerprint, then.sequences), tolerance)
 

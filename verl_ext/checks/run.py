@@ -1,64 +1,112 @@
-"""What training refuses before anything is started."""
+"""How the list is used: a command refuses by the first check that fails, the doctor looks at all of them."""
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from verl_ext.checks.inputs import (
-    check_batch,
-    check_external_teacher,
-    check_interpreter,
-    check_prompt_lengths,
-    check_routing,
-    check_same_tokenizer,
-    check_sampling,
-)
-from verl_ext.checks.memory import check_memory, check_plan
-from verl_ext.data.rows import check_rows
-from verl_ext.run.models import check_model, load_tokenizer
-from verl_ext.run.settings import check_given, mapping_of
-from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.teachers import teachers_of
-from verl_ext.trainer.config import check_method
+from verl_ext.checks.check import DOCTOR, SFT, TRAIN, Check, Cost
+from verl_ext.checks.context import Context, context_of_run
+from verl_ext.checks.finding import FAIL, OK, SKIPPED, WARN, Finding, refused
+from verl_ext.checks.registry import checks_of
+from verl_ext.checks.sft import SftContext
+
+if TYPE_CHECKING:
+    from verl_ext.sft.dataset import DataReport
+
+CHEAP = (Cost.INSTANT, Cost.READS_MODELS)
 
 
-def check(config: DictConfig) -> str:
-    """Refuse a run that cannot work; else say how it fits in memory. Raises ValueError naming the key and the fix."""
-    check_given(config, "student.path", "data.train_files", "data.val_files")
-    check_method(config)
-    teachers = teachers_of(config)
-    planned = check_plan(config)
-    check_sampling(config.actor_rollout_ref.rollout)
-    check_model("student.path", config.student.path)
-    rows = check_rows("data.train_files", config.data.train_files)
-    check_rows("data.val_files", config.data.val_files)
-    check_batch(config.data.train_batch_size, len(rows))
-    check_routing(rows, teachers)
-    if config.trainer.device == "cpu":
-        check_memory(config.student.path)
-    student_tokenizer = load_tokenizer(config.student.path)
-    for teacher in teachers.values():
-        check_teacher(teacher, config.student.path, student_tokenizer)
-    context_lengths = [teacher.context_length for teacher in teachers.values() if teacher.context_length is not None]
-    check_prompt_lengths(
-        rows,
-        student_tokenizer,
-        max_prompt_length=config.data.max_prompt_length,
-        max_response_length=config.data.max_response_length,
-        teacher_context_length=min(context_lengths, default=None),
-        template_kwargs=mapping_of(config.data.apply_chat_template_kwargs),
-    )
-    return planned
+def refuse(verb: str, context: Context) -> list[Finding]:
+    """Look at a command's cheap checks, in order, up to the first that fails; what they found.
+
+    Raises:
+        ValueError: naming the key and the fix, on one line.
+    """
+    findings = []
+    for check in checks_of(verb, *CHEAP):
+        for teacher in _teachers(check, context):
+            finding = _look(check, context, teacher)
+            if finding.verdict == FAIL:
+                raise ValueError(finding.line)
+            findings.append(finding)
+    return findings
 
 
-def check_teacher(teacher: TeacherConfig, student_path: str, student_tokenizer: Any) -> None:
-    """Refuse a teacher that cannot score this student."""
-    if teacher.mode == "managed" and teacher.model_path:
-        check_model("teacher.model_path", teacher.model_path)
-        if teacher.store_mode != "replay":
-            teacher.check_exposure()
-            check_interpreter("teacher.python", teacher.python)
-    elif teacher.store_mode != "replay":
-        check_external_teacher(teacher, vocab_size=2)
-    if teacher.model_path and teacher.model_path != student_path:
-        check_same_tokenizer(student_tokenizer, load_tokenizer(teacher.model_path))
+def look(context: Context) -> list[Finding]:
+    """Look at all cheap checks of a run; those that an earlier failure leaves nothing to look at share the last row."""
+    findings: list[Finding] = []
+    failed: set[tuple[str, str | None]] = set()
+    skipped: list[str] = []
+    for check in checks_of(DOCTOR, *CHEAP):
+        if any((name, None) in failed for name in check.needs):
+            failed.add((check.name, None))
+            skipped.append(check.name)
+            continue
+        for teacher in _teachers(check, context):
+            if any((name, teacher) in failed for name in check.needs):
+                finding = Finding(SKIPPED, "", name=_name(check, context, teacher))
+                skipped.append(finding.name)
+            else:
+                try:
+                    finding = _look(check, context, teacher)
+                except ValueError as error:
+                    finding = replace(refused(error), name=_name(check, context, teacher))
+                findings.append(finding)
+            if finding.verdict in (FAIL, SKIPPED):
+                failed.add((check.name, teacher))
+    if skipped:
+        fix = "make the changes above and run the doctor again"
+        findings.append(Finding(SKIPPED, f"{', '.join(skipped)}: nothing to look at yet", fix, name="not looked at"))
+    return findings
+
+
+def _teachers(check: Check, context: Context) -> Iterator[str | None]:
+    """Whom a check is about: each teacher, or the run (None)."""
+    yield from context.teachers if check.each_teacher else (None,)
+
+
+def _name(check: Check, context: Context, teacher: str | None) -> str:
+    """A check's name, with the teacher's where there are several."""
+    return check.name if teacher is None or len(context.teachers) == 1 else f"{teacher}: {check.name}"
+
+
+def _look(check: Check, context: Context, teacher: str | None) -> Finding:
+    """What a check found. Its ValueError names the teacher where there are several."""
+    name = _name(check, context, teacher)
+    if teacher is None:
+        seen = check.look(context)
+    else:
+        try:
+            seen = check.look(context, teacher)
+        except ValueError as error:
+            raise ValueError(str(error) if name == check.name else f"teachers.{teacher}: {error}") from None
+    return replace(seen, name=name) if isinstance(seen, Finding) else Finding(OK, seen, name=name)
+
+
+def check(config: DictConfig) -> list[str]:
+    """Refuse an on-policy run that cannot work; else what to tell its user: how it fits in memory, and warnings.
+
+    Raises:
+        ValueError: naming the key and the fix.
+    """
+    findings = refuse(TRAIN, context_of_run(config))
+    planned = [f.seen for f in findings if f.name == "memory plan" and config.get("hardware") is not None]
+    return planned + warnings(findings)
+
+
+def check_sft(config: DictConfig, ranks: int) -> "DataReport":
+    """Refuse an SFT run of `ranks` processes that cannot work; else what its training rows hold.
+
+    Raises:
+        ValueError: naming the key and the fix.
+    """
+    context = SftContext(config, ranks)
+    refuse(SFT, context)
+    return context.dataset.report
+
+
+def warnings(findings: list[Finding]) -> list[str]:
+    """What a command that goes on should say, a line each."""
+    return [f"warning: {finding.line}" for finding in findings if finding.verdict == WARN]

@@ -1,34 +1,108 @@
 """Do student and teacher mean the same by every token, and do they see what they should? No engine is needed.
 
-A tokenizer is a fast tokenizer of transformers, with its chat template.
+A tokenizer is a fast tokenizer of transformers, with its chat template. The functions of a Context and a teacher's name
+are the checks of `verl_ext.checks.registry`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
-from verl_ext.checks.finding import FAIL, OK, WARN, Finding, checked
-from verl_ext.checks.inputs import check_same_tokenizer
-from verl_ext.run.models import render_chat
+from verl_ext.checks.context import COLUMNS, Context, Rows
+from verl_ext.checks.finding import FAIL, OK, WARN, Finding
+from verl_ext.run.file_hashes import hash_of_model
+from verl_ext.teacher.teachers import vocab_size_of
 
 THINK_TOKENS = ("<think>", "</think>")
 SHOWN = 160  # characters of a rendered prompt in the table
-Rows = Sequence[Mapping[str, Any]]
-COLUMNS = ("prompt", "teacher_messages")
+SHOWN_ROWS = 16
+"""Rows of each teacher on which two different templates are compared."""
 
 
-def check_tokenizers(student: Any, teacher: Any) -> Finding:
+def tokenizers(context: Context, name: str) -> str:
     """The same vocabulary and the same special tokens."""
-    seen = f"{len(student)} tokens and {len(student.special_tokens_map)} special tokens are the same"
-    return checked("tokenizer", seen, check_same_tokenizer, student, teacher)
+    student, teacher = context.student_tokenizer, context.teacher_tokenizer(name)
+    if student is not teacher:
+        check_same_tokenizer(student, teacher)
+    return f"{len(student)} tokens and {len(student.special_tokens_map)} special tokens are the same"
+
+
+def templates(context: Context, name: str) -> Finding:
+    """The same chat template: a teacher's prompt is rendered with the student's."""
+    own = [context.rows[number] for number in context.numbers_of(name)[:SHOWN_ROWS]]
+    return check_templates(context.student_tokenizer, context.teacher_tokenizer(name), own, context.template_kwargs)
+
+
+def think_tokens(context: Context, name: str) -> Finding:
+    """`<think>` is one token to both sides or to none, and to whoever's template writes it."""
+    return check_think_tokens(context.student_tokenizer, context.teacher_tokenizer(name))
+
+
+def vocabulary(context: Context, name: str) -> Finding:
+    """No id of data or student is outside an embedding."""
+    teacher, numbers = context.teachers[name], context.numbers_of(name)
+    assert teacher.model_path is not None  # student.path is its default
+    return check_vocabulary(
+        student_tokens=len(context.student_tokenizer),
+        teacher_tokens=len(context.teacher_tokenizer(name)),
+        student_size=vocab_size_of(context.student[1], trust_remote_code=False),
+        teacher_size=vocab_size_of(teacher.model_path, trust_remote_code=teacher.trust_remote_code),
+        greatest_id=max((context.prompt_tokens[c][n].greatest for c in COLUMNS for n in numbers), default=-1),
+    )
+
+
+def prompts(context: Context, name: str) -> Finding | str:
+    """The first row as each side sees it: there must be something to learn."""
+    if not (numbers := context.numbers_of(name)):
+        return "no row is this teacher's"
+    ids = [context.render(context.rows[numbers[0]], column) for column in COLUMNS]
+    shown = [context.student_tokenizer.decode(one, skip_special_tokens=False) for one in ids]
+    path = context.teachers[name].model_path
+    assert path is not None  # student.path is its default
+    alike = shown[0] == shown[1] and same_weights(context.student[1], path)
+    return check_rendered(shown[0], shown[1], same_weights=alike)
+
+
+def same_weights(student_path: str, teacher_path: str) -> bool:
+    """Whether two models are one: the same name, or folders whose files are equal."""
+    if student_path == teacher_path:
+        return True
+    folders = [Path(path).expanduser() for path in (student_path, teacher_path)]
+    if not all(folder.is_dir() for folder in folders):
+        return False
+    # Sizes first: a hash reads every byte.
+    sizes = [sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors")) for folder in folders]
+    return sizes[0] == sizes[1] and hash_of_model(folders[0]) == hash_of_model(folders[1])
+
+
+def check_same_tokenizer(student: Any, teacher: Any) -> None:
+    """Teacher and student must mean the same by every token id, or the reverse KL compares different events."""
+    student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
+    if student_vocab != teacher_vocab:
+        differing = [
+            token
+            for token in student_vocab.keys() | teacher_vocab.keys()
+            if student_vocab.get(token) != teacher_vocab.get(token)
+        ]
+        token = sorted(differing)[0]
+        raise ValueError(
+            f"student.path and teacher.model_path have different tokenizers: {len(differing)} tokens differ, "
+            f"first {token!r} (student id {student_vocab.get(token)}, teacher id {teacher_vocab.get(token)}); "
+            "the teacher must share the student's vocabulary"
+        )
+    if student.special_tokens_map != teacher.special_tokens_map:
+        raise ValueError(
+            f"student.path and teacher.model_path have different special tokens: {student.special_tokens_map} against "
+            f"{teacher.special_tokens_map}; make both tokenizer_config.json agree"
+        )
 
 
 def check_templates(student: Any, teacher: Any, rows: Rows, template_kwargs: Mapping[str, Any]) -> Finding:
     """The same chat template: training renders the teacher's prompt with the student's."""
-    name = "chat template"
-    for side, tokenizer in (("student", student), ("teacher", teacher)):
+    for side, key, tokenizer in (("student", "student.path", student), ("teacher", "teacher.model_path", teacher)):
         if not tokenizer.chat_template:
-            return Finding(name, FAIL, f"the {side} has none", f"add chat_template.jinja to the {side}'s folder")
+            return Finding(FAIL, f"the {side} has none", f"add chat_template.jinja to {key}'s folder")
     for number, row in enumerate(rows):
         for column in COLUMNS:
             left, right = (_text(t, row[column], template_kwargs) for t in (student, teacher))
@@ -36,12 +110,13 @@ def check_templates(student: Any, teacher: Any, rows: Rows, template_kwargs: Map
                 line, student_line, teacher_line = first_difference(left, right)
                 seen = f"row {number} {column}, line {line}: student {student_line!r}, teacher {teacher_line!r}"
                 fix = (
-                    "copy one chat_template.jinja to both folders: the teacher's prompt is rendered with the student's"
+                    "copy student.path's chat_template.jinja to teacher.model_path: the teacher's prompt is rendered "
+                    "with it"
                 )
-                return Finding(name, FAIL, seen, fix, {"student": left, "teacher": right})
+                return Finding(FAIL, seen, fix, {"student": left, "teacher": right})
     if student.chat_template != teacher.chat_template:
-        return Finding(name, WARN, f"two texts that render {len(rows)} rows alike", "compare the two, or use one")
-    return Finding(name, OK, f"the same for both; {len(rows)} rows render alike")
+        return Finding(WARN, f"two texts that render {len(rows)} rows alike", "compare the two, or use one")
+    return Finding(OK, f"the same for both; {len(rows)} rows render alike")
 
 
 def first_difference(left: str, right: str) -> tuple[int, str | None, str | None]:
@@ -58,20 +133,20 @@ def check_think_tokens(student: Any, teacher: Any) -> Finding:
         side: [token for token in THINK_TOKENS if token in tokenizer.get_vocab()]
         for side, tokenizer in (("student", student), ("teacher", teacher))
     }
-    name, numbers = "think tokens", {"known": known}
+    numbers = {"known": known}
     fix = "give both tokenizers <think> and </think> as one token each, or neither and a template without them"
     for token in THINK_TOKENS:
         sides = [side for side in known if token in known[side]]
         if len(sides) == 1:
-            return Finding(name, FAIL, f"{token} is one token for the {sides[0]} only", fix, numbers)
+            return Finding(WARN, f"{token} is one token for the {sides[0]} only", fix, numbers)
     for side, tokenizer in (("student", student), ("teacher", teacher)):
         template = tokenizer.chat_template or ""
         lacking = [token for token in THINK_TOKENS if token in template and token not in known[side]]
         if lacking:
             seen = f"the {side}'s template writes {', '.join(lacking)}, its vocabulary has no such token"
-            return Finding(name, FAIL, seen, fix, numbers)
+            return Finding(WARN, seen, fix, numbers)
     seen = f"{' and '.join(known['student'])} known to both" if known["student"] else "used by neither"
-    return Finding(name, OK, seen, numbers=numbers)
+    return Finding(OK, seen, numbers=numbers)
 
 
 def check_vocabulary(
@@ -93,20 +168,21 @@ def check_vocabulary(
         f"teacher {teacher_size}, greatest id in the data {greatest_id}"
     )
     problems = [
-        (student_tokens > student_size, "resize the student's embedding to len(tokenizer)"),
-        (teacher_tokens > teacher_size, "resize the teacher's embedding to len(tokenizer)"),
-        (greatest_id >= min(student_size, teacher_size), "the data has ids that a model lacks: use its own tokenizer"),
-        (student_tokens > teacher_size, "the student can sample ids that the teacher lacks: use models of one family"),
+        (student_tokens > student_size, "resize the embedding of student.path to len(tokenizer)"),
+        (teacher_tokens > teacher_size, "resize the embedding of teacher.model_path to len(tokenizer)"),
+        (
+            greatest_id >= min(student_size, teacher_size),
+            "data.train_files has ids that a model lacks: use its tokenizer",
+        ),
+        (
+            student_tokens > teacher_size,
+            "student.path can sample ids that the teacher lacks: use one family",
+        ),
     ]
     for wrong, fix in problems:
         if wrong:
-            return Finding("vocabulary", FAIL, seen, fix, numbers)
-    return Finding("vocabulary", OK, seen, numbers=numbers)
-
-
-def render_rows(tokenizer: Any, rows: Rows, column: str, template_kwargs: Mapping[str, Any]) -> list[list[int]]:
-    """Token ids of every row's messages up to where the answer begins."""
-    return [render_chat(tokenizer, row[column], template_kwargs) for row in rows]
+            return Finding(FAIL, seen, fix, numbers)
+    return Finding(OK, seen, numbers=numbers)
 
 
 def check_rendered(student_prompt: str, teacher_prompt: str, *, same_weights: bool) -> Finding:
@@ -115,8 +191,8 @@ def check_rendered(student_prompt: str, teacher_prompt: str, *, same_weights: bo
     numbers = {"student": student_prompt, "teacher": teacher_prompt}
     if student_prompt == teacher_prompt and same_weights:
         fix = "equal prompts and weights leave nothing to learn: give teacher_messages the prompt, or another teacher"
-        return Finding("prompts", WARN, seen, fix, numbers)
-    return Finding("prompts", OK, seen, numbers=numbers)
+        return Finding(WARN, seen, fix, numbers)
+    return Finding(OK, seen, numbers=numbers)
 
 
 def _text(tokenizer: Any, messages: Any, template_kwargs: Mapping[str, Any]) -> str:

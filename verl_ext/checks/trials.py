@@ -144,7 +144,7 @@ def speed_finding(speed: Speed, samples_a_step: int, tokens_a_sample: float) -> 
         f"p50 {speed.p50_ms:.0f} ms, p95 {speed.p95_ms:.0f} ms a request; {speed.tokens_per_s:,.0f} tokens/s, "
         f"{speed.cached_share:.0%} cached; a step of {samples_a_step} samples takes about {step_s:.1f} s"
     )
-    return Finding("speed", OK, seen, numbers=asdict(speed) | {"step_s": step_s})
+    return Finding(OK, seen, numbers=asdict(speed) | {"step_s": step_s})
 
 
 def _cached_share(metrics: dict[str, float]) -> float:

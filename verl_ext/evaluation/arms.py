@@ -12,7 +12,6 @@ from verl_ext.data.rows import LABELS, MATH, check_rows
 from verl_ext.evaluation.labels import Agreement, accuracy_by, agreement, evaluate_answers
 from verl_ext.evaluation.labels_report import ArmResult, plot_confusion, print_tables
 from verl_ext.evaluation.math_answers import MathResult, evaluate_math, math_table
-from verl_ext.run.models import check_model
 from verl_ext.sampling.types import Answer, EngineConfig, Request, SamplingConfig
 from verl_ext.sampling.vllm import VllmSampler
 
@@ -73,9 +72,11 @@ class EvaluateConfig:
             raise ValueError("edge: edge cases have no right answer, only the teacher's: set teacher=, or leave it out")
 
     def models(self) -> dict[str, str]:
-        """Arm -> model, in the order of ARMS, arms without a model left out."""
+        """Arm -> model, in the order of ARMS, arms without a model left out. ValueError if that is all of them."""
         named = {"base": self.base, "base_prompted": self.base_prompted, "teacher": self.teacher}
         named["student"] = self.student
+        if not any(named.values()):
+            raise ValueError(f"nothing to evaluate; set at least one of {', '.join(ARMS)}")
         return {arm: named[arm] for arm in ARMS if named[arm]}
 
 
@@ -161,13 +162,9 @@ def evaluate(config: EvaluateConfig) -> Mapping[str, ArmResult | MathResult]:
     """Evaluate every arm; a model that several arms share is loaded once.
 
     Raises:
-        ValueError: on a missing model or file, or rows that cannot be judged.
+        ValueError: on a missing file, or rows that cannot be judged.
     """
     models = config.models()
-    if not models:
-        raise ValueError(f"nothing to evaluate: set at least one of {', '.join(ARMS)}")
-    for arm, model in models.items():
-        check_model(arm, model)
     rows, edge = read_rows(config)
     problems = is_math(config, rows)
     said: dict[str, list[Answer]] = {}

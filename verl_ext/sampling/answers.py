@@ -6,6 +6,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import pyarrow.parquet as pq
 
 from verl_ext.data.rows import check_rows, read_table
 from verl_ext.run.files import replacing, sha256
-from verl_ext.run.models import check_model
 from verl_ext.run.outputs import is_made
 from verl_ext.sampling.resume import Journal
 from verl_ext.sampling.types import EngineConfig, Request, Sample, SamplingConfig
@@ -54,6 +54,7 @@ class AnswerRun:
     sampling: SamplingConfig
     engine: EngineConfig
 
+    @cached_property
     def rows(self) -> pa.Table:
         """The rows to answer. ValueError if they cannot be."""
         rows = check_rows("data", self.data)
@@ -144,10 +145,9 @@ def generate(run: AnswerRun, out: Path, chunk: int, overwrite: bool) -> tuple[An
     `out.journal` holds what was sampled before an interruption, at most `chunk` samples less.
 
     Raises:
-        ValueError: naming the key, if model or rows are not there, or `out` holds other answers.
+        ValueError: naming the key, if the rows are not there, or `out` holds other answers.
     """
-    check_model("model", run.model)
-    rows, settings = run.rows(), run.settings()
+    rows, settings = run.rows, run.settings()
     if out.exists():
         found = Answers.read("out", str(out))
         if is_made(f"out={out} holds answers", found.settings, settings, overwrite):

@@ -12,6 +12,8 @@ from verl.workers.config import FSDPOptimizerConfig
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from verl_ext.sft.schedule import linear_multiplier
+
 _Engine: Any = FSDPEngineWithLMHead  # verl's register decorator hides the class from pyright
 
 VENDOR = "verl_ext_sft"
@@ -68,21 +70,3 @@ class SftEngine(_Engine):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         return module
-
-
-def linear_multiplier(step: int, total_steps: int, warmup_steps: int = 0) -> float:
-    """Share of the peak learning rate that `step` (from 0) is taken with.
-
-    Without a warm-up it is Tinker's `1 - step / total_steps`: the peak at step 0, `1 / total_steps` at the last step.
-    A warm-up rises from 0, as verl's does, and the decay then runs over the steps that are left.
-
-    Raises:
-        ValueError: if there is no step to decay over.
-    """
-    if total_steps <= warmup_steps:
-        raise ValueError(
-            f"optim.lr_warmup_steps={warmup_steps} leaves none of {total_steps} training steps to decay over; lower it"
-        )
-    if step < warmup_steps:
-        return step / warmup_steps
-    return 1 - (step - warmup_steps) / (total_steps - warmup_steps)

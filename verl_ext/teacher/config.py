@@ -26,6 +26,13 @@ def _require(ok: bool, key: str, problem: str) -> None:
         raise ValueError(f"teacher.{key}: {problem}")
 
 
+def device_of_machine() -> str:
+    """`cuda` where the installed torch finds a GPU that this process may see, else `cpu`."""
+    import torch  # only where nobody said it
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True)
 class TeacherConfig:
     """Where the teacher runs and how it is asked.
@@ -50,10 +57,12 @@ class TeacherConfig:
     """Address the managed server listens on. Anything but loopback exposes it: set an API key."""
     port: int = 0
     """TCP port of the managed server, 0 to 65535. 0 picks a free one."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
-    dtype: str = "float32"
-    """Weights and activations: `auto` (the checkpoint's own), `float32`, `bfloat16`, `float16`."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: `cuda` where the installed torch finds a GPU, else `cpu`. Training's `platform=` says
+    it; elsewhere it is the machine's. An object never holds `auto`: it is settled when the object is made."""
+    dtype: str = "by_device"
+    """Weights and activations: `float32`, `bfloat16`, `float16`, `auto` (the checkpoint's own), or `by_device`: float32
+    on a CPU, bfloat16 on a GPU, settled with `device`."""
     quantization: str | None = None
     """None, or `fp8` (weights are quantised while loading; needs `device=cuda`)."""
     mem_fraction_static: float = 0.5
@@ -116,6 +125,10 @@ class TeacherConfig:
     """Run Python code that comes with the checkpoint."""
 
     def __post_init__(self) -> None:
+        if self.device == "auto":
+            object.__setattr__(self, "device", device_of_machine())
+        if self.dtype == "by_device":
+            object.__setattr__(self, "dtype", "float32" if self.device == "cpu" else "bfloat16")
         _require(self.mode in MODES, "mode", f"{self.mode!r} must be one of {', '.join(MODES)}")
         if self.mode == "external":
             _require(bool(self.urls), "urls", "empty: mode=external needs at least one, e.g. [http://host:30000]")

@@ -3,18 +3,24 @@
 import pytest
 from omegaconf import OmegaConf
 
+from verl_ext.checks.context import context_of_run
+from verl_ext.checks.finding import Finding
 from verl_ext.checks.memory import check_plan
-from verl_ext.checks.run import check
-from verl_ext.checks.settings import plan_finding
+from verl_ext.checks.run import check, look
 
 FITS = ("student.path=Qwen/Qwen3-4B-Instruct-2507", "model=qwen3_4b_from_30b", "hardware=gb10_128gb", "update=lora")
+
+
+def planned(config) -> Finding:
+    """What the doctor says about the plan."""
+    return next(finding for finding in look(context_of_run(config)) if finding.name == "memory plan")
 
 
 def test_a_run_that_fits_says_what_stays_free(compose_run):
     line = check_plan(compose_run(*FITS, "teacher=fp8"))
     assert line.startswith("fits GB10: ")
     assert "in load" in line
-    assert plan_finding(compose_run(*FITS, "teacher=fp8")).verdict == "ok"
+    assert planned(compose_run(*FITS, "teacher=fp8")).verdict == "ok"
 
 
 def test_the_driver_refuses_before_it_looks_at_any_file(compose_run):
@@ -23,7 +29,7 @@ def test_the_driver_refuses_before_it_looks_at_any_file(compose_run):
         ValueError, match=r"on GB10 teacher.mem_fraction_static=0.3: leaves .*; this change alone .*: \S+"
     ):
         check(config)
-    finding = plan_finding(config)
+    finding = planned(config)
     assert (finding.verdict, finding.fix[:17]) == ("fail", "this change alone")
 
 

@@ -138,8 +138,6 @@ def test_refusals_name_the_key(start, tmp_path):
     start(ScriptedSampler())
     with pytest.raises(ValueError, match=r"data=.*has answers already \(column row\)"):
         start(ScriptedSampler(), data=str(start.out))
-    with pytest.raises(ValueError, match=r"model=nowhere: no such folder"):
-        start(ScriptedSampler(), model="nowhere")
     with pytest.raises(ValueError, match=r"data=.*missing\.parquet: no such file"):
         Answers.read("data", str(tmp_path / "missing.parquet"))
     (tmp_path / "text.parquet").write_text("text")

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from verl_ext.sft.engine import linear_multiplier
 from verl_ext.sft.order import ResumingLoader, TinkerBatches, epoch_order
+from verl_ext.sft.schedule import linear_multiplier
 
 
 def test_linear_decay_starts_at_the_peak_and_would_reach_zero_after_the_last_step():

@@ -14,8 +14,8 @@ from verl_ext.data.rows import LABELS
 from verl_ext.data.sentences import tinker_sentences
 from verl_ext.demo.tiny_pair import train_tokenizer
 from verl_ext.sft.dataset import ConversationDataset
-from verl_ext.sft.engine import linear_multiplier
 from verl_ext.sft.order import TinkerBatches
+from verl_ext.sft.schedule import linear_multiplier
 
 ROWS, BATCH, MAX_LENGTH, STEPS = 500, 128, 512, 64
 

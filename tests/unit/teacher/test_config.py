@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from verl_ext.teacher import config as teacher_config
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.command import build_arguments
 from verl_ext.teacher.server.process import SGLangServer
@@ -30,7 +31,7 @@ def make(**changes: Any) -> TeacherConfig:
         ({"dtype": "fp4"}, "teacher.dtype: 'fp4' must be one of"),
         ({"quantization": "awq"}, "teacher.quantization: 'awq': use null or fp8"),
         ({"quantization": "fp8"}, "teacher.quantization: fp8 needs a GPU: set teacher.device=cuda"),
-        ({"quantization": "fp8", "device": "cuda"}, "teacher.dtype: .* set teacher.dtype=bfloat16"),
+        ({"quantization": "fp8", "device": "cuda", "dtype": "float32"}, "teacher.dtype: .* set teacher.dtype=bfloat16"),
         ({"port": 70000}, "teacher.port: 70000 is outside"),
         ({"mem_fraction_static": 1.0}, "teacher.mem_fraction_static"),
         ({"max_total_tokens": 0}, "teacher.max_total_tokens: 0 is below 1"),
@@ -47,6 +48,23 @@ def make(**changes: Any) -> TeacherConfig:
 def test_bad_settings_are_refused_by_key(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("machine", "given", "wanted"),
+    [
+        ("cpu", {}, ("cpu", "float32")),
+        ("cuda", {}, ("cuda", "bfloat16")),
+        ("cuda", {"device": "cpu"}, ("cpu", "float32")),
+        ("cpu", {"device": "cuda"}, ("cuda", "bfloat16")),
+        ("cuda", {"dtype": "auto"}, ("cuda", "auto")),
+    ],
+)
+def test_where_the_teacher_runs_is_the_machines_unless_said(monkeypatch, machine, given, wanted) -> None:
+    monkeypatch.setattr(teacher_config, "device_of_machine", lambda: machine)
+    config = make(**given)
+    assert (config.device, config.dtype) == wanted
+    assert (dataclasses.replace(config, port=9).device, dataclasses.replace(config, port=9).dtype) == wanted
 
 
 def test_good_settings() -> None:

@@ -2,19 +2,9 @@ import json
 
 import pytest
 from hydra import compose, initialize_config_dir
+from tiny_student import write_student
 
-from verl_ext.data.rows import LABELS
-from verl_ext.demo.tiny_pair import build_model, train_tokenizer
-from verl_ext.sft.checks import check_run
-
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
+from verl_ext.checks.run import check_sft
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +14,7 @@ def compose_sft(pytestconfig, tmp_path_factory):
 
     prepare_training_configs()
     folder = tmp_path_factory.mktemp("sft")
-    tokenizer = train_tokenizer(["Good morning"], LABELS, 300)
-    tokenizer.save_pretrained(folder / "base")
-    build_model(tokenizer, SHAPE).save_pretrained(folder / "base")
+    write_student(folder / "base")
     row = {"messages": [{"role": "user", "content": "Good morning"}, {"role": "assistant", "content": "en"}]}
     (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * 16)
     small = ["platform=cpu", "task=demo", "data.train_batch_size=8", "data.micro_batch_size_per_gpu=4"]
@@ -40,7 +28,7 @@ def compose_sft(pytestconfig, tmp_path_factory):
 
 
 def test_a_good_run_passes_and_is_counted(compose_sft):
-    report = check_run(compose_sft(), ranks=2)
+    report = check_sft(compose_sft(), ranks=2)
     assert (report.rows, report.truncated, report.trained_tokens) == (16, 0, 32)
 
 
@@ -71,14 +59,14 @@ def test_a_good_run_passes_and_is_counted(compose_sft):
 )
 def test_a_run_that_cannot_work_is_refused_in_one_line(compose_sft, override, wanted):
     with pytest.raises(ValueError, match=wanted) as refused:
-        check_run(compose_sft(override), ranks=2)
+        check_sft(compose_sft(override), ranks=2)
     assert "\n" not in str(refused.value)
 
 
 def test_a_row_longer_than_a_micro_batch_is_refused(compose_sft):
     config = compose_sft("data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=8")
     with pytest.raises(ValueError, match=r"data\.max_token_len_per_gpu=8 is less than the longest row"):
-        check_run(config, ranks=1)
+        check_sft(config, ranks=1)
 
 
 def test_a_validation_set_without_a_full_batch_is_refused(compose_sft):
@@ -86,7 +74,7 @@ def test_a_validation_set_without_a_full_batch_is_refused(compose_sft):
     config = compose_sft("data.val_max_samples=7")
     config.data.val_files = config.data.train_files
     with pytest.raises(ValueError, match="verl's validation loss would be NaN"):
-        check_run(config, ranks=1)
+        check_sft(config, ranks=1)
 
 
 def test_a_checkpoint_of_other_ranks_is_refused(compose_sft, tmp_path):
@@ -95,5 +83,5 @@ def test_a_checkpoint_of_other_ranks_is_refused(compose_sft, tmp_path):
     (saved / "fsdp_config.json").write_text('{"world_size": 4}')
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("2")
     with pytest.raises(ValueError, match="was written by 4 ranks and this run has 2"):
-        check_run(compose_sft(f"trainer.default_local_dir={tmp_path}"), ranks=2)
-    check_run(compose_sft(f"trainer.default_local_dir={tmp_path}", "trainer.resume_mode=disable"), ranks=2)
+        check_sft(compose_sft(f"trainer.default_local_dir={tmp_path}"), ranks=2)
+    check_sft(compose_sft(f"trainer.default_local_dir={tmp_path}", "trainer.resume_mode=disable"), ranks=2)

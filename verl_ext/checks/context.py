@@ -1,0 +1,130 @@
+"""What the checks of one command look at. Everything is read when the first check asks for it, and once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from verl_ext.data.rows import check_rows
+from verl_ext.run.models import load_tokenizer, render_chat
+from verl_ext.run.settings import mapping_of
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.teachers import teacher_of_row, teachers_of
+
+Rows = Sequence[Mapping[str, Any]]
+COLUMNS = ("prompt", "teacher_messages")
+
+
+class PromptTokens(NamedTuple):
+    """One rendered prompt."""
+
+    length: int
+    """Tokens."""
+    greatest: int
+    """Greatest token id; -1 of an empty prompt."""
+
+
+class Context:
+    """Of any command: its models, its rows, its teachers."""
+
+    def __init__(
+        self,
+        *,
+        models: Callable[[], Mapping[str, str]],
+        rows: Callable[[], Rows] = tuple,
+        teachers: Callable[[], Mapping[str, TeacherConfig]] = dict,
+        template_kwargs: Callable[[], Mapping[str, Any]] = dict,
+        config: Any = None,
+        required: Sequence[str] = (),
+    ) -> None:
+        """Each function is called once, by the check that needs it first, and may raise ValueError naming the key.
+
+        Args:
+            models: folder or hub name by key; the first is the student's, or that of the model that answers.
+            rows: what is trained on, answered, scored or judged, each with COLUMNS.
+            teachers: by name.
+            template_kwargs: for the chat template.
+            config: a trainer's whole configuration; None for the other commands.
+            required: its keys that have no default.
+        """
+        self._models, self._rows, self._teachers, self._template_kwargs = models, rows, teachers, template_kwargs
+        self.config, self.required = config, required
+        self._tokenizers: dict[str, Any] = {}
+
+    @cached_property
+    def models(self) -> Mapping[str, str]:
+        return self._models()
+
+    @cached_property
+    def rows(self) -> Rows:
+        return self._rows()
+
+    @cached_property
+    def teachers(self) -> Mapping[str, TeacherConfig]:
+        return self._teachers()
+
+    @cached_property
+    def template_kwargs(self) -> Mapping[str, Any]:
+        return self._template_kwargs()
+
+    @cached_property
+    def heldout(self) -> Rows:
+        """Of a training run."""
+        return check_rows("data.val_files", self.config.data.val_files)
+
+    @property
+    def student(self) -> tuple[str, str]:
+        """Key and path of the model whose tokenizer and chat template are used."""
+        return next(iter(self.models.items()))
+
+    def tokenizer(self, key: str, path: str) -> Any:
+        """A model's tokenizer. ValueError naming `key` if there is none."""
+        if path not in self._tokenizers:
+            try:
+                self._tokenizers[path] = load_tokenizer(path)
+            except (OSError, ValueError) as error:
+                first = str(error).strip().splitlines()[0]
+                raise ValueError(
+                    f"{key}={path}: no tokenizer can be read ({first}); give a folder with tokenizer.json"
+                ) from None
+        return self._tokenizers[path]
+
+    @property
+    def student_tokenizer(self) -> Any:
+        return self.tokenizer(*self.student)
+
+    def teacher_tokenizer(self, name: str) -> Any:
+        """Of a teacher whose `model_path` is given; the student's where it is not: a server needs no files here."""
+        path = self.teachers[name].model_path
+        return self.student_tokenizer if path is None else self.tokenizer("teacher.model_path", path)
+
+    def render(self, row: Mapping[str, Any], column: str) -> list[int]:
+        """Token ids of a row's messages up to where the answer begins, by the student's template."""
+        return render_chat(self.student_tokenizer, row[column], self.template_kwargs)
+
+    @cached_property
+    def prompt_tokens(self) -> Mapping[str, Sequence[PromptTokens]]:
+        """What every row's prompts take, by column."""
+        found: dict[str, list[PromptTokens]] = {column: [] for column in COLUMNS}
+        for row in self.rows:
+            for column in COLUMNS:
+                ids = self.render(row, column)
+                found[column].append(PromptTokens(len(ids), max(ids, default=-1)))
+        return found
+
+    def numbers_of(self, name: str) -> list[int]:
+        """Numbers of the rows that a teacher scores."""
+        return [number for number, row in enumerate(self.rows) if teacher_of_row(row, self.teachers) == name]
+
+
+def context_of_run(config: DictConfig) -> Context:
+    """Of on-policy training and the doctor."""
+    return Context(
+        models=lambda: {"student.path": config.student.path},
+        rows=lambda: check_rows("data.train_files", config.data.train_files),
+        teachers=lambda: teachers_of(config),
+        template_kwargs=lambda: mapping_of(config.data.apply_chat_template_kwargs),
+        config=config,
+        required=("student.path", "data.train_files", "data.val_files"),
+    )

@@ -1,0 +1,77 @@
+"""The one list of checks: training refuses by it, the doctor shows it, the other commands take what concerns them.
+
+In the order in which they are looked at: the cheap ones first, so that a wrong key is named before a model is read.
+docs/doctor.md has the same table, with what to do.
+"""
+
+from verl_ext.checks import engines, inputs, memory, sft, tokens
+from verl_ext.checks.check import DOCTOR, EVALUATE, GENERATE, SCORE, SFT, TRAIN, Check, Cost
+
+INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
+RUN, ANSWERS = (TRAIN, DOCTOR), (GENERATE, SCORE, EVALUATE)
+GIVEN, TEACHER, BOTH = ("required settings",), ("teacher settings",), ("student tokenizer", "teacher tokenizer")
+ROUTED = ("data", "teacher names")
+
+CHECKS = (
+    # Settings
+    Check("required settings", INSTANT, (*RUN, SFT), inputs.given),
+    Check("method", INSTANT, RUN, inputs.method),
+    Check("teacher settings", INSTANT, RUN, inputs.teacher_settings, needs=GIVEN),
+    Check("memory plan", INSTANT, RUN, memory.plan, needs=(*GIVEN, "method", *TEACHER)),
+    Check("sampling", INSTANT, RUN, inputs.sampling),
+    Check("SFT settings", INSTANT, (SFT,), sft.settings),
+    Check("optimizer", INSTANT, (SFT,), sft.optimizer),
+    Check("LoRA", INSTANT, (SFT,), sft.lora),
+    Check("strategy", INSTANT, (SFT,), sft.strategy),
+    Check("frequencies", INSTANT, (SFT,), sft.frequencies),
+    Check("resume", INSTANT, (SFT,), sft.resume),
+    # Models and rows
+    Check("models", INSTANT, (*RUN, SFT, *ANSWERS), inputs.models, needs=GIVEN),
+    Check("data", INSTANT, (*RUN, *ANSWERS), inputs.rows, needs=GIVEN),
+    Check("held-out data", INSTANT, RUN, inputs.heldout, needs=GIVEN),
+    Check("batch", INSTANT, RUN, inputs.batch, needs=("data",)),
+    Check("teacher names", INSTANT, RUN, inputs.routing, needs=("data", *TEACHER)),
+    Check("free memory", INSTANT, RUN, memory.free_memory, needs=("models",)),
+    # Each teacher: can it score?
+    Check("teacher model", INSTANT, (*RUN, SCORE), inputs.teacher_model, TEACHER, each_teacher=True),
+    Check("exposure", INSTANT, (*RUN, SCORE), inputs.exposure, TEACHER, each_teacher=True),
+    Check("interpreter", INSTANT, (*RUN, SCORE), inputs.interpreter, TEACHER, each_teacher=True),
+    Check("teacher weights", INSTANT, (*RUN, SCORE), inputs.quantized_weights, ("teacher model",), each_teacher=True),
+    Check("server", MODELS, (*RUN, SCORE), inputs.server, TEACHER, each_teacher=True),
+    # Student and teacher: the same tokens, and the prompts that they should see?
+    Check("student tokenizer", MODELS, (*RUN, SFT, GENERATE, SCORE), inputs.student_tokenizer, ("models",)),
+    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, ("data", "student tokenizer", *TEACHER)),
+    Check("teacher tokenizer", MODELS, (*RUN, SCORE), inputs.teacher_tokenizer, ("teacher model",), each_teacher=True),
+    Check("tokenizer", MODELS, (*RUN, SCORE), tokens.tokenizers, BOTH, each_teacher=True),
+    Check("chat template", MODELS, (*RUN, SCORE), tokens.templates, (*BOTH, *ROUTED), each_teacher=True),
+    Check("think tokens", MODELS, (*RUN, SCORE), tokens.think_tokens, BOTH, each_teacher=True),
+    Check("vocabulary", MODELS, RUN, tokens.vocabulary, (*BOTH, *ROUTED), each_teacher=True),
+    Check("prompts", MODELS, RUN, tokens.prompts, (*BOTH, *ROUTED), each_teacher=True),
+    # SFT: what is trained on
+    Check("renderer", MODELS, (SFT,), sft.renderer, ("student tokenizer",)),
+    Check("conversations", MODELS, (SFT,), sft.conversations, ("renderer",)),
+    Check("asked as trained", MODELS, (SFT,), sft.template, ("renderer",)),
+    Check("SFT batch", MODELS, (SFT,), sft.batch, ("conversations",)),
+    Check("steps", MODELS, (SFT,), sft.steps, ("conversations",)),
+    Check("held-out conversations", MODELS, (SFT,), sft.heldout, ("renderer",)),
+    # Each teacher, running, with samples of the student
+    Check("log-probs", ENGINES, (DOCTOR,), engines.against_transformers, each_teacher=True),
+    Check("repeated scoring", ENGINES, (DOCTOR,), engines.repeated_scoring, each_teacher=True),
+    Check("prefix cache", ENGINES, (DOCTOR,), engines.prefix_cache, each_teacher=True),
+    Check("teacher = student", ENGINES, (DOCTOR,), engines.self_kl, each_teacher=True),
+    Check("fingerprint", ENGINES, (DOCTOR,), engines.fingerprint, each_teacher=True),
+    Check("speed", ENGINES, (DOCTOR,), engines.speed, each_teacher=True),
+    Check("memory", ENGINES, (DOCTOR,), engines.memory_now, each_teacher=True),
+    Check("precision", ENGINES, (DOCTOR,), engines.precision, each_teacher=True),
+)
+
+
+def checks_of(verb: str, *costs: Cost) -> list[Check]:
+    """Those that concern a command, in order."""
+    return [check for check in CHECKS if verb in check.verbs and check.cost in costs]
+
+
+def checks_table() -> str:
+    """The list as a table in Markdown."""
+    rows = [f"| {check.name} | {check.cost.value} | {', '.join(check.verbs)} |" for check in CHECKS]
+    return "\n".join(["| check | cost | commands |", "|---|---|---|", *rows])

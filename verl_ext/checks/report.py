@@ -1,0 +1,154 @@
+"""What a bug report needs: versions, the machine, the resolved settings and the findings; secrets are left out.
+
+Left out are: values under a key that names a secret, environment values (of the settings' own and by `oc.env`), the
+user's part and the query of a URL, words after `--api-key` and the like, and any text that is the value of an
+environment variable with such a name. The home directory is written `~`; prompts of the data are not shown.
+"""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from verl_ext.checks.finding import Finding
+from verl_ext.teacher.store.fingerprint import sglang_version_of
+
+PACKAGES = ("verl-opd", "verl", "vllm", "torch", "ray", "transformers", "hydra-core", "omegaconf")
+HIDDEN = "<hidden>"
+SECRET = re.compile(
+    r"(token|secret|password|passwd|credential|api_?key|(^|[^a-z])(key|pwd|auth\w*|cookie))s?(_env)?$", re.IGNORECASE
+)
+"""A name whose value is a secret: it ends so. `max_tokens` counts as one too, and is a number."""
+ENVIRONMENTS = ("env_vars", "environment")
+"""Mappings of environment variables in the settings."""
+IN_TEXT = (
+    re.compile(r"(\w://)[^\s'\",\]]*(?=@)"),  # the user's part of a URL
+    re.compile(r"([?&][\w.-]+=)[^&\s'\",\]]+"),  # its query
+    re.compile(r"(--[\w-]*(?:key|token|secret|password)s?[ =])[^\s'\",\]]+", re.IGNORECASE),
+    re.compile(r"(bearer\s+)[^\s'\",\]]+", re.IGNORECASE),
+)
+"""What stands before a secret within a text, and the secret."""
+SHORTEST = 4
+"""Characters from which on an environment variable's value is looked for in the text."""
+PRIVATE = ("prompts", "chat template")
+"""Checks whose findings quote the data."""
+TIMEOUT_S = 10.0
+
+
+def bug_report(config: DictConfig, findings: Sequence[Finding]) -> str:
+    """The whole report as text."""
+    lines = ["versions", *(f"  {name}: {value}" for name, value in versions(config).items())]
+    lines += ["machine", *(f"  {name}: {value}" for name, value in machine().items())]
+    lines += ["findings", *(f"  {_short(finding)}" for finding in findings)]
+    lines += ["settings", *(f"  {key}: {value}" for key, value in settings_without_secrets(config))]
+    asked = re.findall(r"oc\.env:\s*(\w+)", OmegaConf.to_yaml(config))
+    names = [name for name in os.environ if name in asked or SECRET.search(name)]
+    return hide("\n".join(lines), [os.environ[name] for name in names])
+
+
+def _short(finding: Finding) -> str:
+    quoted = finding.name.rpartition(": ")[2] in PRIVATE
+    return f"{finding.verdict}: {finding.name if quoted else finding.line}"
+
+
+def versions(config: DictConfig) -> dict[str, str]:
+    """Of what computes, by package; the commit, where this is a checkout."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    try:
+        found["sglang"] = sglang_version_of(config.teacher.python)
+    except ValueError as error:
+        found["sglang"] = str(error)
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+        found["commit"] = _output("git", "-C", str(root), "rev-parse", "HEAD") + (" and changes" if changed else "")
+    return found
+
+
+def machine() -> dict[str, str]:
+    """Operating system, processor, memory, GPUs."""
+    gib = 2**30
+    memory = psutil.virtual_memory()
+    gpus = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    return {
+        "system": platform.platform(),
+        "cpu": f"{os.cpu_count()} cores, {_processor()}",
+        "memory": f"{memory.available / gib:.1f} of {memory.total / gib:.1f} GiB free",
+        "gpu": gpus.replace("\n", "; ") or "none",
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.*)$", info.read_text(), re.M) if info.is_file() else []
+    return names[0] if names else platform.machine()
+
+
+def _output(*command: str) -> str:
+    """What a program prints; nothing if it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def settings_without_secrets(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Every resolved setting by its full key, in order; Hydra's own are left out."""
+    for key in config:
+        if key != "hydra":
+            yield from _leaves(config, str(key), str(key), secret=False)
+
+
+def _leaves(node: DictConfig | ListConfig, key: Any, path: str, *, secret: bool) -> Iterator[tuple[str, str]]:
+    secret = secret or bool(SECRET.search(str(key))) or str(key) in ENVIRONMENTS
+    try:
+        value = None if OmegaConf.is_missing(node, key) else node[key]
+    except OmegaConfBaseException as error:
+        yield path, f"cannot be resolved ({type(error).__name__})"
+        return
+    if isinstance(value, DictConfig):
+        for name in value:
+            yield from _leaves(value, name, f"{path}.{name}", secret=secret)
+    elif isinstance(value, ListConfig) and any(OmegaConf.is_config(item) for item in value):
+        for number in range(len(value)):
+            yield from _leaves(value, number, f"{path}[{number}]", secret=secret)
+    elif isinstance(value, ListConfig):
+        yield path, HIDDEN if secret else _hidden_words([str(word) for word in value])
+    elif OmegaConf.is_missing(node, key):
+        yield path, "???"
+    else:
+        yield path, HIDDEN if secret and isinstance(value, str) and value else repr(value)
+
+
+def _hidden_words(words: Sequence[str]) -> str:
+    """A list of words, as of a command line: what follows `--api-key`, or stands behind its `=`, is hidden."""
+    shown, hide_next = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        names_secret = word.startswith("-") and bool(SECRET.search(name.lstrip("-").replace("-", "_")))
+        shown.append(HIDDEN if hide_next else f"{name}={HIDDEN}" if names_secret and equals else word)
+        hide_next = names_secret and not equals
+    return f"[{', '.join(shown)}]"
+
+
+def hide(text: str, secrets: Sequence[str]) -> str:
+    """Hide the secrets and what looks like one within a text."""
+    for pattern in IN_TEXT:
+        text = pattern.sub(rf"\1{HIDDEN}", text)
+    for value in sorted({value for value in secrets if len(value) >= SHORTEST}, key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    return text.replace(str(Path.home()), "~")

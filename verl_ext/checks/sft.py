@@ -1,0 +1,197 @@
+"""The SFT trainer's checks: several stand for a silent fault of verl's.
+
+Each function is a check of `verl_ext.checks.registry`. It raises ValueError naming the key and the fix; else it returns
+what it has seen. Torch is imported when the first row is read, verl never.
+"""
+
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_ext.checks.context import Context
+from verl_ext.run.settings import settings_of
+from verl_ext.sft.config import SftConfig
+from verl_ext.sft.renderer import Qwen3InstructRenderer, check_template, get_renderer
+from verl_ext.sft.schedule import linear_multiplier
+
+if TYPE_CHECKING:
+    from verl_ext.sft.dataset import ConversationDataset
+
+SCHEDULES = ("linear", "constant", "cosine")
+
+
+class SftContext(Context):
+    """Of an SFT run."""
+
+    def __init__(self, config: DictConfig, ranks: int) -> None:
+        """`ranks`: processes that train."""
+        required = ("student.path", "data.train_files")
+        super().__init__(models=lambda: {"student.path": config.student.path}, config=config, required=required)
+        self.ranks = ranks
+
+    @cached_property
+    def sft(self) -> SftConfig:
+        return settings_of(self.config.sft, SftConfig)
+
+    @cached_property
+    def renderer(self) -> Qwen3InstructRenderer:
+        return get_renderer(self.sft.renderer, self.student_tokenizer)
+
+    @cached_property
+    def dataset(self) -> "ConversationDataset":
+        return self.read(self.config.data.train_files, self.config.data.train_max_samples)
+
+    def read(self, files: Any, max_samples: int) -> "ConversationDataset":
+        from verl_ext.sft.dataset import ConversationDataset
+
+        plain: Any = OmegaConf.to_container(files) if OmegaConf.is_config(files) else files
+        return ConversationDataset(plain, self.student_tokenizer, self.config.data, max_samples=max_samples)
+
+
+def settings(context: SftContext) -> str:
+    """Our own settings are in range."""
+    return f"renderer {context.sft.renderer}"
+
+
+def strategy(context: SftContext) -> str:
+    """The one strategy that our engine has."""
+    if context.config.engine.strategy != "fsdp2":
+        raise ValueError(f"engine.strategy={context.config.engine.strategy} is not supported here; leave it at fsdp2")
+    return "fsdp2"
+
+
+def renderer(context: SftContext) -> str:
+    """The renderer is exact for this student."""
+    return type(context.renderer).__name__
+
+
+def conversations(context: SftContext) -> str:
+    """Every row can be rendered exactly, with a token to train on."""
+    return context.dataset.report.as_line()
+
+
+def template(context: SftContext) -> str:
+    """The student's own chat template asks with the tokens that it is trained after."""
+    check_template(context.renderer, [{"role": "user", "content": "x"}])
+    return "asks as it is trained"
+
+
+def heldout(context: SftContext) -> str:
+    """The held-out rows fill a batch."""
+    data = context.config.data
+    if not data.val_files:
+        return "none"
+    count = len(context.read(data.val_files, data.val_max_samples))
+    if count < data.train_batch_size:
+        raise ValueError(
+            f"data.val_files={data.val_files}: {count} rows make no batch of "
+            f"data.train_batch_size={data.train_batch_size}, and verl's validation loss would be NaN; "
+            "give more rows, or data.val_files=null"
+        )
+    return f"{count} rows"
+
+
+def optimizer(context: SftContext) -> str:
+    """The optimizer moves the weights, by a schedule that there is."""
+    optim = context.config.optim
+    if not optim.lr > 0:
+        raise ValueError(f"optim.lr={optim.lr} must be > 0")
+    if not optim.clip_grad > 0 or math.isnan(optim.clip_grad):
+        raise ValueError(
+            f"optim.clip_grad={optim.clip_grad} would zero every gradient; no clipping is optim.clip_grad=.inf"
+        )
+    if optim.lr_scheduler_type not in SCHEDULES:
+        raise ValueError(f"optim.lr_scheduler_type={optim.lr_scheduler_type} must be one of {', '.join(SCHEDULES)}")
+    return f"lr {optim.lr}, {optim.lr_scheduler_type}"
+
+
+def lora(context: SftContext) -> str:
+    """Adapters that act, or none."""
+    model, sft = context.config.model, context.sft
+    if model.lora_rank < 0:
+        raise ValueError(f"model.lora_rank={model.lora_rank} must be >= 0; 0 trains every weight")
+    if model.lora_rank > 0 and not model.lora_alpha > 0:
+        raise ValueError(f"model.lora_alpha={model.lora_alpha} leaves the adapters without effect; set it above 0")
+    if model.lora_rank == 0 and sft.adapter_dtype != "base":
+        raise ValueError(f"sft.adapter_dtype={sft.adapter_dtype} has no adapter to act on; set model.lora_rank")
+    if model.lora.rank:
+        raise ValueError(
+            f"model.lora.rank={model.lora.rank} is Megatron's and read by nothing here; set model.lora_rank"
+        )
+    return f"rank {model.lora_rank}"
+
+
+def frequencies(context: SftContext) -> str:
+    """verl divides by them."""
+    trainer = context.config.trainer
+    for key in ("save_freq", "test_freq"):
+        value = trainer[key]
+        if value != "after_each_epoch" and (not isinstance(value, int) or value < -1 or value == 0):
+            raise ValueError(
+                f"trainer.{key}={value}: verl divides by it; give a number of steps, after_each_epoch, or -1 for never"
+            )
+    return f"save {trainer.save_freq}, test {trainer.test_freq}"
+
+
+def resume(context: SftContext) -> str:
+    """A checkpoint is in as many shards as it had ranks, and is read by as many."""
+    folder, ranks = Path(context.config.trainer.default_local_dir), context.ranks
+    tracker = folder / "latest_checkpointed_iteration.txt"
+    if context.config.trainer.resume_mode == "disable" or not tracker.is_file():
+        return "from the start"
+    described = folder / f"global_step_{tracker.read_text().strip()}" / "fsdp_config.json"
+    if not described.is_file():
+        raise ValueError(
+            f"{tracker} names a checkpoint that is not there; delete {folder} or set trainer.resume_mode=disable"
+        )
+    saved = json.loads(described.read_text())["world_size"]
+    if saved != ranks:
+        raise ValueError(
+            f"{described.parent} was written by {saved} ranks and this run has {ranks}; take torchrun "
+            f"--nproc-per-node {saved}, another run_dir, or trainer.resume_mode=disable"
+        )
+    return f"from {described.parent}"
+
+
+def batch(context: SftContext) -> str:
+    """A batch divides over ranks and micro-batches."""
+    data, report = context.config.data, context.dataset.report
+    ranks_per_replica = context.config.engine.ulysses_sequence_parallel_size
+    size, replicas = data.train_batch_size, context.ranks // ranks_per_replica
+    if size < 1 or size > report.rows:
+        raise ValueError(f"data.train_batch_size={size} must be from 1 to the {report.rows} rows of data.train_files")
+    if size % replicas:
+        raise ValueError(f"data.train_batch_size={size} is not divisible by the {replicas} data-parallel ranks")
+    share, micro = size // replicas, data.micro_batch_size_per_gpu
+    if data.use_dynamic_bsz:
+        if report.longest > data.max_token_len_per_gpu * ranks_per_replica:
+            raise ValueError(
+                f"data.max_token_len_per_gpu={data.max_token_len_per_gpu} is less than the longest row, "
+                f"{report.longest} tokens; raise it, or lower data.max_length to cut rows"
+            )
+    elif share % micro:
+        raise ValueError(
+            f"data.micro_batch_size_per_gpu={micro} does not divide the {share} rows that each rank has of a batch"
+        )
+    return f"{share} rows a rank"
+
+
+def steps(context: SftContext) -> str:
+    """There are as many steps as are asked for, and some to decay over."""
+    config = context.config
+    total = config.trainer.total_training_steps
+    available = len(context.dataset) // config.data.train_batch_size * config.trainer.total_epochs
+    if available < 1:
+        raise ValueError(f"trainer.total_epochs={config.trainer.total_epochs} must be at least 1")
+    if total is not None and not 1 <= total <= available:
+        raise ValueError(
+            f"trainer.total_training_steps={total}: {config.trainer.total_epochs} epochs have {available} steps; "
+            "raise trainer.total_epochs, or verl would stop early and save nothing"
+        )
+    if config.optim.lr_scheduler_type == "linear":
+        linear_multiplier(0, available if total is None else total, config.optim.lr_warmup_steps)
+    return f"{available if total is None else total} steps"
