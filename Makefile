@@ -68,11 +68,12 @@ demo: ## the main job on this machine's CPU: a tiny student learns to do without
 test: setup ## lint, types, unit, contract, and real engines end to end
 	@$(MAKE) --no-print-directory lint unit integration
 
-lint: .venv/.ready ## ruff, pyright, hadolint
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright && .venv/bin/hadolint docker/*.Dockerfile
+lint: .venv/.ready ## ruff, pyright, import contracts, hadolint
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
+	@.venv/bin/lint-imports --no-logo && .venv/bin/hadolint docker/*.Dockerfile
 
-unit: .venv/.ready ## unit and contract tests: under a minute
-	@$(PY) -m pytest tests/unit tests/contract --numprocesses 2
+unit: .venv/.ready ## unit and contract tests, coverage, the slowest ones
+	@$(PY) -m pytest tests/unit tests/contract --numprocesses 2 --cov --cov-report=term:skip-covered --durations=10
 
 integration: setup ## real vLLM, SGLang and verl on the CPU
 	@$(PY) -m pytest tests/integration
@@ -91,4 +92,4 @@ trl: .venv-trl/.ready ## TRL beside .venv, for benchmarks/sft_step.py: TRL_PYTHO
 	@touch $@
 
 clean: ## remove both environments and every output
-	rm -rf .venv .venv-teacher .venv-trl outputs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-teacher .venv-trl outputs .pytest_cache .ruff_cache .import_linter_cache .coverage

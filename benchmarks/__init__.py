@@ -1,0 +1,1 @@
+"""What the documents claim, measured: one claim a file."""

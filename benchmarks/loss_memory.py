@@ -25,7 +25,6 @@ import os
 import subprocess
 import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,9 +36,8 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.arms.live_bytes import LiveBytes
 from benchmarks.arms.runs import RUN_TIMEOUT_S, report
 from verl_ext.method.chunked import chunked_from_logits, chunked_topk_divergence
 from verl_ext.method.divergence import topk_divergence
@@ -162,35 +160,6 @@ FORMS: dict[str, Callable[[Inputs], torch.Tensor]] = {
     "trl_chunked": trl_chunked,
 }
 TRL_FORMS = tuple(name for name in FORMS if name.startswith("trl"))
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every storage that an operator returns, from then until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: set[int] = set()
-
-    def watch(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._freed, key, size)
-
-    def _freed(self, key: int, size: int) -> None:
-        self.known.remove(key)
-        self.live -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and not leaf.is_nested:
-                self.watch(leaf)
-        return out
 
 
 def counted_peak(form: str, shape: Shape, device: str) -> int:

@@ -2,10 +2,10 @@
 
 python -m benchmarks.teacher_scoring --json teacher_scoring.json
 
-The arms (`scoring_arms.py`) score the same random sequences in turn, each with an empty prefix cache, one compute
-thread an engine; a ratio is the median over rounds of the ratio within a round. The client's share is its CPU seconds
-over those of the server's processes. Memory is what Python allocates while one call of `score` runs (tracemalloc),
-its results included and its requests not.
+The arms (`scoring_arms.py`, `verl_teacher.py`) score the same random sequences in turn, each with an empty prefix
+cache, one compute thread an engine; a ratio is the median over rounds of the ratio within a round. The client's share
+is its CPU seconds over those of the server's processes. Memory is what Python allocates while one call of `score` runs
+(tracemalloc), its results included and its requests not.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arms.runs import report
-from benchmarks.arms.scoring_arms import Model, Outcome, SGLangArms, VerlTeacher, Workload, write_model
+from benchmarks.arms.scoring_arms import Model, Outcome, SGLangArms, Workload, write_model
+from benchmarks.arms.verl_teacher import VerlTeacher
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import SGLangServer

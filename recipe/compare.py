@@ -54,7 +54,7 @@ class ParityConfig:
     conversations: str = ""
     """JSONL to train on; empty takes Tinker's 2,100 sentences with the labels of their layout."""
     tinker_python: str = ""
-    """Interpreter of an environment with another version of tinker and tinker-cookbook; empty: this environment's."""
+    """Interpreter of an environment with other versions of tinker and tinker-cookbook (0.6.1 or later); empty: ours."""
 
 
 def parse(arguments: list[str]) -> tuple[ParityConfig, list[str]]:

@@ -48,7 +48,7 @@ def run(rows: list[dict[str, list[float]]], coef: float, discount: float) -> dic
     """The cookbook's advantages and metric for one batch."""
     tinker: Any = importlib.import_module("tinker")
     torch: Any = importlib.import_module("torch")
-    recipe = importlib.import_module("tinker_cookbook.distillation.train_on_policy")
+    cookbook = importlib.import_module("tinker_cookbook.distillation.train_on_policy")
 
     def datum(row: dict[str, list[float]]) -> Any:
         length = len(row["mask"])
@@ -67,13 +67,16 @@ def run(rows: list[dict[str, list[float]]], coef: float, discount: float) -> dic
         def __init__(self, logprobs: list[float]) -> None:
             self.logprobs = logprobs
 
-        async def compute_logprobs_async(self, sequence: Any) -> list[float | None]:
+        def compute_logprobs(self, sequence: Any) -> "Teacher":
             assert sequence.length == len(self.logprobs) + 1
+            return self
+
+        async def coroutine(self) -> list[float | None]:
             return [None, *self.logprobs]
 
     data = [datum(row) for row in rows]
     teachers = [Teacher(row["teacher_logprobs"]) for row in rows]
-    metrics = asyncio.run(recipe.incorporate_kl_penalty(data, teachers, [0] * len(data), coef, discount))
+    metrics = asyncio.run(cookbook.incorporate_kl_penalty(data, teachers, [0] * len(data), coef, discount))
     return {
         "advantages": [d.loss_fn_inputs["advantages"].to_torch().tolist() for d in data],
         "teacher_kl": metrics["teacher_kl"],

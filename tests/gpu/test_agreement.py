@@ -40,12 +40,11 @@ def pairs_prompts(pair: Path) -> list[list[int]]:
     """The held-out rows as the student sees them."""
     import pyarrow.parquet as pq
 
-    from verl_ext.run.models import load_tokenizer
-    from verl_ext.sampling.types import render
+    from verl_ext.run.models import load_tokenizer, render_chat
 
     tokenizer = load_tokenizer(str(pair / "base"))
     rows = pq.read_table(pair / "data/heldout.parquet").to_pylist()[:PAIR_PROMPTS]
-    return [render(tokenizer, row["prompt"], {}) for row in rows]
+    return [render_chat(tokenizer, row["prompt"], {}) for row in rows]
 
 
 def random_prompts() -> list[list[int]]:

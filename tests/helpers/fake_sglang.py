@@ -9,13 +9,13 @@ from typing import Any
 from aiohttp import web
 
 from verl_ext.teacher.client.pool import TeacherPool
-from verl_ext.teacher.client.protocol import probe_span
+from verl_ext.teacher.client.protocol import canary_span
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import ScoreRequest
 
 VOCAB = 50
 PROMPT, RESPONSE = [3, 4, 5], [6, 7, 8, 9]
-PROBE = probe_span(VOCAB).ids
+PROBE = canary_span(VOCAB).ids
 
 Fault = Callable[[web.Request, dict[str, Any]], Any]
 

@@ -13,9 +13,8 @@ FULL = Score(
     logprobs=np.array([-1.5, 0.0, -3e-8], np.float32),
     top_ids=np.array([[7, 8], [0, 0], [151_935, 2]], np.int32),
     top_logprobs=np.array([[-0.5, -1.0], [0, 0], [-np.inf, -2.0]], np.float32),
-    token_logprobs=np.array([[-4.0], [0], [-5.5]], np.float32),
 )
-ARRAYS = ("logprobs", "top_ids", "top_logprobs", "token_logprobs")
+ARRAYS = ("logprobs", "top_ids", "top_logprobs")
 
 
 def key(number: int) -> bytes:

@@ -5,6 +5,7 @@ The tests share one supervisor and use up its restarts in the order in which the
 
 import os
 import signal
+import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -38,8 +39,7 @@ def settings(model: Path, python: str, **changes: int) -> TeacherConfig:
         startup_timeout_s=STARTUP_S,
         watch_interval_s=0.5,
         request_timeout_s=6,
-        metrics_port=0,
-        **changes,
+        **{"metrics_port": 0, **changes},
     )
 
 
@@ -147,7 +147,8 @@ def test_stop_in_the_middle_of_a_restart_leaves_no_process(supervisor: Superviso
 def test_without_a_restart_left_the_actor_says_down_and_why(
     tiny_qwen3: Path, teacher_python: str, tmp_path: Path
 ) -> None:
-    config = with_absolute_paths(settings(tiny_qwen3, teacher_python, max_restarts=0))
+    port_of_metrics = free_port()
+    config = with_absolute_paths(settings(tiny_qwen3, teacher_python, max_restarts=0, metrics_port=port_of_metrics))
     ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     try:
         actor = as_actor(ManagedTeacher).remote(config, str(tmp_path / "log"))
@@ -155,7 +156,7 @@ def test_without_a_restart_left_the_actor_says_down_and_why(
         ready = actor.wait_ready.remote()
         assert ray.get(actor.status.remote(), timeout=10).state == "starting"  # not blocked by wait_ready
         ray.get(ready, timeout=STARTUP_S)
-        metrics_url = ray.get(actor.metrics_url.remote())
+        metrics_url = f"http://127.0.0.1:{port_of_metrics}/metrics"
         assert "\nteacher_up 1.0" in urllib.request.urlopen(metrics_url, timeout=20).read().decode()
 
         group = group_of_port(port)
@@ -169,6 +170,12 @@ def test_without_a_restart_left_the_actor_says_down_and_why(
         assert group_members(group) == []
     finally:
         ray.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def group_of_port(port: str) -> int:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from verl_ext.run.models import render_chat
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.teachers import teacher_of_row
@@ -100,9 +101,7 @@ def check_prompt_lengths(
         ):
             if limit is None:
                 continue
-            ids = tokenizer.apply_chat_template(
-                row[column], add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
-            )
+            ids = render_chat(tokenizer, row[column], template_kwargs)
             room = max_response_length + KEPT_BACK if column == "teacher_messages" else 0
             if len(ids) + room > limit:
                 raise ValueError(

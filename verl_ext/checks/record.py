@@ -1,13 +1,13 @@
 """Is it the teacher that was recorded? By the hash of its files and by what it says about fixed sequences."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from verl_ext.checks.finding import FAIL, OK, Finding
+from verl_ext.run.file_hashes import hash_of_model
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.store.fingerprint import TeacherFingerprint, fingerprint_of_files, hash_of_model
+from verl_ext.teacher.store.fingerprint import TeacherFingerprint, fingerprint_of_files
 from verl_ext.teacher.store.identity import model_folder, served_fingerprint
 from verl_ext.teacher.store.probe_record import ProbeRecord, probe_sequences, take_probe
 from verl_ext.teacher.types import Scorer
@@ -63,7 +63,7 @@ async def fingerprint_now(teacher: TeacherConfig, urls: Sequence[str]) -> Teache
     """Of the files of a managed teacher; of an external one what it says, and its files where they are here too."""
     if teacher.mode == "managed":
         return fingerprint_of_files(teacher, model_folder(teacher))
-    served = await served_fingerprint(urls, os.environ.get(teacher.api_key_env, ""))
+    served = await served_fingerprint(urls, teacher.api_key_env)
     folder = Path(teacher.model_path or "").expanduser()
     return replace(served, model=hash_of_model(folder)) if folder.is_dir() else served
 

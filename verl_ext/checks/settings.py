@@ -27,10 +27,10 @@ from verl_ext.checks.tokens import (
     render_rows,
 )
 from verl_ext.data.rows import check_rows
+from verl_ext.run.file_hashes import hash_of_model
 from verl_ext.run.models import check_model, load_tokenizer
 from verl_ext.run.settings import mapping_of
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.store.fingerprint import hash_of_model
 from verl_ext.teacher.teachers import teacher_of_row, vocab_size_of
 
 Rows = list[dict[str, Any]]

@@ -9,6 +9,7 @@ from typing import Any
 
 from verl_ext.checks.finding import FAIL, OK, WARN, Finding, checked
 from verl_ext.checks.inputs import check_same_tokenizer
+from verl_ext.run.models import render_chat
 
 THINK_TOKENS = ("<think>", "</think>")
 SHOWN = 160  # characters of a rendered prompt in the table
@@ -105,12 +106,7 @@ def check_vocabulary(
 
 def render_rows(tokenizer: Any, rows: Rows, column: str, template_kwargs: Mapping[str, Any]) -> list[list[int]]:
     """Token ids of every row's messages up to where the answer begins."""
-    return [
-        tokenizer.apply_chat_template(
-            list(row[column]), add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
-        )
-        for row in rows
-    ]
+    return [render_chat(tokenizer, row[column], template_kwargs) for row in rows]
 
 
 def check_rendered(student_prompt: str, teacher_prompt: str, *, same_weights: bool) -> Finding:

@@ -1,7 +1,6 @@
 """Ask a teacher the same thing in several ways. Log-probs are nats, one float32 array `(R,)` a request."""
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import aiohttp
 import numpy as np
 
 from verl_ext.checks.finding import OK, Finding
+from verl_ext.run.api_key import bearer_header
 from verl_ext.teacher.types import Scorer, ScoreRequest, TeacherError
 
 MakeScorer = Callable[[], Scorer]
@@ -48,8 +48,7 @@ async def flush(urls: Sequence[str], api_key_env: str) -> None:
 
     SGLang refuses with 400 while it works, and for a moment after it gave its last answer.
     """
-    api_key = os.environ.get(api_key_env, "")
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = bearer_header(api_key_env)
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(FLUSH_TIMEOUT_S)) as session:
         for url in urls:
             deadline = time.monotonic() + FLUSH_TIMEOUT_S

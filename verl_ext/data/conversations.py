@@ -47,7 +47,7 @@ def read_label(answer: str, extract: str, policy: str, label_set: Sequence[str])
     if policy == "tinker":
         return Reading(matches[0], "")
     if matches[-1] not in label_set:
-        return Reading("", f"{matches[-1][:40]!r} is none of the labels")
+        return Reading("", f"{matches[-1][:40]!r} is not one of the labels")
     return Reading(matches[-1], "")
 
 

@@ -24,7 +24,8 @@ from verl_ext.data.sentences import (
     tinker_sentences,
     token_cutter,
 )
-from verl_ext.run.files import sha256, write_atomically
+from verl_ext.run.files import write_atomically, write_json
+from verl_ext.run.outputs import is_complete
 
 
 @dataclass(frozen=True)
@@ -133,34 +134,6 @@ def describe(config: RowsConfig, source: Source, template: str, student_template
     return settings
 
 
-def is_complete(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """True when `out_dir` holds these very outputs; ValueError when it holds others that we may not replace."""
-    manifest = out_dir / "manifest.json"
-    files = {name: out_dir / f"{name}.parquet" for name in SPLITS}
-    present = [path.name for path in (manifest, *files.values()) if path.exists()]
-    if not present:
-        return False
-    if manifest.exists():
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        if found["settings"] == settings:
-            # The manifest is written first: a file that is missing here was not reached before an interruption.
-            missing = [name for name, path in files.items() if not path.exists()]
-            changed = [
-                name for name, path in files.items() if name not in missing and sha256(path) != found["files"][name]
-            ]
-            if not changed:
-                return not missing
-            reason = f"{', '.join(f'{name}.parquet' for name in changed)} changed since it was written"
-        else:
-            differ = sorted(k for k in {*found["settings"], *settings} if found["settings"].get(k) != settings.get(k))
-            reason = f"made with other settings ({', '.join(differ)})"
-    else:
-        reason = "there is no manifest.json that says how they were made"
-    if overwrite:
-        return False
-    raise ValueError(f"{out_dir} holds {', '.join(present)}, {reason}; choose another out_dir or set overwrite=true")
-
-
 def parquet(rows: list[dict[str, Any]]) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
@@ -184,10 +157,10 @@ def create_rows(config: RowsConfig, prompts: Path) -> str:
     splits = split(source.sentences, config.heldout_fraction, config.seed)
     settings = describe(config, source, template, student_template)
     out_dir = Path(config.out_dir)
-    if is_complete(out_dir, settings, config.overwrite):
+    if is_complete(out_dir, "manifest.json", [f"{name}.parquet" for name in SPLITS], settings, config.overwrite):
         return f"{out_dir}: up to date"
     contents = {
-        name: parquet([make_row(s, template, name, config.data_source, student_template) for s in part])
+        f"{name}.parquet": parquet([make_row(s, template, name, config.data_source, student_template) for s in part])
         for name, part in splits.items()
     }
     manifest = {
@@ -209,8 +182,7 @@ def create_rows(config: RowsConfig, prompts: Path) -> str:
         },
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(out_dir / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+    write_json(out_dir / "manifest.json", manifest)
     for name, content in contents.items():
-        write_atomically(out_dir / f"{name}.parquet", content)
+        write_atomically(out_dir / name, content)
     return f"{out_dir}: " + ", ".join(f"{len(part)} {name}" for name, part in splits.items()) + " rows"

@@ -35,7 +35,7 @@ def tinker_prompt() -> str:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             # Tinker fills it with str.format, where a doubled brace is a single one.
             return ast.literal_eval(node.value).replace("{{", "{").replace("}}", "}")
-    raise ValueError(f"the installed tinker-cookbook has no {name}; 0.5.8 has it")
+    raise ValueError(f"the installed tinker-cookbook has no {name}; 0.6.1 has it")
 
 
 def read_prompt(key: str, name: str, shipped: Path) -> str:

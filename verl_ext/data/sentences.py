@@ -49,12 +49,12 @@ def tinker_file(*parts: str) -> Path:
     spec = importlib.util.find_spec("tinker_cookbook")
     if spec is None or spec.origin is None:
         raise FileNotFoundError(
-            "tinker-cookbook is not installed: pip install --no-deps tinker-cookbook==0.5.8, "
+            "tinker-cookbook is not installed: pip install --no-deps tinker-cookbook==0.6.1, "
             "or use your own data with source=file and prompt=path"
         )
     path = Path(spec.origin).parent.joinpath(*parts)
     if not path.is_file():
-        raise FileNotFoundError(f"the installed tinker-cookbook has no {'/'.join(parts)}; 0.5.8 has it")
+        raise FileNotFoundError(f"the installed tinker-cookbook has no {'/'.join(parts)}; 0.6.1 has it")
     return path
 
 
@@ -65,7 +65,7 @@ def tinker_sentences() -> list[Sentence]:
     if (found := hashlib.md5(raw).hexdigest()) != _TINKER_MD5:
         raise ValueError(
             f"{path.name} of the installed tinker-cookbook has md5 {found}, expected {_TINKER_MD5}: "
-            "labels are derived from row numbers; install tinker-cookbook==0.5.8"
+            "labels are derived from row numbers; install tinker-cookbook==0.6.1"
         )
     sentences = []
     for index, line in enumerate(raw.decode().splitlines()):

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from verl_ext.run.models import render_chat
+
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 CHAT_TEMPLATE = (
@@ -104,11 +106,7 @@ def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 
 def encode(tokenizer: PreTrainedTokenizerFast, chats: Sequence[list[dict[str, str]]], labels: Sequence[str]) -> Rows:
     """Chats up to the opening of the answer, and the answer's token."""
-    contexts = []
-    for chat in chats:
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        assert isinstance(text, str)
-        contexts.append(tokenizer.encode(text, add_special_tokens=False))
+    contexts = [render_chat(tokenizer, chat, {}) for chat in chats]
     return Rows(contexts, [token_id(tokenizer, label) for label in labels])
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ from verl_ext.demo.tiny_pair import (
     token_id,
     train_tokenizer,
 )
-from verl_ext.run.files import sha256
+from verl_ext.run.files import replacing, sha256, write_json
+from verl_ext.run.outputs import is_made
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def train(
     return model.eval()
 
 
-def is_complete(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+def has_pair(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """True when `out_dir` holds this very pair; ValueError when it holds something else that we may not replace."""
     if not out_dir.exists():
         return False
@@ -179,25 +179,15 @@ def is_complete(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> boo
     if not record.is_file():
         raise ValueError(f"{out_dir} exists and is no tiny pair (no pair.json); choose another out_dir")
     found = json.loads(record.read_text(encoding="utf-8"))["settings"]
-    if found == settings:
-        return True
-    if overwrite:
-        return False
-    differ = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
-    raise ValueError(f"{out_dir} holds a pair of other settings ({', '.join(differ)}); set overwrite=true")
+    return is_made(f"{out_dir} holds a pair", found, settings, overwrite)
 
 
 def save(out_dir: Path, tokenizer: PreTrainedTokenizerFast, model: Qwen3ForCausalLM, record: dict[str, Any]) -> None:
-    """Write beside `out_dir` and rename: a folder of that name is always whole."""
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    (partial / "pair.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if out_dir.exists():
-        shutil.rmtree(out_dir)
-    partial.rename(out_dir)
+    """Write the folder, whole or not at all."""
+    with replacing(out_dir) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        write_json(part / "pair.json", record)
 
 
 def create_pair(config: TinyPairConfig) -> None:
@@ -206,7 +196,7 @@ def create_pair(config: TinyPairConfig) -> None:
     rows, heldout = read_rows(data_dir / "train.parquet"), read_rows(data_dir / "heldout.parquet")
     settings = {k: v for k, v in asdict(config).items() if k not in ("data_dir", "out_dir", "threads", "overwrite")}
     settings |= {name: sha256(data_dir / f"{name}.parquet") for name in ("train", "heldout")}
-    if is_complete(out_dir, settings, config.overwrite):
+    if has_pair(out_dir, settings, config.overwrite):
         print(f"{out_dir}: up to date")
         return
     torch.set_num_threads(config.threads)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from verl_ext.run.models import render_chat
 from verl_ext.run.progress import ChunkProgress
 from verl_ext.sampling.answers import Answers
-from verl_ext.sampling.types import SamplingConfig, render
+from verl_ext.sampling.types import SamplingConfig
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.supervisor import serving_teacher
 from verl_ext.teacher.teachers import identify, open_scorer
@@ -24,7 +25,7 @@ from verl_ext.teacher.types import Score, Scorer, ScoreRequest, TeacherError
 
 CHUNK = 256  # samples of one call
 CHUNKS_AT_ONCE = 4  # so that the servers have work while one is handed back
-NEVER = math.log(1e-3)  # a token below this the teacher would never say
+NEVER = math.log(1e-3)  # nats; below this a token counts as one that the teacher would not sample
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Scoring:
 
     @property
     def from_store(self) -> int:
-        """Samples that no server was asked about."""
+        """Samples answered by the store."""
         return sum(isinstance(outcome, Score) and outcome.from_store for outcome in self.outcomes)
 
     @property
@@ -106,7 +107,7 @@ def on_policy(sampling: SamplingConfig) -> bool:
 def requests_of(answers: Answers, tokenizer: Any) -> list[ScoreRequest]:
     """Each response under the teacher's prompt, as training asks it: the student's tokenizer, one template for both."""
     kwargs = answers.sampling.template_kwargs
-    prompts = [render(tokenizer, messages, kwargs) for messages in answers.table["teacher_messages"].to_pylist()]
+    prompts = [render_chat(tokenizer, messages, kwargs) for messages in answers.table["teacher_messages"].to_pylist()]
     responses = answers.table["response_ids"].to_pylist()
     return [ScoreRequest(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 

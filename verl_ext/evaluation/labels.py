@@ -118,7 +118,7 @@ def evaluate_answers(answers: Sequence[str], gold: Sequence[str], labels: Sequen
     position = {label: i for i, label in enumerate(labels)}
     for number, label in enumerate(gold):
         if label not in position:
-            raise ValueError(f"row {number}: its right answer {label!r} is none of the labels {', '.join(labels)}")
+            raise ValueError(f"row {number}: its right answer {label!r} is not one of the labels {', '.join(labels)}")
     confusion = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
     for answer, label in zip(answers, gold, strict=True):
         confusion[position[label], position.get(answer, len(labels))] += 1

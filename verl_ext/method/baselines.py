@@ -49,12 +49,6 @@ def group_baseline(
     return mean_B if mask_BT is None else torch.where(mask_BN, mean_B[:, None], 0.0)
 
 
-def batch_baseline(x: torch.Tensor, mask_BT: torch.Tensor | None = None, *, leave_one_out: bool = True) -> torch.Tensor:
-    """`group_baseline` with the whole batch as one group: for batches with one sample a prompt."""
-    groups_B = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    return group_baseline(x, groups_B, mask_BT, leave_one_out=leave_one_out)
-
-
 def task_advantage(rewards_B: torch.Tensor, groups_B: torch.Tensor, *, std: bool) -> torch.Tensor:
     """Reward minus the mean over its group, (B,); with `std`, divided by the group's standard deviation.
 

@@ -1,4 +1,4 @@
-"""The direct losses and log-probs from hidden states or logits, never holding more than a chunk of fp32 logits.
+"""The direct losses from hidden states or logits, never holding more than a chunk of fp32 logits.
 
 Shapes: `N` tokens (flattened), `V` vocabulary, `b` a block of it, `K` top-k, `S` = K + 1 buckets, `D` hidden.
 
@@ -6,7 +6,7 @@ A loss over a support sees a row of V logits only through `divergence.bucket_log
 the logsumexp of the others. Two autograd functions compute those chunk by chunk, keep nothing of size (N, V), and in
 backward recompute each chunk and write its gradient over it. What follows them is plain autograd on (N, S).
 
-- From hidden states (`chunked_topk_divergence`, `chunked_logprobs`) a chunk is a block of the vocabulary for all
+- From hidden states (`chunked_topk_divergence`) a chunk is a block of the vocabulary for all
   tokens, as in cut cross-entropy (arXiv 2411.09009), of at most `chunk_tokens` x V elements. A block of the weight
   gradient is then one product over all tokens, written once in the weight's dtype: nothing is summed over chunks.
 - From logits that exist (`chunked_from_logits`) a chunk is `chunk_tokens` rows.
@@ -248,22 +248,6 @@ def chunked_topk_divergence(
     _check(chunk_tokens, temperature)
     buckets_NS = _BucketsOfHidden.apply(hidden_ND, weight_VD, bias, support_ids_NK, chunk_tokens, temperature)
     return _loss(buckets_NS, weight_VD.shape[0], teacher_logprobs_NK, kind=kind, mix=mix, tail=tail)
-
-
-def chunked_logprobs(
-    hidden_ND: torch.Tensor,
-    weight_VD: torch.Tensor,
-    token_ids_N: torch.Tensor,
-    *,
-    chunk_tokens: int,
-    bias: torch.Tensor | None = None,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """Log-prob of one token id per position, nats, at least fp32, (N,); arguments as in `chunked_topk_divergence`."""
-    _check(chunk_tokens, temperature)
-    ids_N1 = token_ids_N[:, None]
-    buckets_NS = _BucketsOfHidden.apply(hidden_ND, weight_VD, bias, ids_N1, chunk_tokens, temperature)
-    return buckets_NS.log_softmax(-1)[:, 0]
 
 
 def chunked_from_logits(

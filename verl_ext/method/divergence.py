@@ -180,11 +180,3 @@ def topk_divergence(
     """
     buckets = bucket_logits(student_logits_NV, support_ids_NK)
     return bucket_divergence(buckets, teacher_logprobs_NK, kind=kind, mix=mix, tail=tail)
-
-
-def student_support(
-    student_logits_NV: torch.Tensor, teacher_logprobs_NV: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The student's k likeliest ids and a full teacher's log-probs of them, both (N, K)."""
-    support_ids_NK = student_logits_NV.detach().topk(k, dim=-1).indices
-    return support_ids_NK, teacher_logprobs_NV.gather(1, support_ids_NK)

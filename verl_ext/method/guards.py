@@ -56,12 +56,6 @@ def repetition_alarm(token_ids_BT: torch.Tensor, mask_BT: torch.Tensor, *, ngram
     return flags_B, {"guards/repetition": _share(share_B, rows), "guards/repetition_flagged": _share(flags_B, rows)}
 
 
-def length_alarm(mask_BT: torch.Tensor, *, limit: int) -> Guarded:
-    """True where a row has more than `limit` response tokens, (B,)."""
-    flags_B = mask_BT.bool().sum(-1) > limit
-    return flags_B, {"guards/length_flagged": _share(flags_B, len(flags_B))}
-
-
 def special_token_mask(mask_BT: torch.Tensor, token_ids_BT: torch.Tensor, special_ids: list[int]) -> Guarded:
     """The mask without the tokens in `special_ids`: template tokens, on which two models differ for no good reason.
 
@@ -84,7 +78,7 @@ def reference_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, *, ki
     As an *advantage* (no gradient) k1 gives the gradient of the KL. As a *loss* the expected gradient is that of the
     KL for k2 only: k1's is 0 and k3's is that of KL(reference || policy).
 
-    Source: Schulman, joschu.net/blog/kl-approx.html; the gradients are verified in `tests/unit/test_kl_laboratory.py`.
+    Source: Schulman, joschu.net/blog/kl-approx.html; gradients: `tests/unit/benchmarks/test_kl_laboratory.py`.
 
     Args:
         logprobs: log-probs of the sampled tokens under the policy, nats, (B, T).

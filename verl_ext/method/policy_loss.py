@@ -81,8 +81,8 @@ def truncated_importance_sampling_loss(
 
     Args:
         logprobs, rollout_logprobs, advantages: as in `importance_sampling_loss`.
-        low: smallest ratio left alone, in [0, 1].
-        high: largest ratio left alone, >= 1.
+        low: smallest ratio that is neither clamped nor masked, in [0, 1].
+        high: largest ratio that is neither clamped nor masked, >= 1.
         outside: `clamp` or `mask`.
 
     Raises:

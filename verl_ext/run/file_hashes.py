@@ -1,4 +1,4 @@
-"""SHA-256 of large files, remembered: a model of 60 GB is read once, not at every launch."""
+"""SHA-256 of a model and of other large files, remembered: 60 GB are read once, not at every launch."""
 
 import hashlib
 import json
@@ -9,15 +9,42 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from verl_ext.run.files import write_atomically
+
 CHUNK_BYTES = 8 << 20
-THREADS = 4  # hashlib lets go of the interpreter; more would only make the disk seek
+# Beside the weights: shape and numerics, tokens, code that comes with the checkpoint.
+OTHER_FILES = ("config.json", "tokenizer.json", "*.py")
+CHAT_FILES = ("tokenizer_config.json", "chat_template*", "special_tokens_map.json", "added_tokens.json")
+"""What else decides how a model answers a chat, and not what it says about given token ids."""
+THREADS = 4  # hashlib releases the GIL; more threads would only make the disk seek
 BAR_FROM_BYTES = 1 << 30
 
 
 def default_cache() -> Path:
-    """Where hashes are remembered unless told: one file a user."""
+    """Where hashes are cached by default: one file per user."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "verl-opd" / "file-hashes.json"
+
+
+def hash_of_model(folder: Path, cache: Path | None = None, *, also: Sequence[str] = ()) -> str:
+    """SHA-256 (hex) of names, sizes and contents of what decides a model's log-probs, and of the files `also` names.
+
+    `cache` remembers file hashes; None takes the user's. `also`: patterns, such as `CHAT_FILES`.
+
+    Raises:
+        ValueError: if `folder` holds no `config.json` or no weights.
+    """
+    # As the loaders do: safetensors where there are any.
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not weights or not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} has no config.json with *.safetensors or pytorch_model*.bin beside it; "
+            "give the folder of a whole model"
+        )
+    paths = [*weights, *(path for pattern in (*OTHER_FILES, *also) for path in sorted(folder.glob(pattern)))]
+    hashes = hash_files(paths, cache or default_cache())
+    listing = [(path.name, path.stat().st_size, digest) for path, digest in zip(paths, hashes, strict=True)]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def hash_files(paths: Sequence[Path], cache: Path) -> list[str]:
@@ -31,7 +58,7 @@ def hash_files(paths: Sequence[Path], cache: Path) -> list[str]:
     fresh = [path for path, stamp in zip(paths, stamps, strict=True) if stamp not in known]
     total = sum(path.stat().st_size for path in fresh)
     with Progress(
-        TextColumn("hashing the teacher's files, once"),
+        TextColumn("hashing the model's files, once"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -47,8 +74,8 @@ def hash_files(paths: Sequence[Path], cache: Path) -> list[str]:
             raise ValueError(f"{path} changed while it was read: wait until it is complete and try again")
         if path in found:
             known[stamp] = found[path]
-    if found:
-        _write_cache(cache, known)
+    if found:  # of two processes that write at once, the later one wins
+        write_atomically(cache, json.dumps(known, indent=0))
     return [known[stamp] for stamp in stamps]
 
 
@@ -74,10 +101,3 @@ def _read_cache(cache: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def _write_cache(cache: Path, known: dict[str, str]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    part = cache.with_suffix(f".{os.getpid()}")  # of two processes that write at once, the later one wins
-    part.write_text(json.dumps(known, indent=0))
-    part.replace(cache)

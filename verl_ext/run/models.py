@@ -1,5 +1,6 @@
 """Models and tokenizers by folder or hub name."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +22,13 @@ def load_tokenizer(path: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:
+    """The token ids of a conversation up to where the model's answer begins.
+
+    `template_kwargs` go to the chat template, e.g. `enable_thinking`.
+    """
+    return tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
+    )

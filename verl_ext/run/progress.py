@@ -28,7 +28,7 @@ class ChunkProgress:
             print(f"{self._title}: {self._rows:,}/{self._total:,} rows, {rate}", flush=True)
 
     def took(self) -> dict[str, float]:
-        """What it took so far: `rows`, `tokens`, `seconds`, `tokens_per_second`."""
+        """The cost so far: `rows`, `tokens`, `seconds`, `tokens_per_second`."""
         seconds = time.perf_counter() - self._started
         rate = self._tokens / seconds
         return {"rows": self._rows, "tokens": self._tokens, "seconds": seconds, "tokens_per_second": rate}

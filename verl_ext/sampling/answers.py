@@ -1,9 +1,8 @@
-"""Sampled answers as a file: one row a sample, the data's own columns beside what the sampler said.
+"""Sampled answers as a file: one row a sample, the data's own columns beside the sampled response.
 
-`R` response tokens. The file's metadata says who answered and how, so that scoring needs nothing else.
+`R` response tokens. The file's metadata names the model and the sampling settings, so that scoring needs nothing else.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_ext.data.rows import check_rows, read_table
+from verl_ext.run.files import replacing, sha256
 from verl_ext.run.models import check_model
-from verl_ext.sampling.resume import Journal, differing
-from verl_ext.sampling.teacher_labels import model_fingerprint
+from verl_ext.run.outputs import is_made
+from verl_ext.sampling.resume import Journal
 from verl_ext.sampling.types import EngineConfig, Request, Sample, SamplingConfig
-from verl_ext.sampling.vllm import VllmSampler
+from verl_ext.sampling.vllm import VllmSampler, hash_of_sampler
 
 VIEWS = {"student": "prompt", "teacher": "teacher_messages"}
 """Whose prompt the model sees -> the column that holds it."""
@@ -70,8 +70,8 @@ class AnswerRun:
     def settings(self) -> dict[str, Any]:
         """What decides the answers. As JSON has it, so that it equals what was read back from a file."""
         return {
-            "model": model_fingerprint(self.model),
-            "data_sha256": hashlib.sha256(Path(self.data).read_bytes()).hexdigest(),
+            "model": hash_of_sampler(self.model),
+            "data_sha256": sha256(Path(self.data)),
             "limit": self.limit,
             "view": self.view,
             "n": self.n,
@@ -87,9 +87,9 @@ class Answers:
     table: pa.Table
     """The data's columns and COLUMNS, a row a sample."""
     model: str
-    """Who answered."""
+    """The model that answered."""
     settings: dict[str, Any]
-    """`AnswerRun.settings` of then."""
+    """`AnswerRun.settings` of the run that wrote it."""
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -107,14 +107,12 @@ class Answers:
         """Write the file so that a reader never sees half of it."""
         described = json.dumps({"model": self.model, "settings": self.settings}).encode()
         table = self.table.replace_schema_metadata({**(self.table.schema.metadata or {}), METADATA: described})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        pq.write_table(table, part)
-        part.replace(path)
+        with replacing(path) as part:
+            pq.write_table(table, part)
 
     @classmethod
     def read(cls, key: str, path: str) -> "Answers":
-        """Of the file that `write` wrote. ValueError naming `key` if it is none."""
+        """Read the file that `write` wrote. ValueError naming `key` if it is not one."""
         table = read_table(key, path, "generate")
         described = (table.schema.metadata or {}).get(METADATA)
         if described is None:
@@ -141,7 +139,7 @@ def table_of(rows: pa.Table, samples: Sequence[Sample], n: int) -> pa.Table:
 
 
 def generate(run: AnswerRun, out: Path, chunk: int, overwrite: bool) -> tuple[Answers, dict[str, float] | None]:
-    """Sample what is missing and write `out`; the answers, and what it took (None: nothing was missing).
+    """Sample what is missing and write `out`; the answers, and `ChunkProgress.took` (None: nothing was missing).
 
     `out.journal` holds what was sampled before an interruption, at most `chunk` samples less.
 
@@ -152,14 +150,8 @@ def generate(run: AnswerRun, out: Path, chunk: int, overwrite: bool) -> tuple[An
     rows, settings = run.rows(), run.settings()
     if out.exists():
         found = Answers.read("out", str(out))
-        if found.settings == settings:
+        if is_made(f"out={out} holds answers", found.settings, settings, overwrite):
             return found, None
-        if not overwrite:
-            raise ValueError(
-                f"out={out} holds answers that were sampled otherwise ({differing(found.settings, settings)}); choose "
-                "another file or set overwrite=true"
-            )
-    out.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(out.with_name(f"{out.name}.journal"), settings, overwrite, Sample)
     requests = run.requests(rows)
     took = None

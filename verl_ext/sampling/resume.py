@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from verl_ext.run.files import write_atomically
+from verl_ext.run.outputs import is_made
 from verl_ext.run.progress import ChunkProgress
 from verl_ext.sampling.types import Answer, Request
 
@@ -27,15 +28,10 @@ class Journal(Generic[AnswerT]):
         self.answers: dict[int, AnswerT] = {}
         header = json.dumps(settings, sort_keys=True)
         lines = self._whole_lines()
-        if lines and lines[0] != header:
-            if len(lines) > 1 and not overwrite:
-                raise ValueError(
-                    f"{path} holds answers that were sampled otherwise ({differing(json.loads(lines[0]), settings)}); "
-                    "write somewhere else or set overwrite=true"
-                )
+        has_answers = len(lines) > 1
+        if not has_answers or not is_made(f"{path} holds answers", json.loads(lines[0]), json.loads(header), overwrite):
+            write_atomically(path, f"{header}\n")
             lines = []
-        if not lines:
-            write_atomically(path, f"{header}\n".encode())
         for line in lines[1:]:
             record = json.loads(line)
             index = record.pop("index")
@@ -54,7 +50,7 @@ class Journal(Generic[AnswerT]):
     def fill(
         self, ask: Callable[[Sequence[Request]], Sequence[AnswerT]], requests: Sequence[Request], chunk: int, title: str
     ) -> dict[str, float]:
-        """Ask for answers to `requests` and keep them, chunk by chunk; returns what it took (`ChunkProgress.took`)."""
+        """Ask for answers to `requests` and keep them, chunk by chunk; returns `ChunkProgress.took`."""
         with ChunkProgress(title, len(requests)) as progress:
             for start in range(0, len(requests), chunk):
                 part = requests[start : start + chunk]
@@ -72,7 +68,3 @@ class Journal(Generic[AnswerT]):
             file.flush()
             os.fsync(file.fileno())
         self.answers |= chunk
-
-
-def differing(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    return ", ".join(sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)))

@@ -1,13 +1,13 @@
 """Answers of an OpenAI-compatible server."""
 
 import asyncio
-import os
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
 
+from verl_ext.run.api_key import bearer_header
 from verl_ext.sampling.types import Answer, Request, SamplingConfig, SamplingError
 
 BACKOFF_FIRST_S = 0.5
@@ -108,9 +108,8 @@ class ServedSampler:
         return await response.json()
 
     def _session(self) -> aiohttp.ClientSession:
-        api_key = os.environ.get(self._api_key_env, "")
         return aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers=bearer_header(self._api_key_env),
             timeout=self._timeout,
             connector=aiohttp.TCPConnector(limit=self._max_concurrency),
         )

@@ -15,14 +15,14 @@ from typing import Any
 
 from verl_ext.data import conversations as labels
 from verl_ext.data.rows import LABELS, SPLITS
-from verl_ext.run.files import write_atomically
-from verl_ext.sampling.resume import Journal, differing
+from verl_ext.run.files import write_atomically, write_json
+from verl_ext.run.outputs import is_complete
+from verl_ext.sampling.resume import Journal
 from verl_ext.sampling.served import ServedSampler
 from verl_ext.sampling.types import Answer, EngineConfig, Request, Sampler, SamplingConfig
-from verl_ext.sampling.vllm import VllmSampler
+from verl_ext.sampling.vllm import VllmSampler, hash_of_sampler
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model")
-"""What decides a model's answers, tokenizer and chat template included."""
+FILES = ("conversations.jsonl", "conversations.parquet")
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,6 @@ class LabelConfig:
             raise ValueError(f"labels.policy={self.policy}: expected one of {', '.join(labels.POLICIES)}")
         if self.max_concurrency < 1 or self.chunk < 1 or self.max_retries < 0 or self.request_timeout_s <= 0:
             raise ValueError("labels: max_concurrency and chunk are >= 1, max_retries >= 0, request_timeout_s > 0")
-
-
-def model_fingerprint(model: str) -> dict[str, str]:
-    """SHA-256 of each of the model's files, read where vLLM will read them."""
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(model, allow_patterns=list(MODEL_FILES)))
-    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
-    hashes = {}
-    for file in files:
-        digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        hashes[file.name] = digest.hexdigest()
-    return hashes
 
 
 def served_sampler(teacher: str, config: LabelConfig, sampling: SamplingConfig) -> ServedSampler:
@@ -138,7 +120,7 @@ class LabelRun:
         """What decides the answers. How labels are read from them is no part: reading again costs nothing."""
         messages = json.dumps([asdict(request) for request in self.requests()])
         return {
-            "model": {"served_as": self.teacher} if self.labels.urls else model_fingerprint(self.teacher),
+            "model": {"served_as": self.teacher} if self.labels.urls else hash_of_sampler(self.teacher),
             "rows_sha256": hashlib.sha256(messages.encode()).hexdigest(),
             "sampling": asdict(self.sampling),
             "dtype": "" if self.labels.urls else self.engine.dtype,
@@ -156,36 +138,12 @@ class LabelRun:
         yield served
 
 
-def is_labelled(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """True when `out_dir` holds these very files; ValueError when it holds others that we may not replace."""
-    manifest = out_dir / "labels_manifest.json"
-    present = [name for name in ("conversations.jsonl", "conversations.parquet") if (out_dir / name).exists()]
-    if overwrite or not (present or manifest.exists()):
-        return False
-    if not manifest.exists():
-        raise ValueError(
-            f"{out_dir} holds {', '.join(present)} and no labels_manifest.json that says how they were made; "
-            "choose another out_dir or set overwrite=true"
-        )
-    found = json.loads(manifest.read_text(encoding="utf-8"))
-    if found["settings"] != settings:
-        reason = f"made with other settings ({differing(found['settings'], settings)})"
-    else:
-        # The manifest is written first: a file that is missing here was not reached before an interruption.
-        hashes = {name: hashlib.sha256((out_dir / name).read_bytes()).hexdigest() for name in present}
-        changed = [name for name in present if hashes[name] != found["files"][name]]
-        if not changed:
-            return len(present) == len(found["files"])
-        reason = f"{', '.join(changed)} changed since it was written"
-    raise ValueError(f"{out_dir} holds labels, {reason}; choose another out_dir or set overwrite=true")
-
-
 def create_labels(run: LabelRun) -> str:
     """Sample what is missing, write the files; returns the line to print."""
     run.out_dir.mkdir(parents=True, exist_ok=True)
     sampled_under = run.sampled_under()
     reading = {key: asdict(run.labels)[key] for key in ("extract", "policy", "label_set")}
-    if is_labelled(run.out_dir, sampled_under | reading, run.overwrite):
+    if is_complete(run.out_dir, "labels_manifest.json", FILES, sampled_under | reading, run.overwrite):
         return f"{run.out_dir}: labels up to date"
     journal = Journal(run.out_dir / "answers.jsonl", sampled_under, run.overwrite, Answer)
     missing = [request for request in run.requests() if request.index not in journal.answers]
@@ -199,10 +157,7 @@ def create_labels(run: LabelRun) -> str:
             f"none of the {len(rejected)} answers holds a label by labels.extract={run.labels.extract}; the first "
             f"says {rejected[0]['answer'][:80]!r}. The answers are kept: set labels.extract and run this again"
         )
-    contents = {
-        "conversations.jsonl": labels.to_jsonl(kept, columns=("messages",)),
-        "conversations.parquet": labels.to_parquet(kept),
-    }
+    contents = dict(zip(FILES, (labels.to_jsonl(kept, columns=("messages",)), labels.to_parquet(kept)), strict=True))
     given = Counter(c["messages"][-1]["content"] for c in kept)
     manifest = run.facts | {
         "teacher": run.teacher,
@@ -213,9 +168,7 @@ def create_labels(run: LabelRun) -> str:
         "last_sampling": took,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
-    write_atomically(
-        run.out_dir / "labels_manifest.json", (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
-    )
+    write_json(run.out_dir / "labels_manifest.json", manifest)
     for name, content in contents.items():
         write_atomically(run.out_dir / name, content)
     rate = f", {took['tokens_per_second']:,.0f} tokens/s" if took else ", nothing to sample"

@@ -96,15 +96,8 @@ class Sample(Answer):
 
 
 class Sampler(Protocol):
-    """Whoever answers."""
+    """Anything that answers conversations."""
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order."""
         ...
-
-
-def render(tokenizer: Any, messages: list[dict[str, str]], template_kwargs: dict[str, Any]) -> list[int]:
-    """The token ids of a conversation up to where the model's answer begins."""
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
-    )

@@ -1,20 +1,34 @@
 """vLLM in this process: it answers conversations, and ends before Python does."""
 
 import importlib.util
+import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from verl_ext.run.models import load_tokenizer
-from verl_ext.sampling.types import Answer, EngineConfig, Request, Sample, SamplingConfig, render
+from verl_ext.run.file_hashes import CHAT_FILES, hash_of_model
+from verl_ext.run.models import load_tokenizer, render_chat
+from verl_ext.sampling.types import Answer, EngineConfig, Request, Sample, SamplingConfig
 
 if TYPE_CHECKING:
     from vllm import LLM
     from vllm.outputs import CompletionOutput
-import os
 
 ENGINE_THREADS = ("EngineCoreOutputQueueThread", "MPClientEngineMonitor")  # vllm/v1/engine/core_client.py
 JOIN_S = 30.0
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model", "*.py")
+"""What is fetched of a hub name: no weights in formats that vLLM does not read."""
+
+
+def hash_of_sampler(model: str) -> str:
+    """Hash of what decides a model's answers, chat template included; a hub name is downloaded first."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model, allow_patterns=list(MODEL_FILES)))
+    return hash_of_model(folder, also=CHAT_FILES)
 
 
 class VllmSampler:
@@ -44,7 +58,7 @@ class VllmSampler:
         tokenizer = load_tokenizer(model)
         self._sampling = sampling
         kwargs = sampling.template_kwargs if template_kwargs is None else template_kwargs
-        self._prompts = {r.index: render(tokenizer, r.messages, kwargs) for r in requests}
+        self._prompts = {r.index: render_chat(tokenizer, r.messages, kwargs) for r in requests}
         index, longest = max(((i, len(ids)) for i, ids in self._prompts.items()), key=lambda item: item[1])
         limit = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
         if longest >= limit:

@@ -1,4 +1,4 @@
-"""Conversations as tokens, exactly as tinker-cookbook 0.5.8 renders them. Needs a tokenizer and nothing else.
+"""Conversations as tokens, exactly as tinker-cookbook 0.6.1 renders them. Needs a tokenizer and nothing else.
 
 Exact means: the same token ids, and the same tokens trained. What cannot be rendered exactly is refused.
 """
@@ -6,6 +6,8 @@ Exact means: the same token ids, and the same tokens trained. What cannot be ren
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from verl_ext.run.models import render_chat
 
 RENDERERS = ("qwen3_instruct",)
 ROLES = ("system", "user", "assistant")
@@ -93,9 +95,7 @@ def check_template(renderer: Qwen3InstructRenderer, messages: Sequence[Mapping[s
     the student never saw. Raises ValueError where they differ.
     """
     question = [dict(message) for message in messages if message["role"] != "assistant"][-1:]
-    theirs = renderer.tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    theirs = render_chat(renderer.tokenizer, question, {})
     ours = renderer.generation_prompt(question)
     if list(theirs) != ours:
         raise ValueError(

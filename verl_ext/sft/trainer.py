@@ -1,7 +1,8 @@
 """verl's SFT trainer with Tinker's batches, and its metrics written where a resumed run goes on."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,33 @@ def step_metrics(theirs: dict[str, Any], tokens: int, seconds: float) -> dict[st
     }
 
 
+def loss_at(trainer: SFTTrainer, logprob: float) -> float:
+    """Loss of the loader's first batch if every token had the log-prob `logprob` (nats); nothing is computed."""
+    batch = next(iter(trainer.train_dataloader))
+    tokens = batch["loss_mask"].values().sum()
+    rows = [torch.full((len(ids),), logprob) for ids in batch["input_ids"]]
+    logprobs = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    data = tu.get_tensordict(tensor_dict=batch, non_tensor_dict={"dp_size": 1, "batch_num_tokens": tokens.item()})
+    loss, _ = trainer.loss_fn(model_output={"log_probs": logprobs}, data=data)
+    return float(loss)
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """verl's process group, which its trainer needs from before it is built."""
+    initialize_global_process_group()
+    try:
+        yield
+    finally:
+        destroy_global_process_group()
+
+
 def train(config: DictConfig, on_ready: Callable[[SFTTrainer], None], on_step: OnStep) -> bool:
     """Train from the last checkpoint, or from the start, to the end, then export the student (rank 0).
 
     Returns whether there was anything left to train. `on_ready` gets the built trainer, on rank 0.
     """
-    initialize_global_process_group()
-    try:
+    with process_group():
         assert_platform(config.trainer.device)
         torch.manual_seed(config.sft.seed)
         engine = EngineRegistry.get_engine_cls("language_model", config.engine.strategy)
@@ -96,5 +117,3 @@ def train(config: DictConfig, on_ready: Callable[[SFTTrainer], None], on_step: O
             export_checkpoint(last, config.student.path, Path(config.run_dir))
         torch.distributed.barrier()
         return trained
-    finally:
-        destroy_global_process_group()

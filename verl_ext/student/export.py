@@ -9,8 +9,8 @@ model in the dtype of the base.
 """
 
 import argparse
+import contextlib
 import json
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,8 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, Shard
+
+from verl_ext.run.files import replacing
 
 LORA = "lora_train_meta.json"
 """verl's file of rank and alpha, in every checkpoint with adapters."""
@@ -115,39 +117,30 @@ def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:
     """Write `out/student`, the whole model, and for LoRA `out/adapter`; earlier ones are replaced.
 
     Raises:
-        ValueError: if `checkpoint` is none.
+        ValueError: if `checkpoint` is not a checkpoint.
     """
-    new = out / "export.new"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    if is_lora(checkpoint):
-        export_adapter(checkpoint, base, new / "adapter")
-        model = merged_model(base, new / "adapter")
-    else:
-        model = whole_model(checkpoint, base)
-    save_model(model, base, new / "student")
-    for folder in sorted(new.iterdir()):
-        target = out / folder.name
-        if target.is_symlink():  # an on-policy run links its newest checkpoint there
-            target.unlink()
-        shutil.rmtree(target, ignore_errors=True)
-        folder.replace(target)
-    new.rmdir()
+    with contextlib.ExitStack() as both_or_none:
+        student = both_or_none.enter_context(replacing(out / "student"))
+        if is_lora(checkpoint):
+            adapter = both_or_none.enter_context(replacing(out / "adapter"))
+            export_adapter(checkpoint, base, adapter)
+            model = merged_model(base, adapter)
+        else:
+            model = whole_model(checkpoint, base)
+        save_model(model, base, student)
 
 
 def link(name: Path, target: Path) -> None:
     """Point `name` at `target`, both below one run's folder, at once: a reader finds the old one or the new one."""
-    new = name.with_name(f"{name.name}.new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target.resolve().relative_to(name.parent.resolve()))
-    new.replace(name)
+    with replacing(name) as new:
+        new.symlink_to(target.resolve().relative_to(name.parent.resolve()))
 
 
 def link_adapter(checkpoint: Path, base: str, run_dir: Path) -> Path:
     """Export a LoRA checkpoint of an on-policy run as its `adapter` and make it `run_dir/adapter`; the folder."""
     adapter = checkpoint / "adapter"
-    shutil.rmtree(adapter, ignore_errors=True)  # of an earlier run to this step, or of an export that was cut off
-    export_adapter(checkpoint, base, adapter)
+    with replacing(adapter) as part:
+        export_adapter(checkpoint, base, part)
     link(run_dir / "adapter", adapter)
     return adapter
 
@@ -155,8 +148,9 @@ def link_adapter(checkpoint: Path, base: str, run_dir: Path) -> Path:
 def link_merged(checkpoint: Path, base: str, run_dir: Path) -> None:
     """The same, and the merged model as `run_dir/student`. Takes the base's memory, in fp32."""
     merged = checkpoint / "merged"
-    shutil.rmtree(merged, ignore_errors=True)
-    save_model(merged_model(base, link_adapter(checkpoint, base, run_dir)), base, merged)
+    model = merged_model(base, link_adapter(checkpoint, base, run_dir))
+    with replacing(merged) as part:
+        save_model(model, base, part)
     link(run_dir / "student", merged)
 
 

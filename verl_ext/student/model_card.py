@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from verl_ext.run.files import write_json
+from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.metrics import read_metrics
 
 Row = Mapping[str, float]
@@ -67,7 +67,7 @@ def write_cards(run_dir: Path) -> None:
         evaluation = {}  # of weights that have been trained since
     for kind in ("student", "adapter"):
         if (run_dir / kind).is_dir():
-            (run_dir / kind / "README.md").write_text(card(config, rows, evaluation, adapter=kind == "adapter"))
+            write_atomically(run_dir / kind / "README.md", card(config, rows, evaluation, adapter=kind == "adapter"))
 
 
 def rows_of(run_dir: Path) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """What it means to score: the one interface behind which servers, the store and compositions of them stand.
 
-Shapes: `P` teacher prompt tokens, `R` response tokens, `K` most likely tokens a position, `L` fixed token ids.
+Shapes: `P` teacher prompt tokens, `R` response tokens, `K` most likely tokens a position.
 Log-probs are natural logarithms (nats) at temperature 1.
 """
 
@@ -18,7 +18,7 @@ class TeacherError(RuntimeError):
 
 
 class TeacherResponseError(TeacherError):
-    """The teacher answered, and the answer is a refusal or not what was asked for. Asking again cannot help."""
+    """The teacher refused the request, or answered something else. Asking again cannot help."""
 
 
 class TeacherUnavailableError(TeacherError):
@@ -39,8 +39,6 @@ class ScoreRequest:
     """Which teacher scores it, where there are several."""
     top_k: int = 0
     """Also the teacher's K most likely tokens at every wanted position; 0 asks for none."""
-    token_ids: tuple[int, ...] = ()
-    """Also the log-probs of these L token ids at every wanted position."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,6 @@ class Score:
     """Ids of the K most likely tokens, most likely first, int32, (R, K)."""
     top_logprobs: np.ndarray | None = None
     """Their log-probs, float32, (R, K)."""
-    token_logprobs: np.ndarray | None = None
-    """Log-probs of `request.token_ids`, float32, (R, L)."""
     from_store: bool = field(default=False, compare=False)
     """True if no server was asked."""
 

@@ -2,10 +2,10 @@
 
     python oracle.py < request.json > notes.json
 
-Runs in an environment of its own (requirements/tinker.txt) and imports nothing of ours. No network, no key: the
-service's classes are replaced, everything else is the packages' own code. Keys of the request: `conversations`
-(JSONL), `tokenizer` (folder), `renderer`, `lora_model` (a model whose adapter Tinker knows the size of), `answers`
-(texts to read labels from).
+For tinker-cookbook 0.6.1. A process of its own, in another environment where `tinker_python` names one: imports nothing
+of ours. No network, no key: the service's classes are replaced, everything else is the packages' own code. Keys of the
+request: `conversations` (JSONL), `tokenizer` (folder), `renderer`, `lora_model` (a model whose adapter Tinker knows the
+size of), `answers` (texts to read labels from).
 """
 
 import asyncio
@@ -20,18 +20,20 @@ import re
 import sys
 import tempfile
 import zlib
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 
 class Done:
-    """A future that has its result."""
+    """A future that has its result: what the cookbook awaits."""
 
     def __init__(self, result: Any) -> None:
         self.result = result
 
-    async def result_async(self) -> Any:
+    def __await__(self) -> Generator[None, None, Any]:
+        yield from ()
         return self.result
 
 
@@ -45,23 +47,23 @@ class NotingTrainingClient:
         self.adam: list[dict[str, Any]] = []
         self.saves: list[dict[str, Any]] = []
 
-    async def forward_backward_async(self, data: list[Any], loss_fn: str) -> Done:
+    def forward_backward(self, data: list[Any], loss_fn: str) -> Done:
         self.batches.append(data)
         self.loss_functions.append(loss_fn)
         lengths = [datum.model_input.length for datum in data]
         zeros = [self.tensor_data(data=[0.0] * n, dtype="float32", shape=[n]) for n in lengths]
         return Done(SimpleNamespace(loss_fn_outputs=[{"logprobs": logprobs} for logprobs in zeros]))
 
-    async def optim_step_async(self, adam_params: Any) -> Done:
+    def optim_step(self, adam_params: Any) -> Done:
         self.adam.append(adam_params.model_dump())
         return Done(SimpleNamespace(metrics=None))
 
-    async def save_state_async(self, name: str, ttl_seconds: int | None = None) -> Done:
+    def save_state(self, name: str, ttl_seconds: int | None = None) -> Done:
         del ttl_seconds
         self.saves.append({"name": name, "updates": len(self.adam)})
         return Done(SimpleNamespace(path=f"tinker://notes/{name}"))
 
-    async def save_weights_for_sampler_async(self, name: str, ttl_seconds: int | None = None) -> Done:
+    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None) -> Done:
         del ttl_seconds
         return Done(SimpleNamespace(path=f"tinker://notes/sampler/{name}"))
 
@@ -70,8 +72,8 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     """What the recipe's command line sends to the service, from the first request to the last."""
     tinker: Any = importlib.import_module("tinker")
     chz = importlib.import_module("chz")
-    recipe = importlib.import_module("tinker_cookbook.recipes.prompt_distillation.train")
-    signature = inspect.signature(tinker.ServiceClient.create_lora_training_client_async)
+    cookbook = importlib.import_module("tinker_cookbook.recipes.prompt_distillation.train")
+    signature = inspect.signature(tinker.ServiceClient.create_lora_training_client)
     client = NotingTrainingClient(tinker.TensorData)
     adapter: dict[str, Any] = {}
 
@@ -79,17 +81,25 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         def __init__(self, **_: Any) -> None:
             pass
 
-        async def create_lora_training_client_async(self, *args: Any, **kwargs: Any) -> NotingTrainingClient:
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def create_lora_training_client(self, *args: Any, **kwargs: Any) -> Done:
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
             adapter.update({key: bound.arguments[key] for key in signature.parameters if key != "self"})
-            return client
+            return Done(client)
 
     tinker.ServiceClient = NotingServiceClient
-    defaults = chz.asdict(recipe.CLIConfig())
+    loop: Any = importlib.import_module("tinker_cookbook.supervised.train")
+    loop.fetch_model_pricing = lambda _: None  # it would ask a web page what the run costs
+    defaults = chz.asdict(cookbook.CLIConfig())
     with tempfile.TemporaryDirectory() as folder:
-        recipe.cli_main(
-            recipe.CLIConfig(
+        cookbook.cli_main(
+            cookbook.CLIConfig(
                 file_path=request["conversations"],
                 log_path=str(Path(folder) / "log"),
                 model_name=request["tokenizer"],
@@ -130,7 +140,7 @@ def pick(prompt: list[int], choices: int) -> int:
 
 def create_data(request: dict[str, Any]) -> dict[str, Any]:
     """What the recipe's label generation sends for its sentences, and the file that it writes."""
-    recipe = importlib.import_module("tinker_cookbook.recipes.prompt_distillation.create_data")
+    cookbook = importlib.import_module("tinker_cookbook.recipes.prompt_distillation.create_data")
     renderers = importlib.import_module("tinker_cookbook.renderers")
     tokenizers = importlib.import_module("tinker_cookbook.tokenizer_utils")
     package = Path(importlib.import_module("tinker_cookbook").__file__ or "").parent
@@ -140,15 +150,15 @@ def create_data(request: dict[str, Any]) -> dict[str, Any]:
     answers = [tokenizer.encode(text, add_special_tokens=False) for text in request["answers"]]
 
     class NotingSamplingClient:
-        async def sample_async(self, prompt: Any, sampling_params: Any, num_samples: int) -> Any:
+        async def sample(self, prompt: Any, sampling_params: Any, num_samples: int) -> Any:
             ids = prompt.to_ints()
             asked.append((ids, sampling_params.model_dump(), num_samples))
             return SimpleNamespace(sequences=[SimpleNamespace(tokens=answers[pick(ids, len(answers))])])
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(package.parent):  # it reads a relative path
         out = Path(folder) / "conversations.jsonl"
-        config = recipe.Config(output_file=str(out))
-        asyncio.run(recipe.create_data_async(config, NotingSamplingClient(), tokenizer, renderer))
+        config = cookbook.Config(output_file=str(out))
+        asyncio.run(cookbook.create_data_async(config, NotingSamplingClient(), tokenizer, renderer))
         lines = out.read_text(encoding="utf-8").splitlines()
     prompts = sorted(prompt for prompt, _, _ in asked)
     kinds = {json.dumps([params, n], sort_keys=True) for _, params, n in asked}

@@ -16,9 +16,9 @@ from typing import Any
 from verl_ext.data import sentences as data
 from verl_ext.data.conversations import conversation, read_label, to_jsonl
 from verl_ext.data.rows import LABELS, make_row, tinker_prompt
-from verl_ext.run.models import load_tokenizer
+from verl_ext.run.models import load_tokenizer, render_chat
 from verl_ext.run.settings import mapping_of
-from verl_ext.sampling.types import SamplingConfig, render
+from verl_ext.sampling.types import SamplingConfig
 from verl_ext.tinker.oracle import digest, pick
 
 ADAPTED_BLOCKS = {
@@ -41,19 +41,16 @@ def training(request: dict[str, Any]) -> dict[str, Any]:
         config = compose("sft", request["overrides"])
     prepare_environment(mapping_of(config.environment))
 
-    from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
+    from verl_ext.sft.trainer import SftTrainer, process_group
 
-    from verl_ext.sft.trainer import SftTrainer
-
-    initialize_global_process_group()
-    try:
+    with process_group():
         return describe(SftTrainer(config), request)
-    finally:
-        destroy_global_process_group()
 
 
 def describe(trainer: Any, request: dict[str, Any]) -> dict[str, Any]:
     """The trainer's optimizer, schedule, adapters and batches."""
+    from verl_ext.sft.trainer import loss_at
+
     engine, config = trainer.engine, trainer.config
     (group,) = engine.optimizer.param_groups
     trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
@@ -83,7 +80,7 @@ def describe(trainer: Any, request: dict[str, Any]) -> dict[str, Any]:
         "adapted": adapted_blocks(trained),
         "dtypes": {"base": str(*frozen), "adapters": str(*{p.dtype for p in trained.values()})},
         "lora_parameters": lora_parameters(request, adapter),
-        "loss_at_one_nat": loss_at_one_nat(trainer),
+        "loss_at_one_nat": loss_at(trainer, -1.0),  # the batch size for a sum, 1 for a mean
         "first_batch": first_batch(trainer),
         "batches": all_batches(trainer),
     }
@@ -108,19 +105,6 @@ def lora_parameters(request: dict[str, Any], adapter: Any) -> int:
 
     model_config = Qwen3Config.from_json_file(request["lora_model_config"])
     return count_parameters(model_config, adapter.r, sorted(adapter.target_modules))
-
-
-def loss_at_one_nat(trainer: Any) -> float:
-    """The trainer's loss of its first batch if every token had log-prob -1: the batch size for a sum, 1 for a mean."""
-    import torch
-    from verl.utils import tensordict_utils as tu
-
-    batch = next(iter(trainer.train_dataloader))
-    tokens = batch["loss_mask"].values().sum()
-    logprobs = torch.nested.nested_tensor([-torch.ones(len(ids)) for ids in batch["input_ids"]], layout=torch.jagged)
-    data = tu.get_tensordict(tensor_dict=batch, non_tensor_dict={"dp_size": 1, "batch_num_tokens": tokens.item()})
-    loss, _ = trainer.loss_fn(model_output={"log_probs": logprobs}, data=data)
-    return float(loss)
 
 
 def first_batch(trainer: Any) -> list[dict[str, Any]]:
@@ -151,7 +135,7 @@ def labelling(request: dict[str, Any]) -> dict[str, Any]:
     prompts, lines = [], []
     for sentence in data.tinker_sentences():
         row = make_row(sentence, template, "train", "")
-        prompt = render(tokenizer, row["teacher_messages"], sampling.template_kwargs)
+        prompt = render_chat(tokenizer, row["teacher_messages"], sampling.template_kwargs)
         prompts.append(prompt)
         answer = request["answers"][pick(prompt, len(request["answers"]))]
         reading = read_label(answer, "final_answer", "tinker", LABELS)

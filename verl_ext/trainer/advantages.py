@@ -166,7 +166,7 @@ def _spread(advantages_n: torch.Tensor) -> dict[str, float]:
 
 
 # Ratios and states; everything else that a scorer counts is added up.
-LEVELS = ("servers_left_alone", "store_bytes")
+LEVELS = ("open_breakers", "store_bytes")
 
 
 def teacher_metrics(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -175,7 +175,7 @@ def teacher_metrics(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
     `seconds`: wall-clock during which at least one sample was at the teacher (union of spans). `unscored`: samples
     that no teacher could score, masked out of the loss. `from_store`: samples that no server was asked for. Of the
     scorers: `requests` (HTTP), `sequences`, `tokens` sent, `cached_share` of them in the server's prefix cache,
-    `queue_seconds` a sequence, `retries`, `hedges`, `failures`, `times_opened` (breakers), `servers_left_alone`.
+    `queue_seconds` a sequence, `retries`, `failures`, `times_opened` (breakers), `open_breakers`.
     """
     counts: dict[str, float] = {}
     for sample in samples:

@@ -17,6 +17,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 
 from verl_ext.data.rows import MATH
 from verl_ext.evaluation.match import exact_match, math_match
+from verl_ext.run.models import render_chat
 from verl_ext.run.settings import settings_of
 from verl_ext.teacher.store.store import StoreError
 from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row, teachers_of
@@ -144,13 +145,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
 
     def _request(self, row: dict, response_ids: list[int], response_mask: list[int] | None) -> ScoreRequest:
         """The response under the teacher's prompt of a data row."""
-        teacher_prompt_ids = self.tokenizer.apply_chat_template(
-            list(row["teacher_messages"]),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **self.config.data.get("apply_chat_template_kwargs", {}),
-        )
+        kwargs = self.config.data.get("apply_chat_template_kwargs", {})
+        teacher_prompt_ids = render_chat(self.tokenizer, row["teacher_messages"], kwargs)
         name = teacher_of_row(row, self.teachers)
         return ScoreRequest(teacher_prompt_ids, response_ids, response_mask, name, top_k=self.top_k)
 

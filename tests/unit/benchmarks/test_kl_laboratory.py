@@ -29,7 +29,7 @@ from benchmarks.arms.kl_laboratory import (
     state_gradient,
     token_logprobs,
 )
-from verl_ext.method.baselines import batch_baseline, task_advantage
+from verl_ext.method.baselines import group_baseline, task_advantage
 from verl_ext.method.reverse_kl import reverse_kl_advantage
 
 WORLDS = [make_world(4, 3, seed=1), make_world(5, 2, seed=2)]
@@ -116,14 +116,14 @@ def test_a_baseline_that_holds_the_row_itself_shrinks_the_gradient_by_its_share(
     assert relative(shared, true_P * (size - 1) / size) < 1e-12
 
 
-def test_the_batch_baseline_is_unbiased_across_prompts():
-    # One group of the whole batch: still the other rows only.
+def test_one_group_of_the_whole_batch_is_unbiased_across_prompts():
     world = make_world(3, 2, seed=6)
     probs_M, rows = all_groups(world, world.student_SV, 2)
     pair = logprob_pair(rows, world.student_SV)
     charge = -reverse_kl_advantage(*pair).unflatten(0, (-1, 2))
     masks = rows.mask_NT.unflatten(0, (-1, 2))
-    baseline = torch.cat([batch_baseline(x, m) for x, m in zip(charge, masks, strict=True)])
+    one_group = torch.zeros(2, dtype=torch.long)
+    baseline = torch.cat([group_baseline(x, one_group, m) for x, m in zip(charge, masks, strict=True)])
     rows_P = policy_gradient_rows(rows, world.student_SV, reverse_kl_advantage(*pair, baseline=baseline))
     mean_P = probs_M @ rows_P.unflatten(0, (-1, 2)).mean(1)
     assert relative(mean_P, state_gradient(world, world.student_SV)) < 1e-12

@@ -13,8 +13,7 @@ from benchmarks.arms.memory_watch import Reading, owner_of, parse_device, parse_
 from benchmarks.profile_step import Stage, bars_of
 from verl_ext.checks.memory import check_plan
 from verl_ext.plan.shape import ModelShape
-from verl_ext.run.models import load_tokenizer
-from verl_ext.sampling.types import render
+from verl_ext.run.models import load_tokenizer, render_chat
 
 ROOT = Path(__file__).parents[3]
 # 1 layer: q 4x4, k 4x2, v 4x2, o 4x4 = 48; gate, up, down 3 x 4x6 = 72.
@@ -59,7 +58,7 @@ def test_rows_of_random_models_have_the_lengths_asked_for(tmp_path: Path):
     tokenizer = load_tokenizer(str(tmp_path))
     assert len(tokenizer.encode("\n", add_special_tokens=False)) == 1  # verl refuses a Qwen without
     for row in pq.read_table(tmp_path / "train.parquet").to_pylist():
-        prompt, teacher_prompt = (render(tokenizer, row[key], {}) for key in ("prompt", "teacher_messages"))
+        prompt, teacher_prompt = (render_chat(tokenizer, row[key], {}) for key in ("prompt", "teacher_messages"))
         assert (len(prompt), len(teacher_prompt)) == (16, 64)
         assert teacher_prompt[-16:] == prompt
 

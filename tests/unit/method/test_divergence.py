@@ -12,7 +12,6 @@ from verl_ext.method.divergence import (
     bucket_divergence,
     bucket_logits,
     divergence,
-    student_support,
     topk_divergence,
     with_tail,
 )
@@ -227,13 +226,6 @@ def test_the_expected_reverse_kl_is_the_mean_of_the_sampled_one_and_an_unbiased_
     centred_V, less = mean_and_variance(found.expected_reverse_kl_N.item())
     torch.testing.assert_close(centred_V, plain_V)
     assert less < variance
-
-
-def test_student_support_takes_the_students_ids_and_the_teachers_log_probs():
-    student, teacher = torch.tensor([[0.0, 3.0, 1.0]]), logs([0.2, 0.3, 0.5])
-    ids_NK, teacher_NK = student_support(student, teacher, 2)
-    assert ids_NK.tolist() == [[1, 2]]
-    torch.testing.assert_close(teacher_NK, logs([0.3, 0.5]))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_ext.method.baselines import batch_baseline, group_baseline, task_advantage
+from verl_ext.method.baselines import group_baseline, task_advantage
 from verl_ext.method.policy_loss import (
     AGGREGATIONS,
     aggregate,
@@ -189,9 +189,9 @@ GROUPS_B = torch.tensor([7, 7, 7, 2])
 def test_group_baseline_of_rows_by_hand():
     assert group_baseline(REWARDS_B, GROUPS_B).tolist() == [4.0, 3.0, 2.0, 0.0]
     assert group_baseline(REWARDS_B, GROUPS_B, leave_one_out=False).tolist() == [3.0, 3.0, 3.0, 10.0]
-    assert batch_baseline(REWARDS_B).tolist() == [6.0, pytest.approx(16 / 3), pytest.approx(14 / 3), 3.0]
-    assert batch_baseline(REWARDS_B, leave_one_out=False).tolist() == [4.75] * 4
-    assert batch_baseline(torch.zeros(0)).shape == (0,)
+    one_group_B = torch.zeros(4, dtype=torch.long)
+    assert group_baseline(REWARDS_B, one_group_B).tolist() == [6.0, pytest.approx(16 / 3), pytest.approx(14 / 3), 3.0]
+    assert group_baseline(torch.zeros(0), one_group_B[:0]).shape == (0,)
 
 
 def test_group_baseline_of_tokens_counts_response_tokens():

@@ -13,7 +13,6 @@ from verl_ext.method.controls import (
     student_as_teacher,
 )
 from verl_ext.method.guards import (
-    length_alarm,
     prefix_fraction,
     prefix_mask,
     reference_kl,
@@ -51,12 +50,6 @@ def test_repetition_alarm_flags_above_the_limit():
     assert flags_B.tolist() == [False, True, False]
     assert metrics["guards/repetition"] == pytest.approx((1 / 3 + 1 / 2) / 3)
     assert metrics["guards/repetition_flagged"] == pytest.approx(1 / 3)
-
-
-def test_length_alarm_counts_response_tokens():
-    flags_B, metrics = length_alarm(MASK_BT, limit=3)
-    assert flags_B.tolist() == [True, False, False]
-    assert metrics == {"guards/length_flagged": pytest.approx(1 / 3)}
 
 
 def test_special_tokens_leave_the_mask():

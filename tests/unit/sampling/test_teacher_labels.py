@@ -20,14 +20,14 @@ TWO = "Final Answer: en\nNo, wait.\nFinal Answer: de."
         (TWO, "final_answer", "tinker", "en", ""),
         (TWO, "final_answer", "strict", "de", ""),
         ("Final Answer: English", "final_answer", "tinker", "English", ""),
-        ("Final Answer: English", "final_answer", "strict", "", "'English' is none of the labels"),
-        ("Final Answer: en, Final Answer: xx", "final_answer", "strict", "", "'xx' is none of the labels"),
+        ("Final Answer: English", "final_answer", "strict", "", "'English' is not one of the labels"),
+        ("Final Answer: en, Final Answer: xx", "final_answer", "strict", "", "'xx' is not one of the labels"),
         ("final answer: en", "final_answer", "tinker", "", "no label found"),
         ("Final Answer:en", "final_answer", "strict", "", "no label found"),
         ("Final Answer: {en}", "final_answer", "tinker", "", "no label found"),
         (" \n", "whole", "tinker", "", "no label found"),
         (" en\n", "whole", "strict", "en", ""),
-        ("en<|eos|>", "whole", "strict", "", "'en<|eos|>' is none of the labels"),
+        ("en<|eos|>", "whole", "strict", "", "'en<|eos|>' is not one of the labels"),
         (" it is\nen ", "whole", "tinker", "it is\nen", ""),
     ],
 )
@@ -146,6 +146,8 @@ def run(tmp_path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rows = [
         make_row(Sentence(i, f"text {i}", "en", 0, TRANSLATION, "en"), "name it: {text}", "train", "task")
         for i in (1, 2, 4, 5, 7, 9)
@@ -185,8 +187,8 @@ def test_rows_stay_in_order_and_rejects_are_listed(run):
     assert manifest["counts"] == {"rows": 6, "kept": 4, "rejected": 2, "labels": {"en": 2, "de": 1, "ot": 1}}
     assert manifest["gold"] == {"rows": 4, "right": 2}
     assert [(r["row"], r["reason"]) for r in manifest["rejected"]] == [
-        (4, "'it is en' is none of the labels"),
-        (7, "'klingon' is none of the labels"),
+        (4, "'it is en' is not one of the labels"),
+        (7, "'klingon' is not one of the labels"),
     ]
 
 
@@ -231,7 +233,7 @@ def test_another_reading_costs_no_sampling(run):
 
 def test_nothing_is_overwritten_silently(run):
     run(ScriptedSampler(TEXTS))
-    with pytest.raises(ValueError, match=r"\(sampling\).*overwrite=true"):
+    with pytest.raises(ValueError, match=r"\(sampling\.seed\).*overwrite=true"):
         run(ScriptedSampler(TEXTS), sampling=SamplingConfig(seed=1))
     (Path(run.job.teacher) / "config.json").write_text('{"changed": 1}')
     with pytest.raises(ValueError, match=r"\(model\).*overwrite=true"):

@@ -92,7 +92,7 @@ def ours(files, tokenizer):
 
 
 def test_the_version_these_tests_were_written_for():
-    assert importlib.metadata.version("tinker-cookbook") == "0.5.8"
+    assert importlib.metadata.version("tinker-cookbook") == "0.6.1"
 
 
 @pytest.mark.parametrize("epoch", range(3))

@@ -52,10 +52,11 @@ SERVER_INFO = {
 }
 
 
-async def test_what_a_server_says_of_itself_without_its_key() -> None:
+async def test_what_a_server_says_of_itself_without_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     authorizations: list[str | None] = []
     runner, url = await serve(MODEL_INFO, SERVER_INFO, authorizations)
-    found = await served_fingerprint(["http://127.0.0.1:9", f"{url}/"], SECRET)  # nobody listens on the first
+    monkeypatch.setenv("MY_KEY", SECRET)
+    found = await served_fingerprint(["http://127.0.0.1:9", f"{url}/"], "MY_KEY")  # nobody listens on the first
     await runner.cleanup()
     assert found == SERVED
     assert authorizations == [f"Bearer {SECRET}"] * 2
@@ -68,14 +69,17 @@ async def test_what_a_server_says_of_itself_without_its_key() -> None:
         (401, 401, TeacherUnavailableError, r"teacher\.urls: .*401"),
         (MODEL_INFO, 500, TeacherUnavailableError, "500"),
         ("<html>", SERVER_INFO, TeacherResponseError, "does not answer in JSON"),
-        (MODEL_INFO, {"api_key": SECRET}, TeacherResponseError, "does not describe itself as SGLang does"),
-        ([], SERVER_INFO, TeacherResponseError, "does not describe itself as SGLang does"),
+        (MODEL_INFO, {"api_key": SECRET}, TeacherResponseError, "does not report its settings as SGLang does"),
+        ([], SERVER_INFO, TeacherResponseError, "does not report its settings as SGLang does"),
     ],
 )
-async def test_servers_that_do_not_say(model_info: Any, server_info: Any, error: type, message: str) -> None:
+async def test_servers_that_do_not_say(
+    model_info: Any, server_info: Any, error: type, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", SECRET)
     runner, url = await serve(model_info, server_info, [])
     with pytest.raises(error, match=message) as caught:
-        await served_fingerprint([url], SECRET)
+        await served_fingerprint([url], "MY_KEY")
     await runner.cleanup()
     assert SECRET not in str(caught.value) + repr(caught.value.__cause__)
 

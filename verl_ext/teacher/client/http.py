@@ -1,12 +1,11 @@
 """One try of one scoring request over HTTP."""
 
-import asyncio
-import os
 from typing import Any
 
 import aiohttp
 import orjson
 
+from verl_ext.run.api_key import bearer_header
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import TeacherError, TeacherResponseError
 
@@ -18,7 +17,7 @@ class ServerFailure(TeacherError):
 
 
 class SGLangHttp:
-    """Kept-alive connections to one server, as many as `teacher.max_concurrency` and one for the probe."""
+    """Kept-alive connections to one server, as many as `teacher.max_concurrency` and one to admit it by the canary."""
 
     def __init__(self, url: str, config: TeacherConfig) -> None:
         self.url = url
@@ -37,7 +36,7 @@ class SGLangHttp:
                 f"{self.url}/generate", data=orjson.dumps(body), headers={"Content-Type": "application/json"}
             ) as response:
                 text = await response.read()
-        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise ServerFailure(f"{self.url}: {type(error).__name__}: {error}") from error
         if response.status >= 500:
             raise ServerFailure(f"{self.url} answered {response.status}: {_excerpt(text)}")
@@ -61,9 +60,8 @@ class SGLangHttp:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            api_key = os.environ.get(self._config.api_key_env, "")
             self._session = aiohttp.ClientSession(
-                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                headers=bearer_header(self._config.api_key_env),
                 timeout=aiohttp.ClientTimeout(total=self._config.request_timeout_s),
                 connector=aiohttp.TCPConnector(limit=self._config.max_concurrency + 1),
             )

@@ -1,4 +1,4 @@
-"""Scoring by one or several SGLang servers that hold the same model: routing, retries, hedging, priming."""
+"""Scoring by one or several SGLang servers that hold the same model: routing, retries, priming."""
 
 import asyncio
 import contextlib
@@ -9,51 +9,42 @@ from collections.abc import Sequence
 import numpy as np
 
 from verl_ext.teacher.client.http import ServerFailure
-from verl_ext.teacher.client.protocol import Span, probe_span, prompt_span, span_of
-from verl_ext.teacher.client.server_queue import LinkStats, Probe, ServerLink, prompt_key
+from verl_ext.teacher.client.protocol import Span, canary_span, prompt_span, span_of
+from verl_ext.teacher.client.server_queue import Canary, LinkStats, ServerLink, prompt_key
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherUnavailableError
 
 BACKOFF_FIRST_S = 0.25
 BACKOFF_LAST_S = 8.0
-AT_ONCE = 1024  # samples of one call that wait at servers; the others are still the caller's plain lists
+AT_ONCE = 1024  # samples of one call in flight; the others are still the caller's plain lists
 REMEMBERED_PROMPTS = 65536
 
 
 class TeacherPool:
-    """A `Scorer` (see `types.py`) over HTTP. One per event loop; close it, or use it as `async with`.
+    """A `Scorer` (`verl_ext/teacher/types.py`) over HTTP. One per event loop; close it, or use it as `async with`.
 
-    A prompt's samples meet the same server's cache; the least loaded server takes a new prompt. A server that fails
-    is left alone and probed until it is itself again (`server_queue.py`); its samples go to another one, or wait.
+    A prompt's samples meet the same server's cache; the least loaded server takes a new prompt. The
+    breaker of a server that fails opens, and its samples go to another one, or wait, until it is admitted again
+    (`server_queue.py`).
     """
 
-    def __init__(
-        self,
-        config: TeacherConfig,
-        vocab_size: int,
-        urls: Sequence[str] = (),
-        probe_logprobs: Sequence[float] | None = None,
-    ) -> None:
-        """`vocab_size` is the teacher model's own (`config.vocab_size`); `urls` defaults to `config.urls`.
-
-        `probe_logprobs`, from an earlier pool's `probe()`, refuses any other model from the first request on.
-        """
+    def __init__(self, config: TeacherConfig, vocab_size: int, urls: Sequence[str] = ()) -> None:
+        """`vocab_size` is the teacher model's own (`config.vocab_size`); `urls` defaults to `config.urls`."""
         urls = urls or config.urls
         if not urls:
             raise ValueError("teacher.urls: empty, and no managed server's URL was given")
         self.config = config
         self.vocab_size = vocab_size
-        expected = None if probe_logprobs is None else np.array(probe_logprobs, np.float32)
-        self._probe = Probe(probe_span(vocab_size), expected)
-        self.links = [ServerLink(url.rstrip("/"), config, vocab_size, self._probe) for url in urls]
+        self._canary = Canary(canary_span(vocab_size))
+        self.links = [ServerLink(url.rstrip("/"), config, vocab_size, self._canary) for url in urls]
         self._homes: OrderedDict[bytes, ServerLink] = OrderedDict()
         self._announced: OrderedDict[bytes, None] = OrderedDict()
         self._admissions: dict[str, asyncio.Task[None]] = {}
         self._admitted = asyncio.Event()
-        self._retries = self._hedges = self._unscored = 0
+        self._retries = self._unscored = 0
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | TeacherError]:
-        """One outcome a request, in order. Raises ValueError for a request that no server must see."""
+        """One outcome a request, in order. Raises ValueError for a request that must not be sent."""
         for request in requests:
             self._check(request)
         prompts = [prompt_key(request) for request in requests]
@@ -82,24 +73,24 @@ class TeacherPool:
             await link.prime(key, prompt_span(request.prompt_ids))
 
     async def probe(self) -> list[float]:
-        """The probe's log-probs, after every server gave the same. Raises TeacherError if one did not, with one try."""
+        """The canary's log-probs, which every server gave. Raises TeacherError if one did not, with one try."""
         for link in self.links:
             await link.admit()
         self._admitted.set()
-        assert self._probe.logprobs is not None
-        return [float(logprob) for logprob in self._probe.logprobs]
+        assert self._canary.logprobs is not None
+        return [float(logprob) for logprob in self._canary.logprobs]
 
     def metrics(self) -> dict[str, float]:
-        """Counts since the last call; `server<i>_open` is 1 for a server that is left alone now."""
-        found: dict[str, float] = {"retries": self._retries, "hedges": self._hedges, "pool_unscored": self._unscored}
-        self._retries = self._hedges = self._unscored = 0
+        """Counts since the last call; `open_breakers`: servers that are not asked now."""
+        found: dict[str, float] = {"retries": self._retries, "pool_unscored": self._unscored}
+        self._retries = self._unscored = 0
         for index, link in enumerate(self.links):
             stats, link.stats = link.stats, LinkStats()
             for name, value in vars(stats).items():
                 found[name] = found.get(name, 0) + value
             if len(self.links) > 1:
                 found |= {f"server{index}_sequences": stats.sequences, f"server{index}_failures": stats.failures}
-        found["servers_left_alone"] = sum(not link.admitted for link in self.links)
+        found["open_breakers"] = sum(not link.admitted for link in self.links)
         return found
 
     async def close(self) -> None:
@@ -122,7 +113,7 @@ class TeacherPool:
             return _empty_score(request)
         try:
             return await asyncio.wait_for(self._try_servers(request, span, shares_prompt), self.config.sample_timeout_s)
-        except (asyncio.TimeoutError, TimeoutError):
+        except TimeoutError:
             errors = "; ".join(f"{link.url}: {link.last_error}" for link in self.links)
             error: TeacherError = TeacherUnavailableError(
                 f"no score within teacher.sample_timeout_s={self.config.sample_timeout_s:g} ({errors})"
@@ -145,37 +136,14 @@ class TeacherPool:
             try:
                 if self.config.prime and (shares_prompt or key in self._announced):
                     await link.prime(key, prompt_span(request.prompt_ids))
-                return await self._submit(link, request, span, alone=attempt > 0)
+                score = await link.submit(span, request, alone=attempt > 0)
+                assert score is not None  # None answers a bare prompt only
+                return score
             except ServerFailure as error:
                 failure = error
         raise TeacherUnavailableError(
             f"no usable answer in {self.config.max_retries + 1} tries (teacher.max_retries): {failure}"
         )
-
-    async def _submit(self, link: ServerLink, request: ScoreRequest, span: Span, alone: bool) -> Score:
-        """Send to one server; to a second one too if that takes much longer than usual. The first answer counts."""
-        if not self.config.hedge_after or len(self.links) == 1:
-            return _scored(await link.submit(span, request, alone=alone))
-        first = asyncio.ensure_future(link.submit(span, request, alone=alone))
-        tries = [first]
-        try:
-            if link.usual_seconds is not None:
-                await asyncio.wait(tries, timeout=self.config.hedge_after * link.usual_seconds)
-                others = [other for other in self.links if other.admitted and other is not link]
-                if not first.done() and others:
-                    self._hedges += 1
-                    spare = min(others, key=lambda other: other.queued_tokens)
-                    tries.append(asyncio.ensure_future(spare.submit(span, request, alone=alone)))
-            pending: set[asyncio.Future[Score | None]] = set(tries)
-            while True:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                good = [task for task in done if task.exception() is None]
-                if good or not pending:
-                    return _scored((good or list(done))[0].result())
-        finally:
-            for task in tries:
-                task.cancel()
-            await asyncio.gather(*tries, return_exceptions=True)
 
     async def _choose(self, key: bytes, avoid: ServerLink | None) -> ServerLink:
         """The prompt's server, if it may be asked; else the least loaded that may. Waits for one to be admitted."""
@@ -209,8 +177,7 @@ class TeacherPool:
             self._admitted.set()
 
         if link.url not in self._admissions or self._admissions[link.url].done():
-            never_seen = link.stats.times_opened == 0 and link.usual_seconds is None
-            pause = 0.0 if never_seen else self.config.breaker_cooldown_s
+            pause = self.config.breaker_cooldown_s if link.ever_admitted else 0.0
             self._admissions[link.url] = asyncio.create_task(probe_until_admitted(pause))
 
     def _check(self, request: ScoreRequest) -> None:
@@ -223,19 +190,13 @@ class TeacherPool:
             )
         if not 0 <= request.top_k <= self.vocab_size:
             raise ValueError(f"top_k={request.top_k} is outside 0..{self.vocab_size}, the teacher's vocabulary")
-        named = (("prompt", request.prompt_ids), ("response", request.response_ids), ("asked", request.token_ids))
-        for name, ids in named:
+        for name, ids in (("prompt", request.prompt_ids), ("response", request.response_ids)):
             if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
                 position, bad = next((i, token) for i, token in enumerate(ids) if not 0 <= token < self.vocab_size)
                 raise ValueError(
                     f"{name} token {bad} at position {position} is outside the teacher's vocabulary of "
                     f"{self.vocab_size}: teacher and student must share a tokenizer"
                 )
-
-
-def _scored(answer: Score | None) -> Score:
-    assert answer is not None  # None answers a bare prompt only
-    return answer
 
 
 def _empty_score(request: ScoreRequest) -> Score:
@@ -245,7 +206,6 @@ def _empty_score(request: ScoreRequest) -> Score:
         logprobs=np.zeros(rows, np.float32),
         top_ids=np.zeros((rows, request.top_k), np.int32) if request.top_k else None,
         top_logprobs=np.zeros((rows, request.top_k), np.float32) if request.top_k else None,
-        token_logprobs=np.zeros((rows, len(request.token_ids)), np.float32) if request.token_ids else None,
     )
 
 

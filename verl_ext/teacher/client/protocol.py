@@ -1,7 +1,7 @@
-"""SGLang's scoring protocol: the body of a request, and a `Score` from an answer or the reason why it is none.
+"""SGLang's scoring protocol: the body of a request, and the `Score` in an answer, or the reason why it has none.
 
-Shapes as in `types.py`. Every request also carries the probe: a short fixed sequence whose log-probs tell one model
-from another, so that each answer proves who gave it.
+Shapes as in `verl_ext/teacher/types.py`. Every request also carries the canary: a short fixed sequence whose log-probs
+tell one model from another, so that each answer proves which model gave it.
 """
 
 import base64
@@ -15,7 +15,7 @@ import numpy as np
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherResponseError
 
 MAX_LOGPROB = 1e-4  # nats; a log-prob is <= 0, log-softmax in fp32 may round a little above
-PROBE_TOKENS = 12
+CANARY_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,15 @@ def prompt_span(prompt_ids: Sequence[int]) -> Span:
     return Span(first=0, last=-1, ids=list(prompt_ids), start=len(prompt_ids) - 1)
 
 
-def probe_span(vocab_size: int) -> Span:
+def canary_span(vocab_size: int) -> Span:
     """The fixed sequence of every request; its log-probs are asked for from the second token on."""
-    ids = [(7919 * i + 13) % max(1, vocab_size - 1) for i in range(PROBE_TOKENS)]
-    return Span(first=0, last=PROBE_TOKENS - 2, ids=ids, start=0)
+    ids = [(7919 * i + 13) % max(1, vocab_size - 1) for i in range(CANARY_TOKENS)]
+    return Span(first=0, last=CANARY_TOKENS - 2, ids=ids, start=0)
 
 
 def build_body(spans: Sequence[Span], requests: Sequence[ScoreRequest | None]) -> dict[str, Any]:
     """The body of `POST /generate` for several sequences; `None` marks a span that belongs to no request."""
     top_k = [0 if request is None else request.top_k for request in requests]
-    token_ids = [[] if request is None else list(request.token_ids) for request in requests]
     body: dict[str, Any] = {
         "input_ids": [span.ids for span in spans],
         "sampling_params": {"max_new_tokens": 0, "temperature": 0},
@@ -73,8 +72,6 @@ def build_body(spans: Sequence[Span], requests: Sequence[ScoreRequest | None]) -
             "return_flat_raw_top_logprobs": True,
             "return_flat_raw_top_logprobs_b64": True,
         }
-    if any(token_ids):
-        body["token_ids_logprob"] = token_ids
     return body
 
 
@@ -91,13 +88,11 @@ def read_score(meta: dict[str, Any], span: Span, request: ScoreRequest, vocab_si
         return out
 
     logprobs = spread(read_logprobs(meta, span, vocab_size))
-    top_ids = top_logprobs = token_logprobs = None
+    top_ids = top_logprobs = None
     if request.top_k:
         ids, values = _read_top(meta, span, request.top_k, vocab_size)
         top_ids, top_logprobs = spread(ids), spread(values)
-    if request.token_ids:
-        token_logprobs = spread(_read_token_ids(meta, span, request.token_ids))
-    return Score(logprobs, top_ids, top_logprobs, token_logprobs)
+    return Score(logprobs, top_ids, top_logprobs)
 
 
 def read_logprobs(meta: dict[str, Any], span: Span, vocab_size: int) -> np.ndarray:
@@ -133,16 +128,6 @@ def _read_top(meta: dict[str, Any], span: Span, top_k: int, vocab_size: int) -> 
     if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
         raise TeacherResponseError("a top token is outside the vocabulary")
     return ids, _checked(values, shape, "top log-prob")
-
-
-def _read_token_ids(meta: dict[str, Any], span: Span, token_ids: tuple[int, ...]) -> np.ndarray:
-    """Log-probs of the fixed ids, (tokens, L), in the order asked for."""
-    try:
-        rows = [{entry[1]: entry[0] for entry in row} for row in meta["input_token_ids_logprobs"][1:]]
-        values = [[row[token] for token in token_ids] for row in rows]
-    except (KeyError, TypeError, IndexError) as error:
-        raise TeacherResponseError(f"no readable log-probs of the asked token ids: {error!r}") from error
-    return _checked(values, (len(span.ids) - 1 - span.start, len(token_ids)), "log-prob of an asked token")
 
 
 def _checked(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

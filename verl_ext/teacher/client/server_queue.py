@@ -1,7 +1,8 @@
-"""One SGLang server as a client sees it: its queue, its connections, and whether its answers may be believed.
+"""One SGLang server as a client sees it: its queue, its connections, and its circuit breaker.
 
-A server is *admitted* when a real log-prob request succeeded and its probe gave the log-probs that the pool's first
-server gave; after `teacher.breaker_failures` failures in a row, or one answer from another model, it is not.
+A server is *admitted* (its breaker is closed) when a real log-prob request succeeded and its canary has the log-probs
+that the pool's first server gave. After `teacher.breaker_failures` failures in a row, or one answer from another model,
+it is not any more.
 """
 
 import asyncio
@@ -17,13 +18,12 @@ from verl_ext.teacher.client.protocol import Span, build_body, read_logprobs, re
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherResponseError
 
-PRIMED_PROMPTS = 8192  # remembered a server; which of them its cache still holds, it tells with each answer
-LATENCY_SHARE = 0.1  # of the newest request in the running mean
+PRIMED_PROMPTS = 8192  # per server; each answer tells whether its cache still holds the prompt
 
 
 @dataclass
 class LinkStats:
-    """What one server did since the last look."""
+    """Counts of one server since the last call of `TeacherPool.metrics`."""
 
     requests: int = 0
     sequences: int = 0
@@ -36,8 +36,8 @@ class LinkStats:
 
 
 @dataclass
-class Probe:
-    """The log-probs that every server of a pool must give for the probe; the first one to answer sets them."""
+class Canary:
+    """The log-probs that every server of a pool must give for the canary; the first one to answer sets them."""
 
     span: Span
     logprobs: np.ndarray | None = None
@@ -45,7 +45,7 @@ class Probe:
 
 @dataclass(eq=False)
 class Job:
-    """One sequence on its way. `request` is None where a bare prompt is primed."""
+    """One queued sequence. `request` is None where a bare prompt is primed."""
 
     span: Span
     request: ScoreRequest | None
@@ -57,17 +57,16 @@ class Job:
 class ServerLink:
     """Queue and connection to one server. `submit` and `prime` may be called concurrently from one event loop."""
 
-    def __init__(self, url: str, config: TeacherConfig, vocab_size: int, probe: Probe) -> None:
+    def __init__(self, url: str, config: TeacherConfig, vocab_size: int, canary: Canary) -> None:
         self.url = url
         self.stats = LinkStats()
         self.admitted = False
         self.last_error = "not asked yet"
-        self.usual_seconds: float | None = None
-        """Running mean of the time from queueing to the answer; None before the first."""
+        self.ever_admitted = False
         self.queued_tokens = 0
         self._config = config
         self._vocab_size = vocab_size
-        self._probe = probe
+        self._canary = canary
         self._http = SGLangHttp(url, config)
         self._failures_in_a_row = 0
         self._queue: deque[Job] = deque()
@@ -89,16 +88,12 @@ class ServerLink:
         self.queued_tokens += len(span.ids)
         self._wake.set()
         try:
-            score = await job.done
+            return await job.done
         finally:
             self.queued_tokens -= len(span.ids)
-        seconds = time.monotonic() - job.queued_at
-        usual = seconds if self.usual_seconds is None else self.usual_seconds
-        self.usual_seconds = (1 - LATENCY_SHARE) * usual + LATENCY_SHARE * seconds
-        return score
 
     async def prime(self, key: bytes, span: Span) -> None:
-        """Have the bare prompt in the server's prefix cache; at most one request a prompt, failures are forgotten.
+        """Have the bare prompt in the server's prefix cache; at most one request per prompt; failures are ignored.
 
         The first prompt goes alone: what the others share with it, a data set's long common prompt, is then cached.
         """
@@ -122,21 +117,22 @@ class ServerLink:
                 done.set_result(None)
 
     def forget_prime(self, key: bytes) -> None:
-        """The server lost this prompt from its cache."""
+        """The server evicted this prompt from its cache."""
         self._primed.pop(key, None)
 
     async def admit(self) -> None:
-        """Probe the server once and admit it. Raises TeacherError if it may not be asked."""
+        """Ask the server for the canary alone and admit it. Raises TeacherError if it may not be asked."""
         try:
-            (meta,) = await self._ask([self._probe.span], [None])
-            self._check_probe(meta)
+            (meta,) = await self._ask([self._canary.span], [None])
+            self._check_canary(meta)
         except TeacherError as error:
             self.last_error = str(error)
             raise
-        self.admitted, self._failures_in_a_row = True, 0
+        self.admitted = self.ever_admitted = True
+        self._failures_in_a_row = 0
 
     def expel(self, reason: str) -> None:
-        """Leave the server alone until it is admitted again; what it cached is not relied on any more."""
+        """Open the breaker: send nothing until the server is admitted again, and take its cache for lost."""
         self.last_error = reason
         if self.admitted:
             self.stats.times_opened += 1
@@ -170,7 +166,7 @@ class ServerLink:
         tokens = 0
         while self._queue:
             job = self._queue[0]
-            if job.done.done():  # given up by its owner
+            if job.done.done():  # cancelled by the caller
                 self._queue.popleft()
                 continue
             fits = tokens + len(job.span.ids) <= self._config.batch_tokens and not job.alone
@@ -187,10 +183,10 @@ class ServerLink:
         sent = time.monotonic()
         self.stats.queue_seconds += sum(sent - job.queued_at for job in batch)
         try:
-            *metas, probe_meta = await self._ask(
-                [*(job.span for job in batch), self._probe.span], [*(job.request for job in batch), None]
+            *metas, canary_meta = await self._ask(
+                [*(job.span for job in batch), self._canary.span], [*(job.request for job in batch), None]
             )
-            self._check_probe(probe_meta)
+            self._check_canary(canary_meta)
         except TeacherResponseError as error:
             if len(batch) == 1:
                 _settle(batch[0], error)
@@ -245,18 +241,18 @@ class ServerLink:
         if self._failures_in_a_row >= self._config.breaker_failures:
             self.expel(reason)
 
-    def _check_probe(self, meta: dict[str, Any]) -> None:
-        """Raise ServerFailure, and expel the server, unless the probe has the log-probs that it had before."""
+    def _check_canary(self, meta: dict[str, Any]) -> None:
+        """Raise ServerFailure, and expel the server, unless the canary has the log-probs that it had before."""
         try:
-            found = read_logprobs(meta, self._probe.span, self._vocab_size)
+            found = read_logprobs(meta, self._canary.span, self._vocab_size)
         except TeacherResponseError as error:
             raise ServerFailure(f"{self.url}: {error}") from error
-        if self._probe.logprobs is None:
-            self._probe.logprobs = found
-        gap = float(np.abs(found - self._probe.logprobs).mean())
+        if self._canary.logprobs is None:
+            self._canary.logprobs = found
+        gap = float(np.abs(found - self._canary.logprobs).max())
         if gap > self._config.probe_tolerance_nats:
             reason = (
-                f"{self.url} serves another model than before: its probe is off by {gap:.2g} nats on average "
+                f"{self.url} serves another model than before: its canary is off by up to {gap:.2g} nats "
                 f"(teacher.probe_tolerance={self._config.probe_tolerance_nats:g})"
             )
             self.expel(reason)

@@ -40,10 +40,6 @@ class ManagedTeacher:
     def status(self) -> TeacherStatus:
         return self._supervisor.status()
 
-    def metrics_url(self) -> str | None:
-        """Where Prometheus finds the metrics; None unless `teacher.metrics_port` is set."""
-        return None if self._metrics is None else self._metrics.url
-
     def stop(self) -> None:
         self._supervisor.stop()
         if self._metrics is not None:

@@ -1,4 +1,4 @@
-"""Run a command and never outlive the process that asked for it: `guard.py PARENT_PID COMMAND...`.
+"""Run a command that ends with the process that started it: `guard.py PARENT_PID COMMAND...`.
 
 The guard leads its own process group and the command stays in it. It looks at its parent twice a
 second; once the parent is gone (kill -9 included) it kills the whole group, itself last. PR_SET_PDEATHSIG

@@ -20,7 +20,7 @@ def start_teachers(config: DictConfig) -> tuple[dict[Any, tuple[str, Any]], Dict
 
     Returns:
         By the reference that is ready when its server is, the teacher's name and actor: an actor lives as long as
-        somebody holds it. And the configuration of the run's workers, for whom every server runs already.
+        a reference to it is held. And the configuration of the run's workers, for whom every server runs already.
     """
     from verl_ext.teacher.server.actor import ManagedTeacher, with_absolute_paths
 

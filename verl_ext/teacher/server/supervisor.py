@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from verl_ext.teacher.config import TeacherConfig
@@ -26,7 +26,7 @@ class TeacherStatus:
     restarts: int = 0
     """Times it was started again, 0 to `teacher.max_restarts`."""
     last_error: str = ""
-    """Why it was last restarted or given up, one line; empty if it never was."""
+    """Why it was last restarted, or stays down; one line, empty if neither happened."""
     uptime_s: float = 0.0
     """Seconds since this server process first answered; 0 unless `up`."""
     probe_s: float = 0.0
@@ -125,7 +125,7 @@ class Supervisor:
         """Kill what is left of the server; False if it stays down."""
         with self._starting_or_killing:
             if self._stopping.is_set():
-                return False  # it is gone because we stop it
+                return False  # it ended because of stop()
             self.server.stop()
         restarts, most = self._status.restarts, self._config.max_restarts
         if restarts >= most:
@@ -154,7 +154,7 @@ class Supervisor:
 
     def _log(self, line: str) -> None:
         with open(self.server.log_path, "a") as log:
-            log.write(f"[{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC] teacher supervisor: {line}\n")
+            log.write(f"[{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC] teacher supervisor: {line}\n")
 
 
 @contextmanager

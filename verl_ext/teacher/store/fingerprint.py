@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_ext.run.file_hashes import default_cache, hash_files
+from verl_ext.run.file_hashes import hash_of_model
 from verl_ext.teacher.config import TeacherConfig
 
 ID_LENGTH = 16  # hex digits: 64 bits, for a handful of teachers
 VERSION_TIMEOUT_S = 60.0
-# Beside the weights: shape and numerics, tokens, code that comes with the checkpoint.
-OTHER_FILES = ("config.json", "tokenizer.json", "*.py")
+# What a managed server has: the dtype of the model. FP8 there makes log-probs drift by up to 0.5 nats.
+KV_CACHE_DTYPE = "auto"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TeacherFingerprint:
     sglang_version: str
     """The server's, e.g. `0.5.21`."""
     served_as: str = ""
-    """What an external server says that it serves: path and weight version. Empty where `model` is of files."""
+    """What an external server reports to serve: path and weight version. Empty where `model` is of files."""
     extra_args: tuple[str, ...] = ()
     """`teacher.extra_args` of a managed server: they may change anything."""
 
@@ -51,10 +51,10 @@ class TeacherFingerprint:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "TeacherFingerprint":
-        """What `to_dict` was called on.
+        """The inverse of `to_dict`.
 
         Raises:
-            KeyError, TypeError: if `fields` are others.
+            KeyError, TypeError: if `fields` are not those of a fingerprint.
         """
         return cls(**{**fields, "extra_args": tuple(fields["extra_args"])})
 
@@ -71,29 +71,10 @@ def fingerprint_of_files(config: TeacherConfig, folder: Path, cache: Path | None
         model=hash_of_model(folder, cache),
         quantization=config.quantization,
         dtype=config.dtype,
-        kv_cache_dtype=config.kv_cache_dtype,
+        kv_cache_dtype=KV_CACHE_DTYPE,
         sglang_version=sglang_version_of(config.python),
         extra_args=tuple(config.extra_args),
     )
-
-
-def hash_of_model(folder: Path, cache: Path | None = None) -> str:
-    """SHA-256 (hex) of names, sizes and contents of what decides a model's log-probs.
-
-    Raises:
-        ValueError: if `folder` holds no `config.json` or no weights.
-    """
-    # As the loaders do: safetensors where there are any.
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not weights or not (folder / "config.json").is_file():
-        raise ValueError(
-            f"teacher.model_path: {folder} has no config.json with *.safetensors or pytorch_model*.bin beside it; "
-            "give the folder of a whole model"
-        )
-    paths = [*weights, *(path for pattern in OTHER_FILES for path in sorted(folder.glob(pattern)))]
-    hashes = hash_files(paths, cache or default_cache())
-    listing = [(path.name, path.stat().st_size, digest) for path, digest in zip(paths, hashes, strict=True)]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def sglang_version_of(python: str) -> str:

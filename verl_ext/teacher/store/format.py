@@ -1,9 +1,8 @@
 """How a score is named and written in the store: a key of 32 bytes and a value of plain little-endian arrays.
 
-Value, in order: magic `OPDS` (4 bytes), format version and flags (1 byte each; flag 1: top-K arrays, flag 2: fixed
-ids), two zero bytes, R, K, L (uint32 each), `logprobs` float32 (R), then where flagged `top_ids` int32 (R, K) with
-`top_logprobs` float32 (R, K), and `token_logprobs` float32 (R, L); last, 16 bytes of BLAKE2b over key and all before.
-Shapes as in `types.py`.
+Value, in order: magic `OPDS` (4 bytes), format version (1 byte), 1 with top-K arrays, else 0 (1 byte), two zero bytes,
+R and K (uint32 each), `logprobs` float32 (R), then with top-K arrays `top_ids` int32 (R, K) and `top_logprobs` float32
+(R, K); last, 16 bytes of BLAKE2b over the key and all of these. Shapes as in `verl_ext/teacher/types.py`.
 """
 
 import hashlib
@@ -14,12 +13,11 @@ import numpy as np
 
 from verl_ext.teacher.types import Score, ScoreRequest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAGIC = b"OPDS"
-HEADER = struct.Struct("<4sBBxxIII")
+HEADER = struct.Struct("<4sBBxxII")
 COUNT = struct.Struct("<Q")
 CHECKSUM_BYTES = 16
-HAS_TOP, HAS_TOKENS = 1, 2
 
 
 class CorruptScoreError(ValueError):
@@ -38,7 +36,6 @@ def score_key(fingerprint_id: str, request: ScoreRequest) -> bytes:
         _int64(request.response_ids),
         np.asarray(wanted, dtype=bool).tobytes(),
         _int64([request.top_k]),
-        _int64(request.token_ids),
     )
     digest = hashlib.sha256(MAGIC + bytes([FORMAT_VERSION]))
     for part in parts:
@@ -49,16 +46,13 @@ def score_key(fingerprint_id: str, request: ScoreRequest) -> bytes:
 
 def encode_score(key: bytes, score: Score) -> bytes:
     """The value to store under `key`."""
-    flags, columns, fixed = 0, 0, 0
+    columns = 0
     arrays = [score.logprobs.astype("<f4")]
     if score.top_ids is not None:
         assert score.top_logprobs is not None  # one without the other is no Score
-        flags, columns = flags | HAS_TOP, score.top_ids.shape[1]
+        columns = score.top_ids.shape[1]
         arrays += [score.top_ids.astype("<i4"), score.top_logprobs.astype("<f4")]
-    if score.token_logprobs is not None:
-        flags, fixed = flags | HAS_TOKENS, score.token_logprobs.shape[1]
-        arrays += [score.token_logprobs.astype("<f4")]
-    header = HEADER.pack(MAGIC, FORMAT_VERSION, flags, len(score.logprobs), columns, fixed)
+    header = HEADER.pack(MAGIC, FORMAT_VERSION, score.top_ids is not None, len(score.logprobs), columns)
     body = b"".join([header, *(array.tobytes() for array in arrays)])
     return body + _checksum(key, body)
 
@@ -72,7 +66,7 @@ def decode_score(key: bytes, value: bytes) -> Score:
     body = value[:-CHECKSUM_BYTES]
     if len(body) < HEADER.size or value[-CHECKSUM_BYTES:] != _checksum(key, body):
         raise CorruptScoreError(f"{len(value)} bytes with a wrong checksum")
-    magic, version, flags, length, columns, fixed = HEADER.unpack_from(body)
+    magic, version, has_top, length, columns = HEADER.unpack_from(body)
     if (magic, version) != (MAGIC, FORMAT_VERSION):
         raise CorruptScoreError(f"format {magic!r} {version}, expected {MAGIC!r} {FORMAT_VERSION}")
     at = HEADER.size
@@ -85,10 +79,9 @@ def decode_score(key: bytes, value: bytes) -> Score:
         return array.astype(dtype)  # a copy: torch warns of arrays that it may not write
 
     logprobs = take("f4", length)
-    top_ids = take("i4", length, columns) if flags & HAS_TOP else None
-    top_logprobs = take("f4", length, columns) if flags & HAS_TOP else None
-    token_logprobs = take("f4", length, fixed) if flags & HAS_TOKENS else None
-    return Score(logprobs, top_ids, top_logprobs, token_logprobs, from_store=True)
+    top_ids = take("i4", length, columns) if has_top else None
+    top_logprobs = take("f4", length, columns) if has_top else None
+    return Score(logprobs, top_ids, top_logprobs, from_store=True)
 
 
 def _int64(ids: Sequence[int]) -> bytes:

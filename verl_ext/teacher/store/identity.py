@@ -2,13 +2,12 @@
 
 Of a managed teacher it is made of the model's files. Of an external one we have no files, and log-probs rounded into
 an id would break at the edges of the rounding. So such a server is recognised instead: it gets the fingerprint of the
-recorded teacher that says the same of itself and whose probe it reproduces.
+recorded teacher that reports the same settings and whose probe it reproduces.
 """
 
 import asyncio
 import dataclasses
 import hashlib
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,10 @@ import aiohttp
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.store.fingerprint import TeacherFingerprint, fingerprint_of_files, hash_of_model
+from verl_ext.run.api_key import bearer_header
+from verl_ext.run.file_hashes import hash_of_model
+from verl_ext.teacher.config import TeacherConfig, usual_probe_tolerance
+from verl_ext.teacher.store.fingerprint import KV_CACHE_DTYPE, TeacherFingerprint, fingerprint_of_files
 from verl_ext.teacher.store.probe_record import ProbeRecord, probe_sequences, take_probe
 from verl_ext.teacher.store.store import ScoreStore
 from verl_ext.teacher.types import Scorer, TeacherResponseError, TeacherUnavailableError
@@ -45,8 +46,8 @@ async def fingerprint_for_store(
         found = await asyncio.to_thread(fingerprint_of_files, config, model_folder(config))
         store.remember_teacher(found.id, ProbeRecord(found).to_json())
         return found
-    assert scorer is not None  # who has urls has a scorer
-    served = await served_fingerprint(urls, os.environ.get(config.api_key_env, ""))
+    assert scorer is not None  # external servers come with one
+    served = await served_fingerprint(urls, config.api_key_env)
     return await recognise(served, scorer, vocab_size, store, config.probe_tolerance)
 
 
@@ -69,16 +70,16 @@ def model_folder(config: TeacherConfig) -> Path:
         ) from error
 
 
-async def served_fingerprint(urls: Sequence[str], api_key: str = "") -> TeacherFingerprint:
-    """What the first server of `urls` that answers says of itself; `model` is empty.
+async def served_fingerprint(urls: Sequence[str], api_key_env: str) -> TeacherFingerprint:
+    """The settings that the first server of `urls` to answer reports; `model` is empty.
 
     Raises:
         TeacherUnavailableError: if none answers.
         TeacherResponseError: if an answer is not SGLang's.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     error: Exception | None = None
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(INFO_TIMEOUT_S)) as session:
+    timeout = aiohttp.ClientTimeout(INFO_TIMEOUT_S)
+    async with aiohttp.ClientSession(headers=bearer_header(api_key_env), timeout=timeout) as session:
         for url in urls:
             try:
                 model = await _get(session, f"{url.rstrip('/')}/model_info")
@@ -88,7 +89,7 @@ async def served_fingerprint(urls: Sequence[str], api_key: str = "") -> TeacherF
                 continue
             return _read_info(url, model, server)
     raise TeacherUnavailableError(
-        f"teacher.urls: none of {', '.join(urls)} says what it serves: {type(error).__name__}: {error}"
+        f"teacher.urls: none of {', '.join(urls)} reports what it serves: {type(error).__name__}: {error}"
     )  # no `from error`, no repr: they hold the Authorization header
 
 
@@ -97,16 +98,19 @@ async def recognise(
 ) -> TeacherFingerprint:
     """The fingerprint under which this server's scores are in `store`; a new one is recorded there.
 
-    `scorer` asks the server itself. `tolerance` in nats (`teacher.probe_tolerance`); None: as its precision allows.
+    `scorer` asks the server itself. `tolerance` in nats at the worst token (`teacher.probe_tolerance`); None: what is
+    usual at the precision that the server says it has.
 
     Raises:
         TeacherError: if it does not score the probe.
     """
+    if tolerance is None:
+        tolerance = usual_probe_tolerance(served.dtype, served.quantization)
     now = await take_probe(scorer, served, probe_sequences(vocab_size))
     known = [record for record in _records(store) if dataclasses.replace(record.fingerprint, model="") == served]
     near = [record for record in known if record.sequences == now.sequences]
     best = min(near, key=now.greatest_difference, default=None)
-    if best is not None and best.complaint(now, tolerance) is None:
+    if best is not None and best.greatest_difference(now) <= tolerance:
         return best.fingerprint
     digest = hashlib.sha256()
     for row in now.logprobs:
@@ -124,8 +128,13 @@ def fingerprint_for_replay(config: TeacherConfig, store: ScoreStore) -> TeacherF
     """
     wanted: dict[str, Any] = {}
     if config.mode == "managed":
-        wanted = {key: getattr(config, key) for key in ("quantization", "dtype", "kv_cache_dtype")}
-        wanted |= {"model": hash_of_model(model_folder(config)), "extra_args": tuple(config.extra_args)}
+        wanted = {
+            "model": hash_of_model(model_folder(config)),
+            "quantization": config.quantization,
+            "dtype": config.dtype,
+            "kv_cache_dtype": KV_CACHE_DTYPE,
+            "extra_args": tuple(config.extra_args),
+        }
     known = [record.fingerprint for record in _records(store)]
     fitting = [found for found in known if wanted.items() <= found.to_dict().items()]
     if len(fitting) != 1:
@@ -161,4 +170,4 @@ def _read_info(url: str, model: Mapping[str, Any], server: Mapping[str, Any]) ->
             served_as=f"{model['model_path']} {model['weight_version']}",
         )
     except (KeyError, TypeError) as error:
-        raise TeacherResponseError(f"{url} does not describe itself as SGLang does: {error!r}") from error
+        raise TeacherResponseError(f"{url} does not report its settings as SGLang does: {error!r}") from error

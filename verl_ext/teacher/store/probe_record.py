@@ -10,23 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
+from verl_ext.run.files import write_atomically
 from verl_ext.teacher.store.fingerprint import TeacherFingerprint
 from verl_ext.teacher.types import Scorer, ScoreRequest, TeacherError
 
 PROBE_SEED = 20260101
 PROBE_SEQUENCES = 8
 PROBE_TOKENS = 64
-# Nats at the worst token. In float32 SGLang and transformers agree to 2e-6 on the demo's model, and 0.1 % noise in any
-# one of its norms moves it by 5e-5 or more. Below that precision rounding alone gives about 0.1.
-FLOAT32_TOLERANCE, LOW_TOLERANCE = 3e-5, 0.2
 
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """What a teacher said about the probe. `N` sequences of `P` tokens."""
+    """A teacher's log-probs for the probe. `N` sequences of `P` tokens."""
 
     fingerprint: TeacherFingerprint
-    """Who was asked, as far as it says."""
+    """The teacher that was asked."""
     sequences: tuple[tuple[int, ...], ...] = ()
     """The token ids, (N, P). None where the fingerprint alone is recorded."""
     logprobs: tuple[tuple[float, ...], ...] = ()
@@ -42,41 +40,18 @@ class ProbeRecord:
             raise ValueError("these probes are of different sequences: probe again with those of the record")
         return float(np.abs(np.array(self.logprobs) - np.array(other.logprobs)).max())
 
-    def default_tolerance(self) -> float:
-        """Nats by which two probes of this teacher may differ at the worst token, as its precision allows."""
-        exact = self.fingerprint.dtype == "float32" and self.fingerprint.quantization is None
-        return FLOAT32_TOLERANCE if exact else LOW_TOLERANCE
-
-    def complaint(self, now: "ProbeRecord", tolerance: float | None = None) -> str | None:
-        """One line if `now` is not this teacher within `tolerance` nats (None: `default_tolerance`), else None.
-
-        Fields of the fingerprint that differ are named, but only the log-probs decide: they are what training sees.
-        """
-        difference = self.greatest_difference(now)
-        tolerance = self.default_tolerance() if tolerance is None else tolerance
-        if difference <= tolerance:
-            return None
-        then, found = self.fingerprint.to_dict(), now.fingerprint.to_dict()
-        changed = ", ".join(
-            f"{name} {then[name]!r} is now {found[name]!r}" for name in then if then[name] != found[name]
-        )
-        return (
-            f"this is not the teacher that was recorded: its probe is off by up to {difference:.2g} nats, "
-            f"teacher.probe_tolerance allows {tolerance:g}; {changed or 'what it says of itself is the same'}"
-        )
-
     def to_json(self) -> str:
-        """As text; `from_json` gives the same record back, to the bit."""
+        """As JSON text that `from_json` reads exactly."""
         return json.dumps(
             {"fingerprint": self.fingerprint.to_dict(), "sequences": self.sequences, "logprobs": self.logprobs}
         )
 
     @classmethod
     def from_json(cls, text: str) -> "ProbeRecord":
-        """Of `to_json`'s text.
+        """The inverse of `to_json`.
 
         Raises:
-            ValueError: if it is none.
+            ValueError: if the text is not a record.
         """
         try:
             fields = json.loads(text)
@@ -89,18 +64,15 @@ class ProbeRecord:
             raise ValueError(f"not a record of a teacher ({error!r}); record it again") from error
 
     def save(self, path: Path) -> None:
-        """Write it so that a reader never sees half a file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(self.to_json() + "\n")
-        part.replace(path)
+        """Write the record atomically."""
+        write_atomically(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "ProbeRecord":
-        """Of the file that `save` wrote.
+        """Read the file that `save` wrote.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
             ValueError: naming it, if it is something else.
         """
         try:
