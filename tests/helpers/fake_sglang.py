@@ -44,7 +44,7 @@ class FakeSGLang:
     @property
     def sequences(self) -> list[list[int]]:
         """Every sequence sent, the probes left out."""
-        probe = probe_span(self.vocabulary).ids
+        probe = canary_span(self.vocabulary).ids
         return [ids for body in self.requests for ids in body["input_ids"] if ids != probe]
 
     def answer(self, ids: list[int], start: int, top_k: int) -> dict[str, Any]:
