@@ -115,6 +115,24 @@ def test_any_checkpoint_of_whole_weights_can_be_exported_over_an_earlier_one(tmp
     assert list((out / "elsewhere").iterdir()) == []
 
 
+def test_an_export_that_fails_leaves_the_earlier_student(tmp_path, base, monkeypatch):
+    model = loaded(base)
+    write_checkpoint(tmp_path / "actor", model.state_dict())
+    export.export_checkpoint(tmp_path / "actor", str(base), tmp_path / "out")
+    save = export.save_model
+
+    def fill_the_disk(model, base: str, out: Path) -> None:
+        model.model.norm.weight.data *= 2
+        save(model, base, out)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "save_model", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export.export_checkpoint(tmp_path / "actor", str(base), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["student"]
+    torch.testing.assert_close(logits(loaded(tmp_path / "out" / "student")), logits(model))
+
+
 def test_a_lora_checkpoint_is_exported_as_adapter_and_merged_model(tmp_path, base):
     adapted = write_lora_checkpoint(tmp_path / "actor", base)
     export.export_checkpoint(tmp_path / "actor", str(base), tmp_path / "out")
@@ -146,21 +164,3 @@ def test_a_lora_run_that_was_stopped_while_it_exported_is_exported_at_the_next_s
     before = merged.stat().st_ino
     export.export_what_is_missing(run.config)
     assert merged.stat().st_ino == before  # once is enough
-
-
-def test_an_export_that_fails_leaves_the_earlier_student(tmp_path, base, monkeypatch):
-    model = loaded(base)
-    write_checkpoint(tmp_path / "actor", model.state_dict())
-    export.export_checkpoint(tmp_path / "actor", str(base), tmp_path / "run")
-    real = export.save_model
-
-    def fill_the_disk(model, base: str, out: Path) -> None:
-        model.model.norm.weight.data *= 2
-        real(model, base, out)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(export, "save_model", fill_the_disk)
-    with pytest.raises(OSError, match="No space left"):
-        export.export_checkpoint(tmp_path / "actor", str(base), tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["student"]
-    torch.testing.assert_close(logits(loaded(tmp_path / "run" / "student")), logits(model))

@@ -141,6 +141,16 @@ def test_truncated_samples_are_masked_in_what_the_actor_reads(make_run):
     assert metrics["advantage/mean"] == pytest.approx(kept.mean().item())
 
 
+def test_a_step_with_nothing_to_train_goes_by(make_run):
+    run = make_run("method.guards.truncated_mask=true", "trainer.total_training_steps=2")
+    run.sampler.answers = FOUR
+    run.fit()
+    assert masks(run) == [[0] * 4] * 8
+    assert {value for sample in run.samples for value in sample["advantages"].tolist()} == {0.0}
+    assert [row["guards/truncated_share"] for row in run.metrics] == [1, 1]
+    assert not [row for row in run.metrics if "advantage/mean" in row]
+
+
 def test_the_trained_prefix_grows_from_its_start_in_the_first_step_to_everything(make_run):
     """A quarter, then five eighths, then all of four tokens: ceil(1), ceil(2.5), 4."""
     steps = ["method.guards.prefix_steps=2", "method.guards.prefix_start=0.25", "trainer.total_training_steps=3"]
