@@ -1,10 +1,13 @@
-"""How a chat becomes tokens, and the header that carries a key."""
+"""A path that holds no model is refused by its key; how a chat becomes tokens; the header that carries a key."""
 
+import json
+
+import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from verl_ext.run.api_key import bearer_header
-from verl_ext.run.models import render_chat
+from verl_ext.run.models import check_model, render_chat
 
 WORDS = ("[ask]", "[answer]", "[think]", "good", "morning")
 TEMPLATE = (
@@ -29,3 +32,13 @@ def test_a_key_goes_into_one_header_and_none_where_there_is_no_key(monkeypatch):
     assert bearer_header("MY_KEY") == {}
     monkeypatch.delenv("MY_KEY")
     assert bearer_header("MY_KEY") == {}
+
+
+def test_model_paths(tmp_path):
+    check_model("student.path", "Qwen/Qwen3-4B-Instruct-2507")
+    for path, message in ((str(tmp_path / "none"), "no such folder"), (str(tmp_path), r"no config\.json")):
+        with pytest.raises(ValueError, match=message):
+            check_model("student.path", path)
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="no weights"):
+        check_model("student.path", str(tmp_path))
