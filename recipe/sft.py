@@ -1,28 +1,49 @@
-"""Train a student on a teacher's labels, without the prompt that the teacher had (SFT prompt distillation).
+"""Train a student on a prompted teacher's labels, without the prompt (SFT baseline).
 
-    torchrun --nproc-per-node 8 -m recipe.sft student.path=MODEL data.train_files=conversations.jsonl
-    python -m recipe.sft platform=cpu task=demo student.path=MODEL data.train_files=conversations.jsonl
+    # on a CPU: the tiny pair
+    python -m recipe.sft platform=cpu task=demo student.path=outputs/demo/models/base \\
+        data.train_files=conversations.jsonl
+    # on 8 GPUs
+    python -m recipe.sft --nproc 8 student.path=Qwen/Qwen3-4B-Instruct-2507 \\
+        data.train_files=conversations.jsonl
 
-The second form is one process. `--help` and `--cfg job` show every setting; any can be overridden on the command line.
+`--nproc N` starts torchrun for N processes of this machine, one a GPU; without it there is one.
+torchrun on several nodes: docs/sft.md.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.checks.schemas import prepare_training_configs
+from verl_ext.run.console import SftConsole
 from verl_ext.run.files import save_resolved_config
 from verl_ext.run.settings import check_given, mapping_of
+from verl_ext.run.verb import Verb, run_verb
+from verl_ext.sft.config import SftConfig
+from verl_ext.sft.environment import SILENCE_S, output_into, prepare_environment
+from verl_ext.sft.keys import KEYS
 from verl_ext.student.model_card import write_cards
+
+from . import CONFIGS
 
 if TYPE_CHECKING:
     from verl_ext.sft.dataset import DataReport
-from verl_ext.run.console import SftConsole
-from verl_ext.sft.environment import SILENCE_S, output_into, prepare_environment
+
+VERB = Verb(
+    "sft",
+    doc=str(__doc__),
+    settings={"sft": SftConfig},
+    config_dir=CONFIGS / "sft",
+    keys=KEYS,
+    required=("data.train_files",),
+    prepare=prepare_training_configs,
+    more="More: docs/sft.md; verl's own keys in verl/trainer/config (the file sft_trainer_engine.yaml).",
+)
 
 
 def check(config: DictConfig, ranks: int) -> "DataReport":
@@ -32,21 +53,17 @@ def check(config: DictConfig, ranks: int) -> "DataReport":
     return check_run(config, ranks)
 
 
-@hydra.main(version_base=None, config_path="../configs/sft", config_name="sft")
-def main(config: DictConfig) -> None:
-    try:
-        check_given(config, "student.path", "data.train_files")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def sft(config: DictConfig) -> None:
+    check_given(config, "student.path", "data.train_files")
     config.run_dir = str(Path(config.run_dir).resolve())
     rank, ranks = prepare_environment(mapping_of(config.environment))
     progress = SftConsole()
     try:
         report = check(config, ranks)
-    except ValueError as error:
+    except ValueError:
         if rank:
             time.sleep(SILENCE_S)
-        sys.exit(f"error: {error}")
+        raise
     if rank == 0:
         save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
         progress.line(report.as_line())
@@ -62,6 +79,29 @@ def main(config: DictConfig) -> None:
         progress.finish(config, trained)
 
 
+def processes(words: list[str]) -> tuple[int, list[str]]:
+    """The number behind --nproc, 1 without it, and the other words. Exits on what is no number."""
+    if "--nproc" not in words:
+        return 1, words
+    place = words.index("--nproc")
+    number = "".join(words[place + 1 : place + 2])
+    if not number.isdigit() or int(number) < 1:
+        sys.exit(f"error: --nproc {number}: expected the number of processes, >= 1")
+    return int(number), words[:place] + words[place + 2 :]
+
+
+def start_torchrun(config: DictConfig, number: int, words: list[str]) -> None:
+    """Become torchrun, which starts this verb in `number` processes."""
+    check_given(config, "student.path", "data.train_files")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", f"{__package__}.sft", *words])
+
+
+def main() -> None:
+    number, words = processes(sys.argv[1:])
+    run_verb(VERB, sft if number == 1 else lambda config: start_torchrun(config, number, words), words)
+
+
 if __name__ == "__main__":
-    prepare_training_configs()
     main()

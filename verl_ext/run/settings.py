@@ -22,9 +22,11 @@ def check_given(config: DictConfig, *keys: str) -> None:
     """Every key has a value. Raises ValueError naming the first that has none."""
     for key in keys:
         try:
-            OmegaConf.select(config, key, throw_on_missing=True)
+            value = OmegaConf.select(config, key, throw_on_missing=True)
         except MissingMandatoryValue:
-            raise ValueError(f"{key} is not set: give {key}=...") from None
+            value = None
+        if value is None or value == "":
+            raise ValueError(f"{key} is not set: give {key}=...")
 
 
 def mapping_of(node: Any) -> dict[str, Any]:
