@@ -1,4 +1,4 @@
-"""Train a student on its own samples, scored token by token by a teacher (reverse KL).
+"""Train a student on its own samples, scored token by token by a teacher.
 
     # on a CPU: the tiny pair
     python -m recipe.on_policy_distillation platform=cpu task=demo student.path=outputs/demo/models/base \\
@@ -7,8 +7,7 @@
     python -m recipe.on_policy_distillation model=qwen3_4b_from_30b hardware=h200_1x update=lora \\
         teacher=fp8 data.train_files=train.parquet data.val_files=heldout.parquet
 
-Everything of a run is in run_dir: settings, metrics, checkpoints, logs, the student. The same command
-resumes it.
+Everything of a run is in run_dir: settings, metrics, checkpoints, logs, the student.
 """
 
 import time

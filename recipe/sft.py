@@ -11,7 +11,6 @@
 torchrun on several nodes: docs/sft.md.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from verl_ext.run.verb import Verb, run_verb
 from verl_ext.sft.config import SftConfig
 from verl_ext.sft.environment import SILENCE_S, output_into, prepare_environment
 from verl_ext.sft.keys import KEYS
+from verl_ext.sft.torchrun import processes, start_torchrun
 from verl_ext.student.model_card import write_cards
 
 from . import CONFIGS
@@ -79,28 +79,11 @@ def sft(config: DictConfig) -> None:
         progress.finish(config, trained)
 
 
-def processes(words: list[str]) -> tuple[int, list[str]]:
-    """The number behind --nproc, 1 without it, and the other words. Exits on what is no number."""
-    if "--nproc" not in words:
-        return 1, words
-    place = words.index("--nproc")
-    number = "".join(words[place + 1 : place + 2])
-    if not number.isdigit() or int(number) < 1:
-        sys.exit(f"error: --nproc {number}: expected the number of processes, >= 1")
-    return int(number), words[:place] + words[place + 2 :]
-
-
-def start_torchrun(config: DictConfig, number: int, words: list[str]) -> None:
-    """Become torchrun, which starts this verb in `number` processes."""
-    check_given(config, "student.path", "data.train_files")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *launcher, "-m", f"{__package__}.sft", *words])
-
-
 def main() -> None:
     number, words = processes(sys.argv[1:])
-    run_verb(VERB, sft if number == 1 else lambda config: start_torchrun(config, number, words), words)
+    run_verb(
+        VERB, sft if number == 1 else lambda config: start_torchrun(config, number, f"{__package__}.sft", words), words
+    )
 
 
 if __name__ == "__main__":

@@ -129,8 +129,7 @@ def _groups(verb: Described) -> list[tuple[str, str]]:
     for group in defaults:
         if "/" in group or "@" in group or (folder is not None and not (folder / group).is_dir()):
             continue
-        listed = [
-            f"{option} (default)" if option == defaults[group] else option for option in options(verb.name, group)
-        ]
+        found = options(verb.name, group)
+        listed = [f"{option} (default)" if option == defaults[group] else option for option in found]
         rows.append((f"{group}=", ", ".join(listed)))
     return rows

@@ -176,7 +176,7 @@ def _check_choice(name: str, added: Sequence[str], override: Override, usual: Co
     """The choice is one of the group's files."""
     known, picked = options(name, override.key_or_group), override.value()
     for choice in picked if isinstance(picked, list) else [picked]:
-        if choice is None or choice in known or override.is_delete():
+        if choice in known or override.is_delete():
             continue
         _check_group(name, added, override)
         group, word = override.key_or_group, override.input_line

@@ -22,6 +22,9 @@ from verl_ext.run.completion import candidates
 from verl_ext.run.help import help_text
 from verl_ext.run.overrides import check_overrides, in_one_line
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Hydra's own variable: 1 for the traceback of an error."""
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -127,7 +130,7 @@ def run_verb(verb: Verb, job: Callable[[Any], None], words: list[str] | None = N
     if flags.help:
         show_help(verb)
         return
-    debug = flags.debug or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    debug = flags.debug or os.environ.get(FULL_ERROR) == "1"
     elsewhere = (flags.config_dir, flags.config_path, flags.config_name, flags.hydra_help, flags.shell_completion)
     with one_line_errors(verb, debug):
         if not any(elsewhere) and not any("hydra.searchpath=" in word for word in flags.overrides):
@@ -139,7 +142,7 @@ def run_verb(verb: Verb, job: Callable[[Any], None], words: list[str] | None = N
 
 def _run_job(verb: Verb, job: Callable[[Any], None], debug: bool, config: DictConfig) -> None:
     if not debug:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
+        os.environ.pop(FULL_ERROR, None)
     with one_line_errors(verb, debug):
         job(config)
 
@@ -148,10 +151,13 @@ def _run_hydra(verb: Verb, task: Callable[[DictConfig], None], words: list[str],
     """`hydra.main` on the words in the order that it takes; what it cannot compose is raised, not printed."""
     flags = [word for word in words if word not in overrides and word != "--debug"]
     sys.argv[1:] = [*verb.added, *overrides, *flags]
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ[FULL_ERROR] = "1"
 
     def run(config: DictConfig) -> None:  # Hydra asks for the name of a function
         task(config)
 
     directory = str(verb.config_dir) if verb.config_dir else None
-    hydra.main(version_base=None, config_path=directory, config_name=verb.name)(run)()
+    try:
+        hydra.main(version_base=None, config_path=directory, config_name=verb.name)(run)()
+    finally:
+        os.environ.pop(FULL_ERROR, None)

@@ -21,7 +21,6 @@ KEYS = {
     "trainer.total_epochs": "Passes over data.train_files, >= 1.",
     "trainer.save_freq": "Steps between checkpoints; -1 for none.",
     "trainer.test_freq": "Steps between evaluations of data.val_files; -1 for none.",
-    "trainer.logger": "Some of console, tensorboard, wandb.",
     "trainer.n_gpus_per_node": "GPUs of a node for the trainer, >= 1.",
     "trainer.nnodes": "Nodes of the Ray cluster, >= 1.",
     "stall_timeout_s": "Seconds without a finished step until the run is given up.",

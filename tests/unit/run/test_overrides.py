@@ -26,6 +26,7 @@ LR = "did you mean actor_rollout_ref.actor.optim.lr"
         (TRAIN, "hardwre=cpu", "did you mean hardware?"),
         (TRAIN, "hardware=h20_1x", "did you mean hardware=h200_1x"),
         (TRAIN, "hardware=moon", "choices: a100_8x"),
+        (TRAIN, "update=null", "choices: full, lora"),
         (TRAIN, "hardware@x=cpu", "write hardware=NAME"),
         (TRAIN, "hardwre@x=cpu", "did you mean hardware?"),
         (TRAIN, "+platform=cpu", "write platform=cpu"),
@@ -63,7 +64,7 @@ def test_a_wrong_word(verb: Verb, word: str, says: str):
         (TRAIN, ["platform=cpu", "method.coef=2", "data.train_files=[a,b]", "method.clip=null", "method={coef: 2}"]),
         (TRAIN, ["+teachers.math.model_path=x", "++method.coef=1", "~trainer.logger", "data.train_batch_size=${a}"]),
         (TRAIN, ["trainer.logger.0=wandb", "trainer.logger=wandb", "actor_rollout_ref.rollout.top_p=0.9"]),
-        (TRAIN, ["actor@actor_rollout_ref.actor=dp_actor", "hydra.run.dir=x", "hardware=h100_8x", "update=null"]),
+        (TRAIN, ["actor@actor_rollout_ref.actor=dp_actor", "hydra.run.dir=x", "hardware=h100_8x"]),
         (SCORE, ["model=x", "data=y", "teacher=fp8", "teacher.urls=[a]"]),
     ],
 )
