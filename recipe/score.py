@@ -53,11 +53,12 @@ class ScoreConfig:
             raise ValueError(f"disagreements={self.disagreements} must be >= 0")
 
 
-register_verb("score", ScoreConfig, groups=[CONFIGS / "teacher"])
+register_verb("score", ScoreConfig, groups=("teacher",))
 VERB = Verb(
     "score",
     doc=str(__doc__),
     settings={"": ScoreConfig},
+    groups=(CONFIGS / "teacher",),
     keys=dict.fromkeys(["data", "out", "model", "disagreements", *(f"teacher.{name}" for name in SCORING)], ""),
     more="More: docs/stages.md, docs/teacher.md; every key of the teacher in verl_ext/teacher/config.py.",
     errors=(ValueError, RuntimeError, TimeoutError),
@@ -66,12 +67,7 @@ VERB = Verb(
 
 
 def score(config: ScoreConfig, console: Console) -> None:
-    """Score, write, print.
-
-    Raises:
-        ValueError: naming the key, if something is missing or does not fit.
-        RuntimeError, TimeoutError: if the teacher does not start, or no answer was scored.
-    """
+    """Score, write, print. Raises the errors of `VERB`, in one line that names the key."""
     answers, out = Answers.read("data", config.data), Path(config.out)
     model = config.model or answers.model
     check_model("model", model)

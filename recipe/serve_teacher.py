@@ -35,11 +35,12 @@ class ServeConfig:
     """File for the server's output."""
 
 
-register_verb("serve_teacher", ServeConfig, groups=[CONFIGS / "teacher"])
+register_verb("serve_teacher", ServeConfig, groups=("teacher",))
 VERB = Verb(
     "serve_teacher",
     doc=str(__doc__),
     settings={"": ServeConfig},
+    groups=(CONFIGS / "teacher",),
     keys=dict.fromkeys([*(f"teacher.{name}" for name in SERVING), "log_path"], ""),
     more="More: docs/teacher.md; every key of the teacher in verl_ext/teacher/config.py.",
     errors=(ValueError, RuntimeError, TimeoutError),

@@ -1,6 +1,7 @@
 """How the verbs of `recipe/` meet Hydra: dataclasses as schemas, no side files, verl's YAML without importing verl."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -22,18 +23,31 @@ def _lift_readonly(node: DictConfig) -> None:
             _lift_readonly(node[key])
 
 
-def register_verb(name: str, config_class: type, groups: Sequence[Path] = ()) -> None:
+def register_verb(name: str, config_class: type, groups: Sequence[str] = ()) -> None:
     """Make a dataclass the whole configuration of a verb whose only outputs are its own: no Hydra folders or logs.
 
-    `groups` are folders named like a field, whose files are sets of values for it. Only they become groups: with all of
-    `configs/` in Hydra's path, a key named like another folder (`model`) could not be set.
+    `groups` are the fields for which `Verb.groups` has sets of values.
     """
     register_schema(f"{name}_schema", config_class)
-    for folder in groups:
-        for file in sorted(folder.glob("*.yaml")):
-            node = OmegaConf.load(file)
-            ConfigStore.instance().store(group=folder.name, name=file.stem, node=node, package=folder.name)
     quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
     hydra_part = {"run": {"dir": "."}, "output_subdir": None}
-    defaults = [f"{name}_schema", *({folder.name: None} for folder in groups), *quiet, "_self_"]
+    defaults = [f"{name}_schema", *({group: None} for group in groups), *quiet, "_self_"]
     ConfigStore.instance().store(name=name, node={"defaults": defaults, "hydra": hydra_part})
+
+
+@contextlib.contextmanager
+def group_files(folders: Sequence[Path]) -> Iterator[None]:
+    """The files of each folder are choices of the group of its name, for the length of a `with`.
+
+    Only these folders: with all of `configs/` in Hydra's path, a key named like another one (`model`) could not be set.
+    Only so long: Hydra's store is one for the process, and a verb may have a key of that name and no group.
+    """
+    store = ConfigStore.instance()
+    for folder in folders:
+        for file in sorted(folder.glob("*.yaml")):
+            store.store(group=folder.name, name=file.stem, node=OmegaConf.load(file), package=folder.name)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            del store.repo[folder.name]

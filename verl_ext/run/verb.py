@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from verl_ext.run.command import as_typed, versions
 from verl_ext.run.completion import candidates
 from verl_ext.run.help import help_text
+from verl_ext.run.hydra import group_files
 from verl_ext.run.overrides import check_overrides, in_one_line
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -38,6 +39,8 @@ class Verb:
     """Where in the configuration a dataclass of ours stands ("": all of it) -> the dataclass, which documents it."""
     config_dir: Path | None = None
     """Folder of its YAML files; None where `register_verb` registered its settings."""
+    groups: tuple[Path, ...] = ()
+    """Folders whose files are choices of a group, where there is no `config_dir`."""
     noun: str = ""
     """Word that comes before the overrides: what is planned or compared."""
     required: tuple[str, ...] = ()
@@ -62,7 +65,7 @@ class Verb:
             self.prepare()
         folder = self.config_dir
         finding = partial(initialize_config_dir, str(folder)) if folder else partial(initialize, None)
-        with finding(version_base=None):
+        with group_files(self.groups), finding(version_base=None):
             yield
 
 
@@ -158,6 +161,7 @@ def _run_hydra(verb: Verb, task: Callable[[DictConfig], None], words: list[str],
 
     directory = str(verb.config_dir) if verb.config_dir else None
     try:
-        hydra.main(version_base=None, config_path=directory, config_name=verb.name)(run)()
+        with group_files(verb.groups):
+            hydra.main(version_base=None, config_path=directory, config_name=verb.name)(run)()
     finally:
         os.environ.pop(FULL_ERROR, None)
