@@ -5,7 +5,7 @@
     verl-opd --version                # of this project, verl, vLLM and torch
     eval "$(verl-opd --completion bash)"   # complete verbs, keys, groups and choices with TAB
 
-In a checkout `python -m recipe` is the same command, and `python -m recipe.FILE` one verb.
+In a checkout `python -m recipe` is the same command, and `python -m recipe.<file>` one verb.
 """
 
 import ast
