@@ -16,10 +16,10 @@ RUN python3.12 -m venv .venv \
 
 COPY pyproject.toml README.md LICENSE ./
 COPY verl_ext verl_ext
-RUN .venv/bin/python -m pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 COPY configs configs
 COPY data data
 COPY recipe recipe
+RUN .venv/bin/python -m pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
 # 1000 is Ubuntu's own user. What a run writes: `outputs`; downloads: HF_HOME; compiled kernels: .cache.
 RUN useradd --create-home --uid 1001 opd \

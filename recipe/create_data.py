@@ -1,23 +1,22 @@
-"""Turn sentences and a prompt into parquet: rows in which the teacher sees the prompt and the student does not.
+"""Turn sentences and a prompt into rows: only the teacher sees the prompt.
 
-    python -m recipe.create_data   # Tinker's sentences, short prompt
-    python -m recipe.create_data prompt=tinker   # Tinker's full prompt
-    python -m recipe.create_data source=file sentences=my.jsonl prompt=my_prompt.txt   # your own
-    python -m recipe.create_data prompt=tinker teacher=MODEL   # and the prompted teacher's labels to train on
-    python -m recipe.create_data source=hub prompt=math student_prompt=math data_source=math   # problems of the hub
+    # on a CPU: Tinker's sentences and a short prompt; your own; problems of the hub
+    python -m recipe.create_data
+    python -m recipe.create_data source=file sentences=my.jsonl prompt=my_prompt.txt
+    python -m recipe.create_data source=hub prompt=math student_prompt=math data_source=math
+    # on a GPU: the prompted teacher's labels too, to train on
+    python -m recipe.create_data prompt=tinker teacher=Qwen/Qwen3-4B-Instruct-2507
 
-Writes train.parquet, heldout.parquet, edge.parquet and manifest.json (columns: data/README.md); with a teacher also
-conversations.jsonl (Tinker's format), conversations.parquet (verl's), labels_manifest.json, and answers.jsonl, from
-which an interrupted run goes on. A second run with the same settings finds its files and changes nothing; one with
-other settings is refused.
+Writes train.parquet, heldout.parquet, edge.parquet and manifest.json; with a teacher also
+conversations.jsonl (Tinker's format), conversations.parquet (verl's), labels_manifest.json, and
+answers.jsonl, from which an interrupted run goes on. A second run with the same settings changes
+nothing; one with other settings is refused.
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import hydra
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
@@ -25,6 +24,7 @@ from verl_ext.data.create import RowsConfig, create_rows, package_version
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.models import check_model
 from verl_ext.run.settings import settings_of
+from verl_ext.run.verb import Verb, run_verb
 from verl_ext.sampling.teacher_labels import LabelConfig, LabelRun, create_labels
 from verl_ext.sampling.types import EngineConfig, SamplingConfig, SamplingError
 
@@ -67,19 +67,25 @@ def label(config: CreateDataConfig) -> str:
 
 
 register_verb("create_data", CreateDataConfig)
+VERB = Verb(
+    "create_data",
+    doc=str(__doc__),
+    settings={"": CreateDataConfig},
+    more="More: data/README.md (columns), docs/configuration.md, docs/sft.md (labels).",
+    errors=(ValueError, FileNotFoundError, SamplingError),
+    interrupted="interrupted; the same command goes on from the answers that it has",
+)
 
 
-@hydra.main(version_base=None, config_path=None, config_name="create_data")
-def main(config: DictConfig) -> None:
-    try:
-        settings = settings_of(config, CreateDataConfig)
-        print(create_rows(settings, PROMPTS), flush=True)
-        if settings.teacher:
-            print(label(settings))
-    except (ValueError, FileNotFoundError, SamplingError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the answers that it has")
+def create_data(config: DictConfig) -> None:
+    settings = settings_of(config, CreateDataConfig)
+    print(create_rows(settings, PROMPTS), flush=True)
+    if settings.teacher:
+        print(label(settings))
+
+
+def main() -> None:
+    run_verb(VERB, create_data)
 
 
 if __name__ == "__main__":

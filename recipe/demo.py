@@ -1,133 +1,46 @@
-"""The main job on this machine's CPU, start to end: data, tiny pair, on-policy distillation, evaluation, summary.
+"""The main job on this machine's CPU: data, tiny pair, training, evaluation.
 
-    make demo
+    # on a CPU; a GPU is of no use to it. `make demo` is the same and sets everything up first.
+    python -m recipe.demo steps=16
 
-Every stage is a verb of its own, printed as it is run; each keeps what it finished, so that the command can be
-interrupted and repeated.
+Every stage is a verb of its own, printed as it is run; each keeps what it finished, so that the
+command can be interrupted and repeated. It needs the teacher's environment, .venv-teacher, here.
 """
 
-import json
 import os
-import shlex
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from rich.console import Console
-from rich.table import Table
 
+from verl_ext.demo.config import DemoConfig
+from verl_ext.demo.stages import run_stages, summarise, summary_table
 from verl_ext.run.files import write_json
 from verl_ext.run.hydra import register_verb
-from verl_ext.run.metrics import read_metrics
 from verl_ext.run.settings import settings_of
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Settings of the demo.
-
-    out: folder of everything it makes.
-    steps: training steps, >= 1.
-    install_seconds: what the installation before it took, seconds; `make demo` passes it on.
-    """
-
-    out: str = "outputs/demo"
-    steps: int = 16
-    install_seconds: float = 0.0
-
+from verl_ext.run.verb import Verb, as_typed, run_verb
 
 register_verb("demo", DemoConfig)
+VERB = Verb("demo", doc=str(__doc__), settings={"": DemoConfig}, more="More: docs/results/cpu-demo.md.")
 
 
-def run_verb(module: str, *arguments: str) -> float:
-    """Run one verb and show its command; returns its seconds, exits with its status if it fails."""
-    command = [sys.executable, "-m", module, *arguments]
-    print(f"\n$ python -m {module} {shlex.join(arguments)}", flush=True)
-    started = time.perf_counter()
-    status = subprocess.run(command, check=False).returncode
-    if status:
-        sys.exit(status)
-    return time.perf_counter() - started
-
-
-def run_stages(config: DemoConfig) -> dict[str, float]:
-    """All stages in order; returns their seconds."""
-    out = config.out
-    data, base, run = f"{out}/data", f"{out}/models/base", f"{out}/run"
-    return {
-        "data": run_verb("recipe.create_data", f"out_dir={data}", "max_chars=64"),
-        "tiny_pair": run_verb("recipe.tiny_pair", f"data_dir={data}", f"out_dir={base}"),
-        "on_policy_distillation": run_verb(
-            "recipe.on_policy_distillation",
-            "platform=cpu",
-            "task=demo",
-            f"run_dir={run}",
-            f"student.path={base}",
-            f"data.train_files={data}/train.parquet",
-            f"data.val_files={data}/heldout.parquet",
-            f"trainer.total_training_steps={config.steps}",
-        ),
-        "evaluate": run_verb(
-            "recipe.evaluate",
-            f"data={data}/heldout.parquet",
-            f"edge={data}/edge.parquet",
-            f"base={base}",
-            f"teacher={base}",
-            f"student={run}/student",
-            f"out={out}/eval.json",
-            "max_tokens=8",
-            "dtype=float32",
-        ),
-    }
-
-
-def summarise(config: DemoConfig, stage_seconds: dict[str, float]) -> dict[str, Any]:
-    """The numbers of the run, read back from what the stages wrote."""
-    out = Path(config.out)
-    evaluation = json.loads((out / "eval.json").read_text())
-    run = json.loads((out / "run" / "run.json").read_text())
-    rows = read_metrics(out / "run" / "metrics.jsonl")
-    return {
-        "base_accuracy": evaluation["base"]["accuracy"],
-        "teacher_accuracy": evaluation["teacher"]["accuracy"],
-        "student_accuracy": evaluation["student"]["accuracy"],
-        "student_over_teacher": evaluation["student"]["accuracy"] / evaluation["teacher"]["accuracy"],
-        "teacher_kl_first": rows[0]["teacher_kl"],
-        "teacher_kl_last": rows[-1]["teacher_kl"],
-        "steps": len(rows),
-        "seconds_step_median": sorted(row["timing_s/step"] for row in rows)[len(rows) // 2],
-        "seconds_install": config.install_seconds,
-        "seconds_startup": run["seconds"]["startup"],
-        "seconds_train": run["seconds"]["train"],
-        "seconds_stages": stage_seconds,
-        "seconds_total": config.install_seconds + sum(stage_seconds.values()),
-    }
-
-
-@hydra.main(version_base=None, config_path=None, config_name="demo")
-def main(config: Any) -> None:
+def demo(config: Any) -> None:
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     settings = settings_of(config, DemoConfig)
-    summary = summarise(settings, run_stages(settings))
+    summary = summarise(settings, run_stages(settings, str(__package__)))
     file = Path(settings.out) / "summary.json"
     write_json(file, summary)
-    table = Table(title="demo: the prompt moved into the weights")
-    table.add_column("")
-    table.add_column("value", justify="right")
-    for key, value in summary.items():
-        if not isinstance(value, dict):
-            table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    Console().print(summary_table(summary))
     print(f"{file} written; curves: tensorboard --logdir {settings.out}/run/tensorboard")
     print(
         "next, the same by SFT on the teacher's labels, as Tinker does it: bash examples/sft_prompt_distillation_cpu.sh"
     )
-    print("your own sentences and prompt: python -m recipe.create_data --help")
+    print(as_typed("your own sentences and prompt: python -m recipe.create_data --help"))
+
+
+def main() -> None:
+    run_verb(VERB, demo)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     main()

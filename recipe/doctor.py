@@ -1,21 +1,23 @@
-"""Look at a run before it starts: one table of what is right, what is not, and what to change.
+"""Look at a run before it starts: what is right, what is not, and what to change.
 
-    python -m recipe.doctor platform=cpu student.path=MODEL \
+    # on a CPU: the tiny pair
+    python -m recipe.doctor platform=cpu task=demo student.path=outputs/demo/models/base \\
+        data.train_files=train.parquet data.val_files=heldout.parquet
+    # on a GPU
+    python -m recipe.doctor model=qwen3_4b_from_30b hardware=h200_1x update=lora teacher=fp8 \\
         data.train_files=train.parquet data.val_files=heldout.parquet
 
-Takes the very settings of `recipe.on_policy_distillation`, and its own under `doctor` (class DoctorConfig in
-verl_ext/checks/config.py). Ends with status 1 when a check fails; doctor.json holds every number.
+Takes the very settings of `python -m recipe.on_policy_distillation`, and its own under `doctor`.
+Ends with status 1 when a check fails; doctor.json holds every number.
 
-    python -m recipe.doctor --list                   # every check, what it takes, and which commands it concerns
-    python -m recipe.doctor --report platform=cpu ...   # what a bug report needs; no engine starts, no secret is shown
+    python -m recipe.doctor --list                      # every check, its cost, its commands
+    python -m recipe.doctor --report platform=cpu ...   # what a bug report needs, no secret in it
 """
 
 import sys
 from pathlib import Path
 
-import hydra
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from verl_ext.checks.config import DoctorConfig
@@ -26,22 +28,36 @@ from verl_ext.checks.registry import checks_table
 from verl_ext.checks.report import bug_report
 from verl_ext.checks.run import look
 from verl_ext.checks.schemas import prepare_training_configs
+from verl_ext.run.field_docs import field_docs
 from verl_ext.run.files import write_json
+from verl_ext.run.hydra import register_schema
+from verl_ext.run.verb import Verb, run_verb
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.config import MethodConfig
+from verl_ext.trainer.keys import KEYS
 
-SCHEMA = OmegaConf.structured(DoctorConfig)
-OmegaConf.set_readonly(SCHEMA, None)  # a frozen dataclass' node is read-only, and Hydra could not compose it
-ConfigStore.instance().store(group="doctor", name="settings", node=SCHEMA)
+from . import CONFIGS
+
+register_schema("settings", DoctorConfig, group="doctor")
+TRAINING = ("student.path", "data.train_files", "data.val_files", "teacher.model_path", "teacher.mode", "teacher.urls")
+VERB = Verb(
+    "on_policy_distillation",
+    doc=str(__doc__),
+    settings={"method": MethodConfig, "teacher": TeacherConfig, "doctor": DoctorConfig},
+    config_dir=CONFIGS,
+    keys={key: KEYS[key] for key in TRAINING} | {f"doctor.{name}": "" for name in field_docs(DoctorConfig)},
+    required=("data.train_files", "data.val_files"),
+    added=("+doctor=settings",),
+    prepare=prepare_training_configs,
+    more="More: docs/doctor.md; the training's other settings: `python -m recipe.on_policy_distillation --help`.",
+)
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="on_policy_distillation")
-def main(config: DictConfig) -> None:
+def doctor(config: DictConfig) -> None:
     if config.doctor.report:
         print(bug_report(config, look(context_of_run(config))))
         return
-    try:
-        findings = diagnose(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    findings = diagnose(config)
     print_table(findings, Console())
     write_json(Path(config.doctor.out), report(findings))
     bad = failed(findings)
@@ -49,13 +65,13 @@ def main(config: DictConfig) -> None:
     sys.exit(1 if bad else 0)
 
 
-if __name__ == "__main__":
-    if "--list" in sys.argv[1:]:
+def main() -> None:
+    words = sys.argv[1:]
+    if "--list" in words:
         print(checks_table())
-        sys.exit()
-    prepare_training_configs()
-    sys.argv[1:] = ["doctor.report=true" if word == "--report" else word for word in sys.argv[1:]]
-    own = "+doctor=settings"  # Hydra's way to add to a configuration that another verb owns
-    flags_first = sys.argv[1:2] and sys.argv[1].startswith("-")  # argparse wants the overrides in one piece
-    sys.argv.insert(len(sys.argv) if flags_first else 1, own)
+        return
+    run_verb(VERB, doctor, ["doctor.report=true" if word == "--report" else word for word in words])
+
+
+if __name__ == "__main__":
     main()

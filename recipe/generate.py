@@ -1,30 +1,28 @@
-"""Sample a model's answers and keep them, token by token: the first half of an on-policy step, on its own.
+"""Sample a model's answers, token by token: the first half of an on-policy step.
 
-    python -m recipe.generate model=MODEL data=rows.parquet out=answers.parquet n=4
-    python -m recipe.generate model=MODEL data=rows.parquet out=prompted.parquet view=teacher   # with the prompt
+    # on a CPU: the tiny pair
+    python -m recipe.generate model=outputs/demo/models/base data=rows.parquet engine.dtype=float32
+    # on a GPU, four samples a row, with the prompt
+    python -m recipe.generate model=Qwen/Qwen3-4B-Instruct-2507 data=rows.parquet n=4 view=teacher
 
-Writes a row a sample: the data's columns and `row`, `sample`, `response`, `response_ids`, `rollout_logprobs` (nats),
-`finish_reason`, `truncated`. Interrupted, the same command goes on; complete, it changes nothing. What `sampling.*` and
-`engine.*` mean: verl_ext/sampling/types.py. The defaults here are those of training: the model's own distribution.
+Writes a row a sample: the data's columns and `row`, `sample`, `response`, `response_ids`,
+`rollout_logprobs` (nats), `finish_reason`, `truncated`. Interrupted, the same command goes on;
+complete, it changes nothing. The defaults are those of training: the model's own distribution.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
-import numpy as np
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from verl_ext.checks.check import GENERATE
 from verl_ext.checks.context import Context
 from verl_ext.checks.run import refuse
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
-from verl_ext.sampling.answers import VIEWS, AnswerRun, Answers, generate
+from verl_ext.run.verb import Verb, as_typed, run_verb
+from verl_ext.sampling.answers import VIEWS, AnswerRun, generate, summary
 from verl_ext.sampling.types import EngineConfig, SamplingConfig
 
 
@@ -64,43 +62,30 @@ class GenerateConfig:
 
 
 register_verb("generate", GenerateConfig)
+VERB = Verb(
+    "generate",
+    doc=str(__doc__),
+    settings={"": GenerateConfig},
+    more="More: docs/stages.md; verl_ext/sampling/types.py.",
+    interrupted="interrupted; the same command goes on from the answers that it has",
+)
 
 
-def summary(answers: Answers, took: dict[str, float] | None) -> Table:
-    """What there is now, and how fast this command sampled its part."""
-    lengths = [len(ids) for ids in answers.arrays("response_ids")]
-    n = answers.settings["n"]
-    table = Table("", "value", title="answers", title_justify="left")
-    table.columns[1].justify = "right"
-    table.add_row("model", Text(answers.model))
-    table.add_row("view", answers.view)
-    table.add_row("rows", f"{len(lengths) // n:,}")
-    table.add_row("samples", f"{len(lengths):,}")
-    table.add_row("  sampled now", f"{took['rows']:,.0f}" if took else "0: up to date")
-    table.add_row("tokens/s", f"{took['tokens_per_second']:,.0f}" if took else "-")
-    table.add_row("mean length (tokens)", f"{np.mean(lengths):.1f}")
-    table.add_row("truncated share", f"{np.mean(answers.table['truncated'].to_pylist()):.3f}")
-    return table
-
-
-@hydra.main(version_base=None, config_path=None, config_name="generate")
-def main(config: Any) -> None:
-    try:
-        settings = settings_of(config, GenerateConfig)
-        run = AnswerRun(
-            *(settings.model, settings.data, settings.view, settings.n, settings.limit),
-            *(settings.sampling, settings.engine),
-        )
-        context = Context(models=lambda: {"model": run.model}, rows=lambda: run.rows.to_pylist())
-        refuse(GENERATE, context)
-        answers, took = generate(run, Path(settings.out), settings.chunk, settings.overwrite)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the answers that it has")
+def generate_answers(config: Any) -> None:
+    settings = settings_of(config, GenerateConfig)
+    run = AnswerRun(
+        *(settings.model, settings.data, settings.view, settings.n, settings.limit),
+        *(settings.sampling, settings.engine),
+    )
+    refuse(GENERATE, Context(models=lambda: {"model": run.model}, rows=lambda: run.rows.to_pylist()))
+    answers, took = generate(run, Path(settings.out), settings.chunk, settings.overwrite)
     Console().print(summary(answers, took))
     print(f"{settings.out} written; next, what a teacher thinks of every token:")
-    print(f"  python -m recipe.score data={settings.out} teacher.model_path=TEACHER out=scored.parquet")
+    print(as_typed(f"  python -m recipe.score data={settings.out} teacher.model_path=TEACHER out=scored.parquet"))
+
+
+def main() -> None:
+    run_verb(VERB, generate_answers)
 
 
 if __name__ == "__main__":

@@ -1,90 +1,60 @@
-"""Train a student on its own samples, scored token by token by a teacher (reverse KL).
+"""Train a student on its own samples, scored token by token by a teacher.
 
-    python -m recipe.on_policy_distillation platform=cpu student.path=MODEL \
+    # on a CPU: the tiny pair
+    python -m recipe.on_policy_distillation platform=cpu task=demo student.path=outputs/demo/models/base \\
         data.train_files=train.parquet data.val_files=heldout.parquet
+    # on a GPU
+    python -m recipe.on_policy_distillation model=qwen3_4b_from_30b hardware=h200_1x update=lora \\
+        teacher=fp8 data.train_files=train.parquet data.val_files=heldout.parquet
 
-`--help` and `--cfg job` show every setting; any of them can be overridden on the command line.
+Everything of a run is in run_dir: settings, metrics, checkpoints, logs, the student.
 """
 
-import sys
 import time
 from pathlib import Path
 
-import hydra
-import ray
 from omegaconf import DictConfig, OmegaConf
-from ray.exceptions import RayError
 
 from verl_ext.checks.run import check
 from verl_ext.checks.schemas import prepare_training_configs
-from verl_ext.run.console import RunConsole
 from verl_ext.run.files import save_resolved_config
 from verl_ext.run.metrics import mark_stage
-from verl_ext.run.ray_session import as_actor, ray_session
-from verl_ext.run.settings import mapping_of
-from verl_ext.student.export import export_what_is_missing
-from verl_ext.student.model_card import write_cards
-from verl_ext.teacher.server.start import start_teachers
-from verl_ext.teacher.teachers import teachers_of
+from verl_ext.run.verb import Verb, run_verb
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.config import MethodConfig
+from verl_ext.trainer.keys import KEYS
+
+from . import CONFIGS
+
+VERB = Verb(
+    "on_policy_distillation",
+    doc=str(__doc__),
+    settings={"method": MethodConfig, "teacher": TeacherConfig},
+    config_dir=CONFIGS,
+    keys=KEYS,
+    required=("data.train_files", "data.val_files"),
+    prepare=prepare_training_configs,
+    more="More: docs/configuration.md, docs/method.md, docs/teacher.md; all of `method` and `teacher` in\n"
+    "verl_ext/trainer/config.py and verl_ext/teacher/config.py; verl's own keys in verl/trainer/config.",
+)
 
 
-def train(config: DictConfig, started: float) -> None:
-    """Run the whole job. Every process it started is gone when it returns or raises."""
-    from verl_ext.trainer.runner import Runner
-
-    run_dir = Path(config.run_dir)
-    ray_init = mapping_of(config.ray_kwargs.ray_init)
-    with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
-        console.stage("Ray is up")
-        mark_stage(run_dir, "Ray is up")
-        teachers, worker_config = start_teachers(config)
-        if any(teacher.share_device for teacher in teachers_of(config).values()):
-            ray.get(list(teachers))  # its memory is taken before trainer and vLLM measure what is free
-        training = as_actor(Runner).remote().run.remote(worker_config)
-        pending = [*teachers, training]
-        while training in pending:
-            done, pending = ray.wait(pending, num_returns=1, timeout=0.5)
-            console.update()
-            if console.seconds_since_progress() > config.stall_timeout_s:
-                raise TimeoutError(
-                    f"no step ended for stall_timeout_s={config.stall_timeout_s} seconds; the run is at {console.place}"
-                )
-            for reference in done:
-                answer = ray.get(reference)
-                if reference != training:
-                    mark_stage(run_dir, "teacher answers")
-                    console.stage(f"the teacher {teachers[reference][0]} answers log-prob requests at {answer}")
-        console.update()
-    if config.actor_rollout_ref.model.lora_rank and config.trainer.save_freq > 0:
-        export_what_is_missing(config)
-    if (run_dir / "metrics.jsonl").is_file():
-        write_cards(run_dir)  # with the last step, which the last checkpoint's card does not know yet
-    console.finish()
-
-
-@hydra.main(version_base=None, config_path="../configs", config_name="on_policy_distillation")
-def main(config: DictConfig) -> None:
+def train(config: DictConfig) -> None:
     started = time.perf_counter()
     config.run_dir = str(Path(config.run_dir).resolve())
-    try:
-        lines = check(config)
-        save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
-        mark_stage(config.run_dir, "settings are checked")
-        for line in lines:
-            print(line, flush=True)
-        train(config, started)
-    except (RayError, RuntimeError, TimeoutError) as error:  # before ValueError: Ray's errors are also their cause's
-        print(error, file=sys.stderr)
-        sys.exit(
-            f"error: the run failed: {str(error).strip().splitlines()[-1]}\n"
-            f"every process' output is in {config.run_dir}/logs; the same command resumes from the last checkpoint"
-        )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted; the same command resumes from the last checkpoint in {config.run_dir}")
+    lines = check(config)
+    save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
+    mark_stage(config.run_dir, "settings are checked")
+    for line in lines:
+        print(line, flush=True)
+    from verl_ext.trainer.launch import launch  # Ray and verl, of no use before the checks have passed
+
+    launch(config, started)
+
+
+def main() -> None:
+    run_verb(VERB, train)
 
 
 if __name__ == "__main__":
-    prepare_training_configs()
     main()

@@ -1,16 +1,19 @@
-"""What a run needs in memory, before anything is started: weights, caches, optimizer, activations, by device and phase.
+"""What a run needs in memory, by device and phase, before anything is started.
 
+    # on a CPU: the tiny pair
+    python -m recipe.plan memory student.path=outputs/demo/models/base hardware=cpu task=demo
+    # on a GPU; as stacked bars against the capacity too
     python -m recipe.plan memory model=qwen3_4b_from_30b hardware=gb10_128gb update=lora teacher=fp8
-    python -m recipe.plan memory ... picture=plan.svg       # and as stacked bars against the capacity
+    python -m recipe.plan memory ... picture=plan.svg
 
-Takes any override of the training command. Reads configurations only: of the run, and each model's config.json (a
-folder's, or the numbers of the published Qwen3 models, which ship with this package). Exit status 1: does not fit.
+Takes any override of the training command. Reads configurations only: of the run, and each model's
+config.json (a folder's, or the numbers of the published Qwen3 models, which ship with this
+package). Exit status 1: does not fit.
 """
 
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -20,10 +23,24 @@ from verl_ext.plan.hardware import HardwareConfig, hardware_of
 from verl_ext.plan.layout import overflows, pools, problems
 from verl_ext.plan.report import draw, table, title
 from verl_ext.plan.run import Run, read_run
+from verl_ext.run.verb import Verb, run_verb
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.config import MethodConfig
+from verl_ext.trainer.keys import PLANNED
 
-WHAT = "memory"
-REQUIRED = ("data.train_files=-", "data.val_files=-")
-"""Rows that the training configuration asks for and no plan needs."""
+from . import CONFIGS
+
+VERB = Verb(
+    "on_policy_distillation",
+    doc=str(__doc__),
+    settings={"method": MethodConfig, "teacher": TeacherConfig},
+    config_dir=CONFIGS,
+    noun="memory",
+    keys=PLANNED,
+    added=("+picture=null",),
+    prepare=prepare_training_configs,
+    more="More: docs/planner.md.",
+)
 
 
 def explain(run: Run, hardware: HardwareConfig, console: Console) -> bool:
@@ -45,34 +62,19 @@ def explain(run: Run, hardware: HardwareConfig, console: Console) -> bool:
     return False
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="on_policy_distillation")
-def main(config: DictConfig) -> None:
-    try:
-        hardware = hardware_of(config.get("hardware"))
-        run = read_run(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def plan(config: DictConfig) -> None:
+    hardware = hardware_of(config.get("hardware"))
+    run = read_run(config)
     fits = explain(run, hardware, Console())
-    if config.get("picture"):
+    if config.picture:
         draw(pools(run, hardware), title(run, hardware), Path(config.picture))
         print(f"picture: {config.picture}")
     sys.exit(not fits)
 
 
-def command_line(words: list[str]) -> list[str]:
-    """Hydra's overrides from ours: without the word `memory`, with `picture=` as a key of its own."""
-    if words[:1] == [WHAT]:
-        words = words[1:]
-    elif not words or not words[0].startswith("-"):
-        sys.exit(f"error: what to plan? python -m recipe.plan {WHAT} [key=value ...]")
-    words = [f"+{word}" if word.startswith("picture=") else word for word in words]
-    # argparse wants the overrides in one piece, before or after the flags.
-    return [*words, *REQUIRED] if words and words[0].startswith("-") else [*REQUIRED, *words]
+def main() -> None:
+    run_verb(VERB, plan)
 
 
 if __name__ == "__main__":
-    prepare_training_configs()
-    if {"--help", "-h"} & set(sys.argv):
-        print(__doc__)
-    sys.argv[1:] = command_line(sys.argv[1:])
     main()

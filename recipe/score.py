@@ -1,22 +1,21 @@
-"""Score sampled answers with a teacher, token by token: the second half of an on-policy step, on its own.
+"""Score sampled answers with a teacher, token by token: the other half of that step.
 
-    python -m recipe.score data=answers.parquet teacher.model_path=MODEL out=scored.parquet
-    python -m recipe.score data=answers.parquet teacher=fp8 teacher.model_path=MODEL          # configs/teacher/
+    # on a CPU: the tiny pair
+    python -m recipe.score data=answers.parquet teacher.model_path=outputs/demo/models/base
+    # on a GPU; by a server that runs
+    python -m recipe.score data=answers.parquet teacher=fp8 teacher.model_path=MODEL
     python -m recipe.score data=answers.parquet teacher.mode=external 'teacher.urls=[http://host:30000]'
 
-The teacher sees the column `teacher_messages`, whatever the model saw that answered. Writes the answers with
-`teacher_logprobs` (nats, one a token) and `teacher_error`; an answer without a score is kept, with nulls. With
-`teacher.store_path` no sample is scored twice, here or in training. Ends with status 1 where nothing was scored. What
-`teacher.*` means: verl_ext/teacher/config.py.
+The teacher sees the column `teacher_messages`, whatever the model saw that answered. Writes the
+answers with `teacher_logprobs` (nats, one a token) and `teacher_error`; an answer without a score
+is kept, with nulls. With `teacher.store_path` no sample is scored twice, here or in training. Ends
+with status 1 where nothing was scored.
 """
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import hydra
 from rich.console import Console
 
 from verl_ext.checks.check import SCORE
@@ -26,9 +25,13 @@ from verl_ext.evaluation.disagreement import score_answers
 from verl_ext.evaluation.disagreement_report import disagreement_table, summary, with_scores
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
+from verl_ext.run.verb import Verb, as_typed, run_verb
 from verl_ext.sampling.answers import Answers
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.keys import SCORING
 from verl_ext.teacher.types import DEFAULT_TEACHER
+
+from . import CONFIGS
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,20 @@ class ScoreConfig:
 
 
 register_verb("score", ScoreConfig, groups=("teacher",))
+VERB = Verb(
+    "score",
+    doc=str(__doc__),
+    settings={"": ScoreConfig},
+    groups=(CONFIGS / "teacher",),
+    keys=dict.fromkeys(["data", "out", "model", "disagreements", *(f"teacher.{name}" for name in SCORING)], ""),
+    more="More: docs/stages.md, docs/teacher.md; every key of the teacher in verl_ext/teacher/config.py.",
+    errors=(ValueError, RuntimeError, TimeoutError),
+    interrupted="interrupted; with teacher.store_path the same command goes on from the scores that it has",
+)
 
 
 def score(config: ScoreConfig, console: Console) -> None:
-    """Score, write, print.
-
-    Raises:
-        ValueError: naming the key, if something is missing or does not fit.
-        RuntimeError, TimeoutError: if the teacher does not start, or no answer was scored.
-    """
+    """Score, write, print. Raises the errors of `VERB`, in one line that names the key."""
     answers, out = Answers.read("data", config.data), Path(config.out)
     model = config.model or answers.model
     context = Context(
@@ -88,18 +96,12 @@ def score(config: ScoreConfig, console: Console) -> None:
     asked = f"teacher.model_path={teacher.model_path}"
     if teacher.mode == "external":
         asked = f"teacher.mode=external 'teacher.urls=[{','.join(teacher.urls)}]'"
-    print(f"next: python -m recipe.on_policy_distillation student.path={model} {asked} \\")
+    print(as_typed(f"next: python -m recipe.on_policy_distillation student.path={model} {asked} \\"))
     print("    data.train_files=TRAIN.parquet data.val_files=HELDOUT.parquet")
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="score")
-def main(config: Any) -> None:
-    try:
-        score(settings_of(config, ScoreConfig), Console())
-    except (ValueError, RuntimeError, TimeoutError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; with teacher.store_path the same command goes on from the scores that it has")
+def main() -> None:
+    run_verb(VERB, lambda config: score(settings_of(config, ScoreConfig), Console()))
 
 
 if __name__ == "__main__":

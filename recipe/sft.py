@@ -1,16 +1,20 @@
-"""Train a student on a teacher's labels, without the prompt that the teacher had (SFT prompt distillation).
+"""Train a student on a prompted teacher's labels, without the prompt (SFT baseline).
 
-    torchrun --nproc-per-node 8 -m recipe.sft student.path=MODEL data.train_files=conversations.jsonl
-    python -m recipe.sft platform=cpu task=demo student.path=MODEL data.train_files=conversations.jsonl
+    # on a CPU: the tiny pair
+    python -m recipe.sft platform=cpu task=demo student.path=outputs/demo/models/base \\
+        data.train_files=conversations.jsonl
+    # on 8 GPUs
+    python -m recipe.sft --nproc 8 student.path=Qwen/Qwen3-4B-Instruct-2507 \\
+        data.train_files=conversations.jsonl
 
-The second form is one process. `--help` and `--cfg job` show every setting; any can be overridden on the command line.
+`--nproc N` starts torchrun for N processes of this machine, one a GPU; without it there is one.
+torchrun on several nodes: docs/sft.md.
 """
 
 import sys
 import time
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.checks.run import check_sft
@@ -18,21 +22,37 @@ from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.console import SftConsole
 from verl_ext.run.files import save_resolved_config
 from verl_ext.run.settings import mapping_of
+from verl_ext.run.verb import Verb, run_verb
+from verl_ext.sft.config import SftConfig
 from verl_ext.sft.environment import SILENCE_S, output_into, prepare_environment
+from verl_ext.sft.keys import KEYS
+from verl_ext.sft.torchrun import processes, start_torchrun
 from verl_ext.student.model_card import write_cards
 
+from . import CONFIGS
 
-@hydra.main(version_base=None, config_path="../configs/sft", config_name="sft")
-def main(config: DictConfig) -> None:
+VERB = Verb(
+    "sft",
+    doc=str(__doc__),
+    settings={"sft": SftConfig},
+    config_dir=CONFIGS / "sft",
+    keys=KEYS,
+    required=("data.train_files",),
+    prepare=prepare_training_configs,
+    more="More: docs/sft.md; verl's own keys in verl/trainer/config (the file sft_trainer_engine.yaml).",
+)
+
+
+def sft(config: DictConfig) -> None:
     config.run_dir = str(Path(config.run_dir).resolve())
     rank, ranks = prepare_environment(mapping_of(config.environment))
     progress = SftConsole()
     try:
         report = check_sft(config, ranks)
-    except ValueError as error:
+    except ValueError:
         if rank:
             time.sleep(SILENCE_S)
-        sys.exit(f"error: {error}")
+        raise
     if rank == 0:
         save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
         progress.line(report.as_line())
@@ -48,6 +68,12 @@ def main(config: DictConfig) -> None:
         progress.finish(config, trained)
 
 
+def main() -> None:
+    number, words = processes(sys.argv[1:])
+    run_verb(
+        VERB, sft if number == 1 else lambda config: start_torchrun(config, number, f"{__package__}.sft", words), words
+    )
+
+
 if __name__ == "__main__":
-    prepare_training_configs()
     main()

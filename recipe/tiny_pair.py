@@ -1,35 +1,43 @@
-"""Train the tiny pair: one small Qwen3 that answers right with the prompt, and at random without it.
+"""Train the tiny pair: a small Qwen3, right with the prompt, at random without it.
 
+    # on a CPU; a GPU is of no use to it
     python -m recipe.tiny_pair data_dir=outputs/data out_dir=outputs/models/base
 
-Reads train.parquet and heldout.parquet of `recipe.create_data`, trains a tokenizer and the model from scratch on
-the CPU, and writes a Hugging Face folder that transformers, vLLM and SGLang load, plus pair.json with the settings
-and the accuracies. A second run with the same settings finds it and does nothing.
+Reads train.parquet and heldout.parquet of `python -m recipe.create_data`, trains a tokenizer and
+the model from scratch, and writes a Hugging Face folder that transformers, vLLM and SGLang load,
+plus pair.json with the settings and the accuracies. A second run with the same settings changes
+nothing.
 """
 
 import os
-import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from verl_ext.demo.train_pair import TinyPairConfig, create_pair
+from verl_ext.demo.config import TinyPairConfig
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
-
-# Threads that wait must not spin: where two cores are shared with anything else, spinning made this 4x slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+from verl_ext.run.verb import Verb, run_verb
 
 register_verb("tiny_pair", TinyPairConfig)
+VERB = Verb(
+    "tiny_pair",
+    doc=str(__doc__),
+    settings={"": TinyPairConfig},
+    more="More: verl_ext/demo/tiny_pair.py.",
+    errors=(ValueError, FileNotFoundError),
+)
 
 
-@hydra.main(version_base=None, config_path=None, config_name="tiny_pair")
-def main(config: DictConfig) -> None:
-    try:
-        create_pair(settings_of(config, TinyPairConfig))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+def tiny_pair(config: DictConfig) -> None:
+    # Threads that wait must not spin: where two cores are shared with anything else, spinning made this 4x slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from verl_ext.demo.train_pair import create_pair
+
+    create_pair(settings_of(config, TinyPairConfig))
+
+
+def main() -> None:
+    run_verb(VERB, tiny_pair)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from recipe.doctor import SCHEMA
+from verl_ext.checks.config import DoctorConfig
 from verl_ext.checks.diagnose import diagnose
 from verl_ext.checks.finding import FAIL, OK, WARN, Finding, failed
 from verl_ext.teacher.config import TeacherConfig
@@ -98,7 +98,9 @@ def run_doctor(compose_run, pair: dict[str, str], *overrides: str) -> dict[str, 
     """The findings by name, in this process; the student is sampled by transformers."""
     config = compose_run("platform=cpu", "task=demo", *(f"{key}={value}" for key, value in pair.items()), *overrides)
     OmegaConf.set_struct(config, False)
-    config.doctor = OmegaConf.merge(SCHEMA, {"rows": 4, "sampler": "transformers", **config.get("doctor", {})})
+    schema = OmegaConf.structured(DoctorConfig)
+    OmegaConf.set_readonly(schema, None)  # a frozen dataclass makes its node read-only
+    config.doctor = OmegaConf.merge(schema, {"rows": 4, "sampler": "transformers", **config.get("doctor", {})})
     return {finding.name: finding for finding in diagnose(config)}
 
 

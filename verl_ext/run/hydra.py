@@ -1,17 +1,18 @@
 """How the verbs of `recipe/` meet Hydra: dataclasses as schemas, no side files, verl's YAML without importing verl."""
 
-import sys
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 
-def register_schema(name: str, config_class: type) -> None:
+def register_schema(name: str, config_class: type, group: str | None = None) -> None:
     """Make a frozen dataclass available to `defaults` lists as `name`; its unknown keys are errors."""
     schema = OmegaConf.structured(config_class)
     _lift_readonly(schema)
-    ConfigStore.instance().store(name=name, node=schema)
+    ConfigStore.instance().store(group=group, name=name, node=schema)
 
 
 def _lift_readonly(node: DictConfig) -> None:
@@ -25,15 +26,28 @@ def _lift_readonly(node: DictConfig) -> None:
 def register_verb(name: str, config_class: type, groups: Sequence[str] = ()) -> None:
     """Make a dataclass the whole configuration of a verb whose only outputs are its own: no Hydra folders or logs.
 
-    `groups` are the fields for which `configs/<field>/` has sets of values.
-
-    `--help` shows the verb's module docstring, every key with its default, and where each is documented.
+    `groups` are the fields for which `Verb.groups` has sets of values.
     """
     register_schema(f"{name}_schema", config_class)
     quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
-    module = sys.modules[config_class.__module__]
-    where = f"What each key means: class {config_class.__name__} in recipe/{name}.py"
-    help_text = f"{module.__doc__}\nSettings (change any with key=value):\n\n$CONFIG\n{where}\n"
-    hydra_part = {"run": {"dir": "."}, "output_subdir": None, "help": {"template": help_text}}
+    hydra_part = {"run": {"dir": "."}, "output_subdir": None}
     defaults = [f"{name}_schema", *({group: None} for group in groups), *quiet, "_self_"]
     ConfigStore.instance().store(name=name, node={"defaults": defaults, "hydra": hydra_part})
+
+
+@contextlib.contextmanager
+def group_files(folders: Sequence[Path]) -> Iterator[None]:
+    """The files of each folder are choices of the group of its name, for the length of a `with`.
+
+    Only these folders: with all of `configs/` in Hydra's path, a key named like another one (`model`) could not be set.
+    Only so long: Hydra's store is one for the process, and a verb may have a key of that name and no group.
+    """
+    store = ConfigStore.instance()
+    for folder in folders:
+        for file in sorted(folder.glob("*.yaml")):
+            store.store(group=folder.name, name=file.stem, node=OmegaConf.load(file), package=folder.name)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            del store.repo[folder.name]

@@ -21,7 +21,7 @@ def settings_of(node: Any, kind: type[Settings]) -> Settings:
 def check_given(config: DictConfig, *keys: str) -> None:
     """Every key has a value, null being none. Raises ValueError naming the first that has none."""
     for key in keys:
-        if OmegaConf.select(config, key) is None:  # of ??? too
+        if OmegaConf.select(config, key) in (None, ""):  # of ??? too
             raise ValueError(f"{key} is not set: give {key}=...")
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.table import Table
+from rich.text import Text
 
 from verl_ext.data.rows import check_rows, read_table
 from verl_ext.run.files import replacing, sha256
@@ -163,3 +165,20 @@ def generate(run: AnswerRun, out: Path, chunk: int, overwrite: bool) -> tuple[An
     answers.write(out)
     journal.path.unlink()
     return answers, took
+
+
+def summary(answers: Answers, took: dict[str, float] | None) -> Table:
+    """What there is now, and how fast this command sampled its part."""
+    lengths = [len(ids) for ids in answers.arrays("response_ids")]
+    n = answers.settings["n"]
+    table = Table("", "value", title="answers", title_justify="left")
+    table.columns[1].justify = "right"
+    table.add_row("model", Text(answers.model))
+    table.add_row("view", answers.view)
+    table.add_row("rows", f"{len(lengths) // n:,}")
+    table.add_row("samples", f"{len(lengths):,}")
+    table.add_row("  sampled now", f"{took['rows']:,.0f}" if took else "0: up to date")
+    table.add_row("tokens/s", f"{took['tokens_per_second']:,.0f}" if took else "-")
+    table.add_row("mean length (tokens)", f"{np.mean(lengths):.1f}")
+    table.add_row("truncated share", f"{np.mean(answers.table['truncated'].to_pylist()):.3f}")
+    return table

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import re
+import sys
 
 import pytest
 import torch
 from rich.console import Console
 
-from recipe.plan import command_line, explain
+from recipe.plan import explain, main
 from verl_ext.plan import memory
 from verl_ext.plan.advice import single_changes
 from verl_ext.plan.hardware import GIB, HardwareConfig, hardware_of
@@ -260,12 +261,13 @@ def test_the_report_says_what_does_not_fit_and_draws_it(tmp_path):
     assert (tmp_path / "plan.svg").read_text().count("<svg") == 1
 
 
-def test_the_command_line():
-    words = command_line(["memory", "hardware=cpu", "picture=a.svg"])
-    assert words[-2:] == ["hardware=cpu", "+picture=a.svg"]
-    assert command_line(["--cfg", "job", "hardware=cpu"])[:3] == ["--cfg", "job", "hardware=cpu"]
-    with pytest.raises(SystemExit, match="what to plan"):
-        command_line(["hardware=cpu"])
+def test_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plan", "memory", "--cfg", "job", "picture=a.svg", "student.path=x"])
+    main()
+    assert "\npicture: a.svg\n" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["plan", "hardware=cpu"])
+    with pytest.raises(SystemExit, match="error: expected the word memory"):
+        main()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
 from verl_ext.checks.memory import check_plan
@@ -14,7 +14,6 @@ from verl_ext.checks.memory import check_plan
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.sh"))
 UNUSED = {"reward.reward_model.rollout.name"}  # verl's own gap: there is no reward model
-TRAINERS = {"recipe.on_policy_distillation": "on_policy_distillation", "recipe.sft": "sft/sft"}
 
 
 # What stands for a program that is not run: python takes notes, Slurm runs what it is given here, Ray starts nothing.
@@ -49,9 +48,6 @@ def commands(script: Path, folder: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_every_command_resolves(script, tmp_path):
-    from verl_ext.checks.schemas import prepare_training_configs
-
-    prepare_training_configs()
     found = commands(script, tmp_path)
     assert found[-1][1] in ("recipe.evaluate", "recipe.compare")  # each ends in a table
     for words in found:
@@ -62,15 +58,10 @@ def test_every_command_resolves(script, tmp_path):
             assert overrides[0] == "parity"
             _, overrides = verb.parse(overrides[1:])
             module = "recipe.sft"
-            importlib.import_module(module)
+            verb = importlib.import_module(module)
             overrides += ["student.path=MODEL", "data.train_files=FILE"]
-        if module in TRAINERS:
-            yaml = ROOT / "configs" / TRAINERS[module]
-            with initialize_config_dir(str(yaml.parent), version_base=None):
-                config = compose(yaml.name, overrides)
-        else:
-            with initialize(config_path=None, version_base=None):
-                config = compose(module.removeprefix("recipe."), overrides)
+        with verb.VERB.composing():
+            config = compose(verb.VERB.name, [*verb.VERB.added, *overrides])
         assert OmegaConf.missing_keys(config) <= UNUSED
         if "hardware" in config and config.trainer.device == "cuda":
             assert check_plan(config).startswith("fits ")

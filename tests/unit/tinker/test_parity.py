@@ -4,9 +4,10 @@ import copy
 
 import pytest
 
-from recipe.compare import ParityConfig, default_conversations, parse
+from recipe.compare import parse
 from verl_ext.tinker import parity
 from verl_ext.tinker.oracle import digest, pick
+from verl_ext.tinker.sides import ParityConfig, default_conversations
 
 ROW = {"ids": [1, 2, 3], "weights": [0.0, 0.5, 0.5]}
 BATCHES = [digest([ROW, ROW]), digest([ROW]), digest([])]

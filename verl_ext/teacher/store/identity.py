@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 
 from verl_ext.run.api_key import bearer_header
 from verl_ext.run.file_hashes import hash_of_model
@@ -61,6 +59,9 @@ def model_folder(config: TeacherConfig) -> Path:
     folder = Path(config.model_path).expanduser()
     if folder.is_dir():
         return folder
+    from huggingface_hub import snapshot_download  # many packages, of no use to `--help`
+    from huggingface_hub.errors import HFValidationError
+
     try:
         return Path(snapshot_download(config.model_path, local_files_only=True))
     except (OSError, HFValidationError) as error:  # LocalEntryNotFoundError is an OSError

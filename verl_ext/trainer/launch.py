@@ -1,0 +1,65 @@
+"""Start a checked run and wait for its end: Ray, the teachers beside the trainer, the console."""
+
+import sys
+from pathlib import Path
+
+import ray
+from omegaconf import DictConfig
+from ray.exceptions import RayError
+
+from verl_ext.run.console import RunConsole
+from verl_ext.run.metrics import mark_stage
+from verl_ext.run.ray_session import as_actor, ray_session
+from verl_ext.run.settings import mapping_of
+from verl_ext.student.export import export_what_is_missing
+from verl_ext.student.model_card import write_cards
+from verl_ext.teacher.server.start import start_teachers
+from verl_ext.teacher.teachers import teachers_of
+
+
+def launch(config: DictConfig, started: float) -> None:
+    """Run the whole job; where it fails, say so and where to look, and exit with status 1."""
+    try:
+        train(config, started)
+    except (RayError, RuntimeError, TimeoutError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(
+            f"error: the run failed: {str(error).strip().splitlines()[-1]}\n"
+            f"every process' output is in {config.run_dir}/logs; the same command resumes from the last checkpoint"
+        )
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; the same command resumes from the last checkpoint in {config.run_dir}")
+
+
+def train(config: DictConfig, started: float) -> None:
+    """Run the whole job. Every process it started is gone when it returns or raises."""
+    from verl_ext.trainer.runner import Runner  # verl's trainer, read while Ray starts nothing yet
+
+    run_dir = Path(config.run_dir)
+    ray_init = mapping_of(config.ray_kwargs.ray_init)
+    with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
+        console.stage("Ray is up")
+        mark_stage(run_dir, "Ray is up")
+        teachers, worker_config = start_teachers(config)
+        if any(teacher.share_device for teacher in teachers_of(config).values()):
+            ray.get(list(teachers))  # its memory is taken before trainer and vLLM measure what is free
+        training = as_actor(Runner).remote().run.remote(worker_config)
+        pending = [*teachers, training]
+        while training in pending:
+            done, pending = ray.wait(pending, num_returns=1, timeout=0.5)
+            console.update()
+            if console.seconds_since_progress() > config.stall_timeout_s:
+                raise TimeoutError(
+                    f"no step ended for stall_timeout_s={config.stall_timeout_s} seconds; the run is at {console.place}"
+                )
+            for reference in done:
+                answer = ray.get(reference)
+                if reference != training:
+                    mark_stage(run_dir, "teacher answers")
+                    console.stage(f"the teacher {teachers[reference][0]} answers log-prob requests at {answer}")
+        console.update()
+    if config.actor_rollout_ref.model.lora_rank and config.trainer.save_freq > 0:
+        export_what_is_missing(config)
+    if (run_dir / "metrics.jsonl").is_file():
+        write_cards(run_dir)  # with the last step, which the last checkpoint's card does not know yet
+    console.finish()
