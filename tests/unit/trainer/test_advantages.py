@@ -53,6 +53,14 @@ def test_a_group_baseline_is_the_mean_over_the_other_samples_of_the_prompt():
     ]
 
 
+def test_a_baseline_is_the_mean_of_what_the_others_are_charged():
+    """Clipped and discounted: 1.375, 0.75, 1.5 in the first sample, -1, 0 in the second."""
+    first, second, alone = found(baseline="group", discount=0.5, clip=1.5)
+    assert first == [-1.375 - 0.5, -0.75 - 0.5, -1.5 - 0.5]
+    assert second == [round(1 + 3.625 / 3, 5), round(3.625 / 3, 5), 0.0]
+    assert alone == [-1.5, 0.0, 0.0]
+
+
 def test_a_batch_baseline_is_the_mean_over_all_other_samples():
     assert found(baseline="batch")[2] == [round(-2 + 3 / 5, 5), 0.0, 0.0]
 

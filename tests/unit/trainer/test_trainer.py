@@ -298,8 +298,3 @@ def test_other_methods_leave_verls_loss_and_ask_for_no_logits(make_run):
     run = make_run().fit()
     assert run.actor.loss is None
     assert not run.actor.requests[0]["distillation_use_topk"]
-
-
-def test_a_method_that_contradicts_verls_settings_is_refused_before_anything_is_built(make_run):
-    with pytest.raises(ValueError, match=r"^method\.student_logprobs=old needs"):
-        make_run("method.student_logprobs=old")
