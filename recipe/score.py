@@ -7,9 +7,8 @@
     python -m recipe.score data=answers.parquet teacher.mode=external 'teacher.urls=[http://host:30000]'
 
 The teacher sees the column `teacher_messages`, whatever the model saw that answered. Writes the
-answers with `teacher_logprobs` (nats, one a token) and `teacher_error`; an answer without a score
-is kept, with nulls. With `teacher.store_path` no sample is scored twice, here or in training. Ends
-with status 1 where nothing was scored.
+answers with `teacher_logprobs` (nats, one a token) and `teacher_error`, nulls where there is no
+score. With `teacher.store_path` no sample is scored twice. Status 1 where none was scored.
 """
 
 import dataclasses
@@ -22,9 +21,9 @@ from verl_ext.checks.check import SCORE
 from verl_ext.checks.context import COLUMNS, Context
 from verl_ext.checks.run import refuse, warnings
 from verl_ext.evaluation.disagreement import score_answers
-from verl_ext.evaluation.disagreement_report import disagreement_table, summary, with_scores
+from verl_ext.evaluation.disagreement_report import show, with_scores
 from verl_ext.run.hydra import register_verb
-from verl_ext.run.settings import settings_of
+from verl_ext.run.settings import settings_of, within
 from verl_ext.run.verb import Verb, as_typed, run_verb
 from verl_ext.sampling.answers import Answers
 from verl_ext.teacher.config import TeacherConfig
@@ -51,8 +50,7 @@ class ScoreConfig:
     """Tokens of the largest reverse KL that are shown, >= 0."""
 
     def __post_init__(self) -> None:
-        if self.disagreements < 0:
-            raise ValueError(f"disagreements={self.disagreements} must be >= 0")
+        within("disagreements", self.disagreements, 0, float("inf"))
 
 
 register_verb("score", ScoreConfig, groups=("teacher",))
@@ -85,19 +83,14 @@ def score(config: ScoreConfig, console: Console) -> None:
     teacher = dataclasses.replace(config.teacher, model_path=config.teacher.model_path or model)
     found = score_answers(answers, teacher, tokenizer, config.disagreements, out.with_suffix(".teacher.log"))
     dataclasses.replace(answers, table=with_scores(answers.table, found, config.teacher)).write(out)
-    console.print(summary(answers, found, config.teacher.model_path or ", ".join(teacher.urls)))
-    if found.disagreements:
-        console.print(disagreement_table(answers, found.disagreements, tokenizer))
-    print(f"{out} written")
-    if found.errors:
-        print(f"{len(found.errors)} samples have no score, the first: {found.errors[0]}")
+    show(answers, found, config.teacher, tokenizer, console)
     if not found.scored:
-        raise RuntimeError(f"none of the {len(found.errors)} samples was scored")
-    asked = f"teacher.model_path={teacher.model_path}"
-    if teacher.mode == "external":
-        asked = f"teacher.mode=external 'teacher.urls=[{','.join(teacher.urls)}]'"
-    print(as_typed(f"next: python -m recipe.on_policy_distillation student.path={model} {asked} \\"))
-    print("    data.train_files=TRAIN.parquet data.val_files=HELDOUT.parquet")
+        raise RuntimeError(f"none of the {len(found.errors)} samples was scored; {out} has the reasons")
+    external = f"teacher.mode=external 'teacher.urls=[{','.join(teacher.urls)}]'"
+    asked = external if teacher.mode == "external" else f"teacher.model_path={teacher.model_path}"
+    print(f"{out} written; next:")
+    print(as_typed(f"  python -m recipe.on_policy_distillation student.path={model} {asked} \\"))
+    print("      data.train_files=TRAIN.parquet data.val_files=HELDOUT.parquet")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -60,6 +61,15 @@ def summary(answers: Answers, scoring: Scoring, teacher: str) -> Table:
     for label, value in rows.items():
         table.add_row(label, Text(value))
     return table
+
+
+def show(answers: Answers, scoring: Scoring, teacher: TeacherConfig, tokenizer: Any, console: Console) -> None:
+    """Print the numbers, the tokens of largest disagreement, and the first reason of a missing score."""
+    console.print(summary(answers, scoring, teacher.model_path or ", ".join(teacher.urls)))
+    if scoring.disagreements:
+        console.print(disagreement_table(answers, scoring.disagreements, tokenizer))
+    if scoring.errors:
+        print(f"{len(scoring.errors)} samples have no score, the first: {scoring.errors[0]}")
 
 
 def disagreement_table(answers: Answers, found: Sequence[Disagreement], tokenizer: Any) -> Table:

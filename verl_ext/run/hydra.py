@@ -10,9 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 def register_schema(name: str, config_class: type, group: str | None = None) -> None:
     """Make a frozen dataclass available to `defaults` lists as `name`; its unknown keys are errors."""
+    ConfigStore.instance().store(group=group, name=name, node=schema_of(config_class))
+
+
+def schema_of(config_class: type) -> DictConfig:
+    """A frozen dataclass as a node that settings can be merged into; its unknown keys are errors."""
     schema = OmegaConf.structured(config_class)
     _lift_readonly(schema)
-    ConfigStore.instance().store(group=group, name=name, node=schema)
+    return schema
 
 
 def _lift_readonly(node: DictConfig) -> None:

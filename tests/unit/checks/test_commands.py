@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize, initialize_config_dir
 from tiny_student import ROW, make_student
 
 from recipe import evaluate, generate, score
@@ -36,14 +35,11 @@ def folder(tmp_path_factory) -> Path:
 NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
 
 
-def refusal(pytestconfig, verb, *overrides: str) -> str:
+def refusal(monkeypatch, verb, *overrides: str) -> str:
     """What a command ends with that is refused."""
-    name = verb.__name__.rpartition(".")[2]
-    configs = str(pytestconfig.rootpath / "configs") if verb is score else None  # for its group `teacher`
-    with initialize_config_dir(configs, version_base=None) if configs else initialize(None, version_base=None):
-        config = compose(name, [*overrides])
+    monkeypatch.setattr(sys, "argv", [verb.__name__, *overrides])
     with pytest.raises(SystemExit) as ended:
-        verb.main.__wrapped__(config)
+        verb.main()
     assert "\n" not in str(ended.value)
     return str(ended.value)
 
@@ -66,10 +62,10 @@ def refusal(pytestconfig, verb, *overrides: str) -> str:
         (evaluate, "data=ROWS", "error: nothing to evaluate; set at least one of base"),
     ],
 )
-def test_a_command_refuses_by_the_list(pytestconfig, folder, tmp_path, verb, words, message):
+def test_a_command_refuses_by_the_list(monkeypatch, folder, tmp_path, verb, words, message):
     for name, path in (("MODEL", "model"), ("PLAIN", "plain"), ("OTHER", "other")):
         words = words.replace(name, str(folder / path))
     words = words.replace("ROWS", f"{folder}/rows.parquet").replace("ANSWERS", f"{folder}/answers.parquet")
     words = words.replace("PYTHON", sys.executable)
-    assert message in refusal(pytestconfig, verb, *words.split(), f"out={tmp_path}/out.parquet")
+    assert message in refusal(monkeypatch, verb, *words.split(), f"out={tmp_path}/out.parquet")
     assert not list(tmp_path.iterdir())

@@ -18,16 +18,17 @@ import ray
 from omegaconf import DictConfig, OmegaConf
 from tiny_student import ROW, write_student
 
-from recipe.doctor import SCHEMA
 from recipe.on_policy_distillation import main
 from verl_ext.checks import context as context_module
 from verl_ext.checks import memory
 from verl_ext.checks.check import DOCTOR, TRAIN
+from verl_ext.checks.config import DoctorConfig
 from verl_ext.checks.context import context_of_run
 from verl_ext.checks.diagnose import diagnose
 from verl_ext.checks.finding import FAIL, OK, SKIPPED, WARN, Finding, failed
 from verl_ext.checks.registry import checks_of
 from verl_ext.checks.run import CHEAP, check, look
+from verl_ext.run.hydra import schema_of
 
 
 class Pair(NamedTuple):
@@ -71,7 +72,7 @@ def compose_pair(composed, pair) -> Callable[..., DictConfig]:
         own = [f"student.path={pair.student}", f"teacher.python={sys.executable}", f"run_dir={pair.scratch}/run"]
         own += [f"data.train_files={pair.rows}", f"data.val_files={pair.rows}"]
         config.merge_with_dotlist([*own, *(word for word in overrides if word not in groups)])
-        config.doctor = SCHEMA
+        config.doctor = schema_of(DoctorConfig)
         return config
 
     return run
@@ -203,9 +204,12 @@ def test_every_cheap_check_that_can_fail_is_broken_once():
     assert {row[0] for row in BROKEN} == {one.name for one in checks_of(TRAIN, *CHEAP)} - {"think tokens", "prompts"}
 
 
-def test_a_refused_run_starts_no_ray_and_leaves_no_folder(compose_pair, pair):
+def test_a_refused_run_starts_no_ray_and_leaves_no_folder(pair, monkeypatch):
+    own = [f"student.path={pair.student}", f"teacher.python={sys.executable}", f"run_dir={pair.scratch}/run"]
+    own += [f"data.train_files={pair.rows}", f"data.val_files={pair.rows}", "platform=cpu", "data.train_batch_size=1"]
+    monkeypatch.setattr(sys, "argv", ["train", *own, *teacher(other_template)(pair)])
     with pytest.raises(SystemExit, match=r"error: chat template: row 0 prompt"):
-        main.__wrapped__(compose_pair(*teacher(other_template)(pair)))
+        main()
     assert not ray.is_initialized()
     assert not (pair.scratch / "run").exists()
 

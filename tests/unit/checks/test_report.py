@@ -3,7 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.doctor import SCHEMA, main
+from recipe.doctor import doctor
+from verl_ext.checks.config import DoctorConfig
 
 SECRETS = {
     "TEACHER_API_KEY": "sk-of-the-teacher",
@@ -35,10 +36,10 @@ def shown(compose_run, monkeypatch, capsys) -> str:
         monkeypatch.setenv(name, value)
     config = compose_run("platform=cpu", "task=demo")
     OmegaConf.set_struct(config, False)
-    config.doctor = SCHEMA
+    config.doctor = vars(DoctorConfig())
     for key, value in ({"doctor.report": True} | OVERRIDES).items():
         OmegaConf.update(config, key, value, force_add=True)
-    main.__wrapped__(config)
+    doctor(config)
     return capsys.readouterr().out
 
 
@@ -64,9 +65,9 @@ def test_what_a_report_needs_is_there(shown):
 def test_what_is_not_given_is_shown_as_such(compose_run, capsys):
     config = compose_run("platform=cpu")
     OmegaConf.set_struct(config, False)
-    config.doctor = OmegaConf.merge(SCHEMA, {"report": True})
+    config.doctor = vars(DoctorConfig(report=True))
     config.student.path = "???"
-    main.__wrapped__(config)
+    doctor(config)
     shown = capsys.readouterr().out
     assert "fail: required settings: student.path is not set: give student.path=..." in shown
     assert "student.path: ???" in shown

@@ -1,9 +1,11 @@
 """What the documents name exists: links and their anchors, files of ours, modules of ours, the README's tree."""
 
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
+PACKAGE_DIR = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
 TOPS = "verl_ext|recipe|benchmarks|configs|docs|tests|examples|docker|requirements"
 FOLDERS = [*TOPS.split("|"), "data", ".github"]
 KINDS = {".md", ".py", ".yaml", ".yml", ".sh", ".txt", ".in", ".toml", ".Dockerfile"}
@@ -44,7 +46,12 @@ def exists(path: str) -> bool:
 
 
 def is_ours(dotted: str) -> bool:
-    """Whether a dotted name is a package, a module, or a name within a module."""
+    """Whether a dotted name is a package, a module, or a name within a module; `package-dir` maps those of a wheel."""
+    for package, folder in PACKAGE_DIR.items():
+        if dotted == package or dotted.startswith(f"{package}."):
+            dotted = folder.replace("/", ".") + dotted.removeprefix(package)
+    if dotted.endswith(("__path__", "__package__")) or (ROOT / dotted.replace(".", "/")).is_dir():
+        return True
     *parents, last = dotted.split(".")
     folder, parent = ROOT.joinpath(*parents), ROOT.joinpath(*parents).with_suffix(".py")
     if (folder / last).is_dir() or (folder / f"{last}.py").is_file():
