@@ -88,8 +88,7 @@ def score(config: ScoreConfig, console: Console) -> None:
         raise RuntimeError(f"none of the {len(found.errors)} samples was scored; {out} has the reasons")
     external = f"teacher.mode=external 'teacher.urls=[{','.join(teacher.urls)}]'"
     asked = external if teacher.mode == "external" else f"teacher.model_path={teacher.model_path}"
-    print(f"{out} written; next:")
-    print(as_typed(f"  python -m recipe.on_policy_distillation student.path={model} {asked} \\"))
+    print(as_typed(f"{out} written; next:\n  python -m recipe.on_policy_distillation student.path={model} {asked} \\"))
     print("      data.train_files=TRAIN.parquet data.val_files=HELDOUT.parquet")
 
 
