@@ -211,7 +211,7 @@ def _check_key(known: Known, override: Override) -> None:
         if adds and not known.is_closed(key):
             return
         raise ValueError(f"{word}: {known.unknown(key)}")
-    if override.is_add():
+    if override.is_add() and not isinstance(override.value(), dict | list):  # Hydra merges a mapping, extends a list
         raise ValueError(f"{word}: the key exists; write {word.lstrip('+')}")
     if not override.is_delete():
         _check_value(known, key, override.value(), adds)

@@ -64,6 +64,7 @@ def test_a_wrong_word(verb: Verb, word: str, says: str):
         (TRAIN, ["platform=cpu", "method.coef=2", "data.train_files=[a,b]", "method.clip=null", "method={coef: 2}"]),
         (TRAIN, ["+teachers.math.model_path=x", "++method.coef=1", "~trainer.logger", "data.train_batch_size=${a}"]),
         (TRAIN, ["trainer.logger.0=wandb", "trainer.logger=wandb", "actor_rollout_ref.rollout.top_p=0.9"]),
+        (TRAIN, ["+teachers={math:{},prose:{model_path:x}}", "+trainer.logger=[wandb]"]),
         (TRAIN, ["actor@actor_rollout_ref.actor=dp_actor", "hydra.run.dir=x", "hardware=h100_8x"]),
         (SCORE, ["model=x", "data=y", "teacher=fp8", "teacher.urls=[a]"]),
     ],
