@@ -194,7 +194,7 @@ def test_a_bad_run_is_refused_in_one_line_and_starts_nothing(inputs: Inputs, tmp
 def test_an_unknown_key_is_refused(inputs: Inputs, tmp_path: Path):
     result = train(inputs, tmp_path / "run", "method.cof=2", check=False)
     assert result.returncode == 1
-    assert "Key 'cof' not in 'MethodConfig'" in result.stdout
+    assert result.stdout == "error: method.cof=2: unknown key method.cof; did you mean method.coef?\n"
 
 
 def engines_of(folder: Path) -> list[str]:

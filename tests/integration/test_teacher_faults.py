@@ -205,51 +205,45 @@ def other_model(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> P
     return folder
 
 
-@pytest.fixture(scope="module")
-def impostor(servers, other_model: Path, teacher_python: str, tmp_path_factory) -> Iterator[SGLangServer]:
-    """Another model on the first server's port."""
-    first = servers[0]
-    first.stop()
-    log_path = tmp_path_factory.mktemp("impostor") / "log"
-    with make_server(other_model, teacher_python, log_path, port=first.port) as server:
-        yield server
-
-
-async def test_another_model_on_the_same_port_never_scores(servers, model, request: pytest.FixtureRequest) -> None:
+async def test_another_model_on_the_same_port_never_scores(
+    servers, model, other_model: Path, teacher_python: str, tmp_path: Path
+) -> None:
     samples = make_requests(60)
-    first, second = (server.url for server in servers)
+    (first, second), port = (server.url for server in servers), servers[0].port
     async with make_pool(first, second) as both, make_pool(first, sample_timeout_s=2) as alone:
         await both.probe()
         await alone.probe()
-        impostor = request.getfixturevalue("impostor")
-        await asyncio.to_thread(impostor.wait_ready)
-        assert impostor.url == first
-        errors, metrics = check(model, both, samples, await both.score(samples))
-        assert errors == 0
-        assert metrics["server1_sequences"] == len(samples)
-        outcomes = await alone.score(samples[:5])
-        errors, _ = check(model, alone, samples[:5], outcomes)
-        assert errors == 5
-        assert all("serves another model than before" in str(outcome) for outcome in outcomes)
+        await asyncio.to_thread(servers[0].stop)  # so that the pools see their connections end, and the port is free
+        with make_server(other_model, teacher_python, tmp_path / "log", port=port) as impostor:
+            await asyncio.to_thread(impostor.wait_ready)
+            assert impostor.url == first
+            errors, metrics = check(model, both, samples, await both.score(samples))
+            assert errors == 0
+            assert metrics["server1_sequences"] == len(samples)
+            outcomes = await alone.score(samples[:5])
+            errors, _ = check(model, alone, samples[:5], outcomes)
+            assert errors == 5
+            assert all("serves another model than before" in str(outcome) for outcome in outcomes)
 
 
 async def test_a_server_that_runs_out_of_memory_scores_right_or_not_at_all(
-    impostor: SGLangServer, other_model: Path
+    model, tiny_qwen3: Path, teacher_python: str, tmp_path: Path
 ) -> None:
-    """Its scheduler gets no more memory from the system, in the middle of scoring."""
-    other = AutoModelForCausalLM.from_pretrained(other_model, dtype=torch.float32).eval()
+    """Its scheduler gets no more memory from the system in the middle of scoring; a fresh one has none spare."""
     rng = random.Random(3)
     long = [ScoreRequest([rng.randrange(VOCAB_SIZE)], rng.choices(range(VOCAB_SIZE), k=900)) for _ in range(12)]
-    assert impostor._process is not None
-    (scheduler,) = [pid for pid in group_members(impostor._process.pid) if "scheduler" in command_of(pid)]
-    async with make_pool(impostor.url, max_retries=1, sample_timeout_s=8) as pool:
-        first = await pool.score(make_requests(3))
-        assert check(other, pool, make_requests(3), first)[0] == 0
-        resource.prlimit(scheduler, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
-        outcomes = await pool.score(long)
-        errors, _ = check(other, pool, long, outcomes)
-        print(f"\nscheduler without memory: {errors} of {len(long)} errors: {outcomes[-1]}; {impostor.last_error()}")
-        assert errors > 0
+    with make_server(tiny_qwen3, teacher_python, tmp_path / "log") as server:
+        await asyncio.to_thread(server.wait_ready)
+        assert server._process is not None
+        (scheduler,) = [pid for pid in group_members(server._process.pid) if "scheduler" in command_of(pid)]
+        async with make_pool(server.url, max_retries=1, sample_timeout_s=8) as pool:
+            first = await pool.score(make_requests(3))
+            assert check(model, pool, make_requests(3), first)[0] == 0
+            resource.prlimit(scheduler, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+            outcomes = await pool.score(long)
+            errors, _ = check(model, pool, long, outcomes)
+            print(f"\nscheduler without memory: {errors} of {len(long)} errors: {outcomes[-1]}; {server.last_error()}")
+            assert errors > 0
 
 
 def command_of(pid: int) -> str:
