@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from seams import parameters
 from verl.trainer.sft_trainer import SFTTrainer, create_sft_dataset
 from verl.utils import fsdp_utils
 from verl.utils import tensordict_utils as tu
@@ -26,11 +27,6 @@ from verl_ext.demo.tiny_pair import build_model, train_tokenizer
 from verl_ext.sft import engine, trainer
 from verl_ext.sft.dataset import ConversationDataset
 from verl_ext.student.export import TARGET_MODULES
-
-
-def parameters(function) -> list[str]:
-    return list(inspect.signature(function).parameters)
-
 
 OVERRIDES = [
     (trainer.SftTrainer, SFTTrainer, "_build_dataloader"),

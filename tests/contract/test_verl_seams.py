@@ -3,20 +3,17 @@
 A red test here means that verl changed under us; the adapter it names is what to mend.
 """
 
-import functools
 import importlib.metadata
 import inspect
 import re
-import types
 
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
+from seams import parameters
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
-from verl.single_controller.base.worker_group import WorkerGroup
 from verl.trainer.config import AlgoConfig
 from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
 from verl.trainer.main_ppo import TaskRunnerV1
@@ -26,21 +23,12 @@ from verl.trainer.ppo.utils import need_reference_policy
 from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
-from verl.utils import tensordict_utils as tu
-from verl.utils import transferqueue_utils
-from verl.utils.config import omega_conf_to_dataclass, validate_config
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead
-from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.utils.config import validate_config
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.method.divergence import topk_divergence
-from verl_ext.trainer import adapted, agent_loop, losses, runner, trainer
-from verl_ext.trainer.config import POLICY_LOSSES, GuardsConfig, MethodConfig
-
-
-def parameters(function) -> list[str]:
-    # Ray adds a tracing argument to the methods of an actor class.
-    return [name for name in inspect.signature(function).parameters if name != "_ray_trace_ctx"]
+from verl_ext.trainer import adapted, agent_loop, runner, trainer
+from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 
 def test_the_version_these_tests_were_written_for():
@@ -161,31 +149,6 @@ def test_rows_are_ordered_by_length_within_a_share_only():
     assert adapted.order_by_length([5, 1, 3, 2, 9, 4, 7], share=3) == [1, 2, 0, 3, 5, 4, 6]
 
 
-@pytest.mark.parametrize("name", POLICY_LOSSES)
-def test_our_policy_losses_are_registered_with_the_signature_of_verls(name):
-    registered = core_algos.get_policy_loss_fn(name)
-    assert registered.__module__ == losses.__name__
-    assert parameters(registered) == parameters(core_algos.compute_policy_loss_vanilla)
-
-
-def policy_loss(name: str, actor, mode: str = "token-sum", **more) -> tuple[float, dict]:
-    """Two tokens at ratios 2 and 0.25 with advantages 1 and -1, and a masked one."""
-    actor.global_batch_info.update(
-        {"dp_size": 1, "batch_num_tokens": 4, "global_batch_size": 2, "loss_scale_factor": None}
-    )
-    ratios_BT = torch.tensor([[2.0, 0.25, float("nan")]])
-    loss, metrics = core_algos.get_policy_loss_fn(name)(
-        old_log_prob=torch.zeros(1, 3),
-        log_prob=ratios_BT.log(),
-        advantages=torch.tensor([[1.0, -1.0, 9.0]]),
-        response_mask=torch.tensor([[1, 1, 0]]),
-        loss_agg_mode=mode,
-        config=actor,
-        **more,
-    )
-    return loss.item(), metrics
-
-
 def test_the_step_is_written_in_the_order_in_which_verl_runs_it():
     """`trainer.py` is read from top to bottom; verl's loop calls the same stages in the same order."""
 
@@ -199,110 +162,6 @@ def test_the_step_is_written_in_the_order_in_which_verl_runs_it():
     assert (step, inner, outer) == (sorted(step), sorted(inner), sorted(outer))
     ours = [name for name, value in vars(trainer.OnPolicyDistillationTrainer).items() if inspect.isfunction(value)]
     assert tuple(name for name in ours if hasattr(PPOTrainerSync, name)) == STAGES
-
-
-def test_our_policy_losses_read_their_bounds_from_the_settings(compose_run):
-    """Bounds [0.5, 1.5]; values by hand."""
-    settings = {"kind": "ppo_clip", "low": 0.5, "high": 1.5}
-    config = compose_run("platform=cpu", *(f"method.policy_loss.{key}={value}" for key, value in settings.items()))
-    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
-    assert actor.policy_loss.loss_mode == "ppo_clip"
-    ln2, ln4 = np.log(2), np.log(4)
-    wanted = {
-        "importance_sampling": -2 + 0.25,
-        "ppo_clip": -1.5 + 0.5,  # -min(2, 1.5) and -min(-0.25, -0.5)
-        "truncated_importance_sampling": -1.5 * ln2 - 0.5 * ln4,
-        "masked_importance_sampling": 0.0,
-    }
-    for name, value in wanted.items():
-        loss, metrics = policy_loss(name, actor)
-        assert loss == pytest.approx(value, abs=1e-6), name
-        assert metrics["actor/ratio_outside_share"] == 1.0
-        assert metrics["actor/rollout_gap_mean"] == pytest.approx((ln2 + ln4) / 2)
-        assert metrics["actor/rollout_gap_max"] == pytest.approx(ln4)
-
-
-def test_a_loss_names_its_denominator_and_takes_the_rollout_corrections_weights(composed_config):
-    actor = omega_conf_to_dataclass(composed_config.actor_rollout_ref.actor)
-    weights = torch.tensor([[0.5, 1.0, 1.0]])
-    assert policy_loss("importance_sampling", actor, rollout_is_weights=weights)[0] == pytest.approx(-1 + 0.25)
-    assert policy_loss("importance_sampling", actor, mode="token-mean")[0] == pytest.approx(-1.75 / 4)
-    assert policy_loss("importance_sampling", actor, mode="seq-mean-token-sum")[0] == pytest.approx(-1.75 / 2)
-
-
-def test_a_policy_loss_of_verls_own_may_be_taken(compose_run):
-    config = compose_run("platform=cpu", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo")
-    assert omega_conf_to_dataclass(config.actor_rollout_ref.actor).policy_loss.loss_mode == "gspo"
-
-
-def test_the_actor_takes_another_loss_and_a_worker_group_another_method():
-    assert "self.actor.set_loss_fn(loss_fn=loss_fn)" in inspect.getsource(ActorRolloutRefWorker.set_loss_fn)
-    # Methods of a worker group are attributes of the object: ours takes the place of one.
-    assert "setattr(self, method_name, func)" in inspect.getsource(WorkerGroup._bind_worker_method)
-    source = inspect.getsource(PPOTrainerSync._update_actor)
-    flag, call = source.index('"distillation_use_topk": distillation_use_topk'), source.index("wg.update_actor(batch)")
-    assert source.index("batch.extra_info.update(extra_info)") in range(flag, call)
-
-
-def test_the_update_carries_every_field_of_a_sample():
-    """So `teacher_top_*` reach the actor: fields are selected only where the request names some."""
-    source = inspect.getsource(transferqueue_utils.async_kv_batch_meta2batch_meta)
-    assert "if fields is not None" in source
-    assert "fields" not in inspect.getsource(PPOTrainerSync._update_actor)
-
-
-def packed_batch() -> tuple[TensorDict, torch.Tensor]:
-    """Two sequences of 5 and 4 tokens with 2 and 3 of response, one of them masked; logits (9, V)."""
-    draw = torch.Generator().manual_seed(0)
-    teacher = [torch.randn(length, 7, generator=draw).log_softmax(-1).topk(3) for length in (2, 3)]
-    fields = {
-        "input_ids": [torch.arange(5), torch.arange(4)],
-        "position_ids": [torch.arange(5), torch.arange(4)],
-        "prompts": [torch.arange(3), torch.arange(1)],
-        "responses": [torch.arange(2), torch.arange(3)],
-        "response_mask": [torch.tensor([1, 1]), torch.tensor([1, 0, 1])],
-        "teacher_top_ids": [top.indices.int() for top in teacher],
-        "teacher_top_logprobs": [top.values for top in teacher],
-    }
-    nested = {key: torch.nested.as_nested_tensor(value, layout=torch.jagged) for key, value in fields.items()}
-    flags = {"distillation_use_topk": True, "distillation_only": True, "temperature": 1.0}
-    return tu.get_tensordict(nested, non_tensor_dict=flags), torch.randn(9, 7, generator=draw)
-
-
-@pytest.mark.parametrize("remove_padding", [True, False])
-def test_the_engine_hands_our_loss_its_logits_and_rows_meet_their_tokens(remove_padding):
-    """Packed sequences (GPU) and padded ones (CPU): the logits before a token meet the teacher's row of that token."""
-    batch, logits_PV = packed_batch()
-    tu.assign_non_tensor(batch, use_remove_padding=remove_padding)
-    engine = object.__new__(FSDPEngineWithLMHead)
-    engine.use_ulysses_sp, engine.pad_to_length = False, False
-    _, output_args = engine.prepare_model_inputs(batch)
-    rows = (
-        logits_PV[None] if remove_padding else torch.stack([logits_PV[:5], torch.cat([logits_PV[5:], logits_PV[:1]])])
-    )
-    method = MethodConfig(loss="forward_kl", top_k=3)
-    loss = functools.partial(losses.loss_from_logits, config=None, method=method)
-    found = engine.prepare_model_outputs(types.SimpleNamespace(logits=rows), output_args, batch, loss)
-    wanted = torch.zeros(9)
-    for position, row in ((2, 0), (3, 1), (5, 2), (7, 4)):  # response tokens 3, 4 of the first; 1, 3 of the second
-        ids = batch["teacher_top_ids"].values()[row][None].long()
-        teacher = batch["teacher_top_logprobs"].values()[row][None]
-        one = topk_divergence(logits_PV[position][None], ids, teacher, kind="forward_kl", mix=0.5, tail=True)
-        wanted[position] = one.divergence_N[0]
-    torch.testing.assert_close(found["divergence"].values(), wanted)
-    assert found["student_mass"].values().gt(0).tolist() == wanted.gt(0).tolist()
-    assert "log_probs" not in found
-
-
-def test_an_update_from_logits_with_nothing_to_train_has_zero_gradient():
-    batch, logits_PV = packed_batch()
-    batch["response_mask"] = torch.nested.as_nested_tensor(
-        [torch.zeros(2).long(), torch.zeros(3).long()], layout=torch.jagged
-    )
-    logits_PV.requires_grad_()
-    losses.read_logits(MethodConfig(loss="reverse_kl", top_k=3), logits_PV, batch)["divergence"].sum().backward()
-    assert logits_PV.grad is not None
-    assert logits_PV.grad.abs().max() == 0
 
 
 def test_a_guarded_mask_is_what_verl_counts_and_sums_over():
