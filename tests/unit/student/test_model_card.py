@@ -58,6 +58,12 @@ def test_settings_training_and_cost_are_the_runs(run_dir):
     assert not [line for line in card if "| control" in line or "| discount" in line]  # what is off is not said
 
 
+def test_a_card_has_its_sections_in_order(run_dir):
+    write_cards(run_dir)
+    sections = [line for line in lines_of(run_dir / "student" / "README.md") if line.startswith("## ")]
+    assert sections == ["## Serve it", "## Settings", "## Training", "## Cost so far"]
+
+
 def test_an_adapter_is_served_on_its_base(run_dir):
     write_cards(run_dir)
     card = lines_of(run_dir / "adapter" / "README.md")

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_ext.teacher import config as teacher_config
-from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.config import TeacherConfig, device_of_machine
 from verl_ext.teacher.server.command import build_arguments
 from verl_ext.teacher.server.process import SGLangServer
 
@@ -65,6 +65,12 @@ def test_where_the_teacher_runs_is_the_machines_unless_said(monkeypatch, machine
     config = make(**given)
     assert (config.device, config.dtype) == wanted
     assert (dataclasses.replace(config, port=9).device, dataclasses.replace(config, port=9).dtype) == wanted
+
+
+@pytest.mark.parametrize("machine", ["cpu", "cuda"])
+def test_the_machine_has_the_gpu_that_torch_finds(monkeypatch, machine) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: machine == "cuda")
+    assert device_of_machine() == machine
 
 
 def test_good_settings() -> None:

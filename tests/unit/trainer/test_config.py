@@ -61,6 +61,7 @@ def test_an_error_names_the_key_and_the_fix(settings, message):
 @pytest.mark.parametrize(
     ("kind", "settings", "key"),
     [
+        (MethodConfig, {"loss": "forward_kll", "top_k": 8}, "method.loss"),
         (PolicyLossConfig, {"kind": "vanilla"}, "method.policy_loss.kind"),
         (PolicyLossConfig, {"low": 1.1}, "method.policy_loss.low"),
         (PolicyLossConfig, {"high": 0.9}, "method.policy_loss.high"),

@@ -74,7 +74,7 @@ class ServerLink:
         self._senders: list[asyncio.Task[None]] = []
         self._primed: OrderedDict[bytes, asyncio.Future[None]] = OrderedDict()
 
-    async def submit(self, span: Span, request: ScoreRequest | None, *, alone: bool = False) -> Score | None:
+    async def submit(self, span: Span, request: ScoreRequest | None, *, alone: bool) -> Score | None:
         """Queue one sequence and wait for its score (None for a bare prompt).
 
         Raises:
@@ -109,7 +109,7 @@ class ServerLink:
         try:
             if first is not None:
                 await asyncio.shield(first)
-            await self.submit(span, None)
+            await self.submit(span, None, alone=False)
         except TeacherError:
             self._primed.pop(key, None)
         finally:
