@@ -57,6 +57,43 @@ def test_help_fits_on_two_screens_and_names_both_kinds_of_machine(monkeypatch, c
     assert "`--cfg job` shows the whole configuration" in text
 
 
+def test_the_columns_of_help(monkeypatch, capsys):
+    """To the letter: a key and its text, the lines that go on, the groups, the end."""
+    typed(monkeypatch, "score", "--help")
+    text = capsys.readouterr().out
+    assert text.startswith(
+        "Score sampled answers with a teacher, token by token: the other half of that step.\n\n    # on"
+    )
+    assert (
+        """\n\nMust be given:
+  data=...  File of `verl-opd generate`.
+
+Settings and their defaults; any can be set with key=value:
+  out=scored.parquet                  File for the answers with their scores; a managed teacher's
+                                      log is beside it.
+"""
+        in text
+    )
+    assert (
+        """
+  teacher.api_key_env=TEACHER_API_KEY
+                                      Name of the environment variable with the server's API key.
+                                      Unset or empty variable: no key.
+"""
+        in text
+    )
+    assert (
+        """
+
+Groups, each a set of values:
+  teacher=  bf16, cpu_bf16, cpu_fp32, fp8
+
+More: docs/stages.md"""
+        in text
+    )
+    assert text.endswith("resolved; `--debug` the traceback of an error.\n")
+
+
 def test_help_of_training_reads_texts_and_defaults_where_they_are_written(monkeypatch, capsys):
     typed(monkeypatch, "train", "--help")
     text = " ".join(capsys.readouterr().out.split())
@@ -144,6 +181,8 @@ def test_commands_are_shown_as_they_were_typed(monkeypatch):
         ("verl-opd sft preset=seed pres", ["preset="]),
         ("verl-opd sft preset=seed model.lora_al", ["model.lora_alpha="]),
         ("verl-opd sft preset=seed model.lora_alpha=", ["model.lora_alpha=16"]),
+        ("verl-opd train method.clip=", []),
+        ("verl-opd train method.tail=", ["method.tail=true", "method.tail=false"]),
         ("verl-opd evaluate mod", []),
     ],
 )
