@@ -147,6 +147,24 @@ def test_the_end_shows_what_changed_and_what_to_type_next(tmp_path: Path, clock:
     assert json.loads((tmp_path / "run.json").read_text())["seconds"] == {"startup": 10.0, "train": 10.0}
 
 
+def test_the_table_has_a_row_for_each_stage_of_a_step(tmp_path: Path, clock: Clock, capsys):
+    stages = {
+        "  sampling and scoring": "timing_s/gen",
+        "  of it with the teacher busy": "teacher/seconds",
+        "  update": "timing_s/update_actor",
+        "  weight sync": "timing_s/update_weights",
+    }
+    console = RunConsole(tmp_path, clock.now)
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        metrics.append(step, row(1.0, **{key: 10.0 * step + place for place, key in enumerate(stages.values())}))
+    console.update()
+    console.finish()
+    lines = [line.strip("│ ").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│   ")]
+    found = [(label.rstrip(), first.strip(), last.strip()) for label, first, last in lines]
+    assert found == [(label.strip(), f"{10 + place}", f"{20 + place}") for place, label in enumerate(stages)]
+
+
 def test_what_is_to_be_typed_is_one_line_however_narrow_the_window(tmp_path: Path, clock: Clock, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     console = RunConsole(tmp_path, clock.now)
