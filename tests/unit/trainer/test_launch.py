@@ -1,0 +1,96 @@
+"""The driver around a run: it waits, shows, gives up and says why. Ray and the engines are played."""
+
+import contextlib
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_ext.run.metrics import MetricsFile, write_place
+from verl_ext.trainer import launch as driver
+
+TEACHER, TRAINING = "teacher is ready", "training has ended"
+ROW = {"teacher_kl": 1.0, "critic/rewards/mean": 0.5, "timing_s/step": 1.0, "training/total_steps": 1}
+
+
+class Cluster:
+    """Each look (`ray.wait`) runs one of `looks` and ends what it returns."""
+
+    def __init__(self, *looks: Any) -> None:
+        self.looks = list(looks)
+        self.given: Any = None
+        self.waited_for: list[str] = []
+
+    def start_training(self, config: Any) -> str:
+        self.given = config
+        return TRAINING
+
+    def wait(self, pending: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        assert (num_returns, timeout) == (1, 0.5)
+        done = self.looks.pop(0)()
+        return [each for each in pending if each == done], [each for each in pending if each != done]
+
+    def get(self, reference: Any) -> str:
+        if isinstance(reference, list):
+            assert self.given is None  # the trainer has not started
+            self.waited_for = reference
+        return "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path: Path, compose_run):
+    """`run(cluster, ...)`: launch with a teacher that is started, and a cluster that does what `cluster` says."""
+
+    def go(cluster: Cluster, *overrides: str) -> None:
+        config = compose_run("platform=cpu", f"run_dir={tmp_path}", *overrides)
+        OmegaConf.save(config, tmp_path / "config.yaml")
+        workers = OmegaConf.create({"for": "workers"})
+        actor = SimpleNamespace(remote=lambda: SimpleNamespace(run=SimpleNamespace(remote=cluster.start_training)))
+        monkeypatch.setattr(driver, "ray_session", lambda *_: contextlib.nullcontext())
+        monkeypatch.setattr(driver, "start_teachers", lambda _: ({TEACHER: ("default", object())}, workers))
+        monkeypatch.setattr(driver, "as_actor", lambda _: actor)
+        monkeypatch.setattr(driver.ray, "wait", cluster.wait)
+        monkeypatch.setattr(driver.ray, "get", cluster.get)
+        driver.launch(config, time.perf_counter())
+        assert cluster.given == workers
+
+    return go
+
+
+def test_it_waits_for_the_training_and_shows_steps_and_teacher(run, tmp_path, capsys):
+    step = lambda: MetricsFile(tmp_path / "metrics.jsonl").append(1, ROW)  # noqa: E731
+    cluster = Cluster(lambda: TEACHER, step, lambda: TRAINING)
+    run(cluster)
+    assert (cluster.looks, cluster.waited_for) == ([], [])
+    shown = capsys.readouterr().out
+    assert "the teacher default answers log-prob requests at" in shown
+    assert "step 1/1  teacher_kl +1.0000" in shown
+    assert "1 steps in" in shown
+    stages = (tmp_path / "stages.jsonl").read_text()
+    assert stages.index("Ray is up") < stages.index("teacher answers")
+
+
+def test_a_run_that_stands_still_is_given_up_with_the_place_where_it_stands(run, tmp_path):
+    place = lambda: write_place(tmp_path, "step 3: samples and scores")  # noqa: E731
+    with pytest.raises(SystemExit) as ended:
+        run(Cluster(place), "stall_timeout_s=0")
+    first, second = str(ended.value).splitlines()
+    assert first.endswith("no step ended for stall_timeout_s=0 seconds; the run is at step 3: samples and scores")
+    assert second.endswith("the same command resumes from the last checkpoint")
+
+
+def test_ctrl_c_says_how_to_go_on(run, tmp_path):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match=f"interrupted; the same command resumes .* {tmp_path}"):
+        run(Cluster(interrupt))
+
+
+def test_a_teacher_on_the_trainers_device_is_up_before_the_trainer_starts(run):
+    cluster = Cluster(lambda: TEACHER, lambda: TRAINING)
+    run(cluster, "platform=cuda", "teacher.share_device=true")
+    assert cluster.waited_for == [TEACHER]
