@@ -22,8 +22,8 @@ class Actors:
         def remote(settings: Any, log: str) -> SimpleNamespace:
             self.started.append((num_gpus, settings, Path(log).name))
             number = len(self.started)
-            call = lambda name: SimpleNamespace(remote=lambda: f"{name} {number}")  # noqa: E731
-            return SimpleNamespace(start=call("url"), wait_ready=call("ready"))
+            start, ready = (SimpleNamespace(remote=f"{name} {number}".strip) for name in ("url", "ready"))
+            return SimpleNamespace(start=start, wait_ready=ready)
 
         return SimpleNamespace(remote=remote)
 

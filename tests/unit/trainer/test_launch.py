@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +62,7 @@ def run(monkeypatch, tmp_path: Path, compose_run):
 
 
 def test_it_waits_for_the_training_and_shows_steps_and_teacher(run, tmp_path, capsys):
-    step = lambda: MetricsFile(tmp_path / "metrics.jsonl").append(1, ROW)  # noqa: E731
+    step = partial(MetricsFile(tmp_path / "metrics.jsonl").append, 1, ROW)
     cluster = Cluster(lambda: TEACHER, step, lambda: TRAINING)
     run(cluster)
     assert (cluster.looks, cluster.waited_for) == ([], [])
@@ -74,7 +75,7 @@ def test_it_waits_for_the_training_and_shows_steps_and_teacher(run, tmp_path, ca
 
 
 def test_a_run_that_stands_still_is_given_up_with_the_place_where_it_stands(run, tmp_path):
-    place = lambda: write_place(tmp_path, "step 3: samples and scores")  # noqa: E731
+    place = partial(write_place, tmp_path, "step 3: samples and scores")
     with pytest.raises(SystemExit) as ended:
         run(Cluster(place), "stall_timeout_s=0")
     first, second = str(ended.value).splitlines()
