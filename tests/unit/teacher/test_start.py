@@ -1,6 +1,7 @@
 """What the driver does with the run's teachers: starts those that are managed, and tells the workers where all are."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ class Actors:
         def remote(settings: Any, log: str) -> SimpleNamespace:
             self.started.append((num_gpus, settings, Path(log).name))
             number = len(self.started)
-            start, ready = (SimpleNamespace(remote=f"{name} {number}".strip) for name in ("url", "ready"))
+            start, ready = (SimpleNamespace(remote=partial(str, f"{name} {number}")) for name in ("url", "ready"))
             return SimpleNamespace(start=start, wait_ready=ready)
 
         return SimpleNamespace(remote=remote)
