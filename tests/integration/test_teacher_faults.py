@@ -206,24 +206,29 @@ def other_model(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> P
 
 
 async def test_another_model_on_the_same_port_never_scores(
-    servers, model, other_model: Path, teacher_python: str, tmp_path: Path
+    model, tiny_qwen3: Path, other_model: Path, teacher_python: str, tmp_path: Path
 ) -> None:
     samples = make_requests(60)
-    (first, second), port = (server.url for server in servers), servers[0].port
-    async with make_pool(first, second) as both, make_pool(first, sample_timeout_s=2) as alone:
-        await both.probe()
-        await alone.probe()
-        await asyncio.to_thread(servers[0].stop)  # so that the pools see their connections end, and the port is free
-        with make_server(other_model, teacher_python, tmp_path / "log", port=port) as impostor:
-            await asyncio.to_thread(impostor.wait_ready)
-            assert impostor.url == first
-            errors, metrics = check(model, both, samples, await both.score(samples))
-            assert errors == 0
-            assert metrics["server1_sequences"] == len(samples)
-            outcomes = await alone.score(samples[:5])
-            errors, _ = check(model, alone, samples[:5], outcomes)
-            assert errors == 5
-            assert all("serves another model than before" in str(outcome) for outcome in outcomes)
+    with (
+        make_server(tiny_qwen3, teacher_python, tmp_path / "first.log") as replaced,
+        make_server(tiny_qwen3, teacher_python, tmp_path / "second.log") as kept,
+    ):
+        await asyncio.gather(*(asyncio.to_thread(server.wait_ready) for server in (replaced, kept)))
+        url, port = replaced.url, replaced.port
+        async with make_pool(url, kept.url) as both, make_pool(url, sample_timeout_s=2) as alone:
+            await both.probe()
+            await alone.probe()
+            await asyncio.to_thread(replaced.stop)  # so that the pools see their connections end, and the port is free
+            with make_server(other_model, teacher_python, tmp_path / "other.log", port=port) as impostor:
+                await asyncio.to_thread(impostor.wait_ready)
+                assert impostor.url == url
+                errors, metrics = check(model, both, samples, await both.score(samples))
+                assert errors == 0
+                assert metrics["server1_sequences"] == len(samples)
+                outcomes = await alone.score(samples[:5])
+                errors, _ = check(model, alone, samples[:5], outcomes)
+                assert errors == 5
+                assert all("serves another model than before" in str(outcome) for outcome in outcomes)
 
 
 async def test_a_server_that_runs_out_of_memory_scores_right_or_not_at_all(
