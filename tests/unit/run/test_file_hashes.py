@@ -11,7 +11,7 @@ from tiny_teacher import edit_byte, with_noise
 from transformers import Qwen3ForCausalLM
 
 from verl_ext.run import file_hashes
-from verl_ext.run.file_hashes import CHAT_FILES, hash_files, hash_of_model
+from verl_ext.run.file_hashes import CHAT_FILES, default_cache, hash_files, hash_of_model
 
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "one bit of the weights": lambda folder: edit_byte(folder / "model.safetensors"),
@@ -96,3 +96,11 @@ def test_a_file_that_changes_while_it_is_read(folder: Path, cache: Path, monkeyp
     with pytest.raises(ValueError, match="changed while it was read"):
         hash_files([folder / "config.json"], cache)
     assert not cache.exists()
+
+
+def test_hashes_are_kept_where_caches_are(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert default_cache() == tmp_path / "caches" / "verl-opd" / "file-hashes.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache() == tmp_path / ".cache" / "verl-opd" / "file-hashes.json"

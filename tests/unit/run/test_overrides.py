@@ -1,9 +1,15 @@
 """Every kind of wrong override is refused in one line that names what would be right."""
 
 import pytest
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from recipe import evaluate, on_policy_distillation, score, sft
+from verl_ext.run.hydra import schema_of
+from verl_ext.run.overrides import in_one_line
 from verl_ext.run.verb import Verb, check_words
+from verl_ext.trainer.config import MethodConfig
 
 TRAIN, EVALUATE, SCORE, SFT = on_policy_distillation.VERB, evaluate.VERB, score.VERB, sft.VERB
 LR = "did you mean actor_rollout_ref.actor.optim.lr"
@@ -75,3 +81,14 @@ def test_right_words(verb: Verb, words: list[str]):
 
 def test_several_values_are_a_sweep_where_one_is_asked_for():
     check_words(TRAIN, ["method.coef=1,2", "hardware=cpu,h200_1x"], sweep=True)
+
+
+def test_an_error_of_the_libraries_keeps_what_is_wrong_and_loses_their_notes():
+    with pytest.raises(OmegaConfBaseException) as wrong:
+        OmegaConf.update(schema_of(MethodConfig), "top_k", "many")
+    assert "full_key" in str(wrong.value)
+    assert in_one_line(wrong.value) == "top_k: Value 'many' of type 'str' could not be converted to Integer"
+    unknown = ConfigCompositionException(
+        "Key 'a' is not there\nTo append to your config use +a=1\nSet the env variable X"
+    )
+    assert in_one_line(unknown) == "Key 'a' is not there"
