@@ -164,9 +164,9 @@ class Actor:
 def samples_of(batch: Any) -> list[dict[str, Any]]:
     """Everything that the queue holds of a batch."""
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id)
+    values_of = {key: data.get(key) for key in sorted(data.keys())}
     columns = {
-        key: value.unbind() if isinstance(value, torch.Tensor) else value.tolist()
-        for key, value in ((key, data.get(key)) for key in data.keys())  # noqa: SIM118  not a dict
+        key: value.unbind() if isinstance(value, torch.Tensor) else value.tolist() for key, value in values_of.items()
     }
     return [{key: values[i] for key, values in columns.items()} for i in range(len(batch))]
 
