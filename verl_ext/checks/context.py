@@ -35,6 +35,7 @@ class Context:
         rows: Callable[[], Rows] = tuple,
         teachers: Callable[[], Mapping[str, TeacherConfig]] = dict,
         template_kwargs: Callable[[], Mapping[str, Any]] = dict,
+        ranks_of_vllm: Mapping[str, int] | None = None,
         config: Any = None,
         required: Sequence[str] = (),
     ) -> None:
@@ -45,11 +46,12 @@ class Context:
             rows: what is trained on, answered, scored or judged, each with COLUMNS.
             teachers: by name.
             template_kwargs: for the chat template.
+            ranks_of_vllm: tensor-parallel ranks of vLLM in this process, by key.
             config: a trainer's whole configuration; None for the other commands.
             required: its keys that have no default.
         """
         self._models, self._rows, self._teachers, self._template_kwargs = models, rows, teachers, template_kwargs
-        self.config, self.required = config, required
+        self.config, self.required, self.ranks_of_vllm = config, required, ranks_of_vllm or {}
         self._tokenizers: dict[str, Any] = {}
 
     @cached_property

@@ -3,10 +3,6 @@
 import os
 import sys
 
-from omegaconf import DictConfig
-
-from verl_ext.run.settings import check_given
-
 
 def processes(words: list[str]) -> tuple[int, list[str]]:
     """The number behind --nproc, 1 without it, and the other words. Exits on what is no number."""
@@ -19,9 +15,8 @@ def processes(words: list[str]) -> tuple[int, list[str]]:
     return int(number), words[:place] + words[place + 2 :]
 
 
-def start_torchrun(config: DictConfig, number: int, module: str, words: list[str]) -> None:
+def start_torchrun(number: int, module: str, words: list[str]) -> None:
     """Become torchrun, which starts `module` with the same words in `number` processes."""
-    check_given(config, "student.path", "data.train_files")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *words])

@@ -14,7 +14,7 @@ KEYS = {
     "data.max_prompt_length": "Longest prompt, tokens; a longer one is refused.",
     "data.max_response_length": "Longest answer, tokens.",
     "actor_rollout_ref.rollout.n": "Samples a prompt, >= 1.",
-    "actor_rollout_ref.rollout.gpu_memory_utilization": "vLLM's share of a GPU's memory, in (0, 1).",
+    "actor_rollout_ref.rollout.gpu_memory_utilization": "vLLM's share of a GPU's memory, in (0, 1].",
     "actor_rollout_ref.actor.optim.lr": "Learning rate of Adam, > 0.",
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "Tokens of a micro-batch on a GPU, at most.",
     "trainer.total_training_steps": "Steps, >= 1; null goes by trainer.total_epochs.",

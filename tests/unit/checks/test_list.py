@@ -28,6 +28,7 @@ from verl_ext.checks.diagnose import diagnose
 from verl_ext.checks.finding import FAIL, OK, SKIPPED, WARN, Finding, failed
 from verl_ext.checks.registry import checks_of
 from verl_ext.checks.run import CHEAP, check, look
+from verl_ext.run import machine
 from verl_ext.run.hydra import schema_of
 
 
@@ -52,7 +53,10 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture
 def pair(built, tmp_path, monkeypatch) -> Pair:
     monkeypatch.setattr(memory, "CPU_BASE_GIB", 0.0)  # what else runs on this machine is not under test
-    monkeypatch.delenv("TEACHER_API_KEY", raising=False)
+    monkeypatch.setattr(machine, "gpus", lambda: 0)  # whatever machine this is
+    for variable in ("TEACHER_API_KEY", "WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     return Pair(*built, tmp_path)
 
 
@@ -132,6 +136,51 @@ def words(*overrides: str) -> Callable[[Pair], list[str]]:
 NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
 BROKEN = [
     ("required settings", words("data.val_files=null"), r"data\.val_files is not set"),
+    ("ranges", words("actor_rollout_ref.rollout.n=0"), r"actor_rollout_ref\.rollout\.n=0 must be a whole number >= 1"),
+    ("ranges", words("data.train_batch_size=-1"), r"data\.train_batch_size=-1 must be a whole number >= 1"),
+    ("ranges", words("actor_rollout_ref.actor.optim.lr=.nan"), r"optim\.lr=nan must be a number > 0, at most 1"),
+    ("keys of the method", words("actor_rollout_ref.rollout.ignore_eos=true"), r"ignore_eos=true must be false \(else"),
+    ("keys of the method", words("algorithm.adv_estimator=grpo"), r"adv_estimator=grpo must be reverse_kl"),
+    (
+        "keys of the method",
+        words("actor_rollout_ref.actor.policy_loss.loss_mode=vanilla"),
+        r"loss_mode=vanilla is not method\.policy_loss\.kind=importance_sampling: leave it out",
+    ),
+    (
+        "sizes",
+        words("actor_rollout_ref.rollout.max_model_len=163"),
+        r"max_model_len=163 is less than data\.max_prompt_length=160 \+ data\.max_response_length=4; raise it to 164",
+    ),
+    (
+        "sizes",
+        words("actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=100"),
+        r"actor\.ppo_max_token_len_per_gpu=100 is less than",
+    ),
+    (
+        "sizes",
+        words("actor_rollout_ref.rollout.tensor_model_parallel_size=2"),
+        r"tensor_model_parallel_size.*=2 does not divide trainer\.nnodes=1 x trainer\.n_gpus_per_node=1",
+    ),
+    ("sizes", words("actor_rollout_ref.actor.ppo_mini_batch_size=64"), r"ppo_mini_batch_size=64 is more than data\.tr"),
+    ("sizes", words("trainer.n_gpus_per_node=3"), r"data\.train_batch_size=32: a mini-batch .* the 3 ranks"),
+    ("sizes", words("actor_rollout_ref.rollout.max_num_batched_tokens=8"), r"max_num_batched_tokens=8 is less than"),
+    (
+        "checkpoint",
+        words("trainer.resume_mode=resume_path", "trainer.resume_from_path=/nowhere/global_step_3"),
+        r"trainer\.resume_from_path=/nowhere/global_step_3: no checkpoint folder",
+    ),
+    ("loggers", words("trainer.logger=[console,wandbb]"), r"trainer\.logger=wandbb: expected some of console"),
+    ("loggers", words("trainer.logger=[mlflow]"), r"trainer\.logger=mlflow: the package is not installed"),
+    ("loggers", words("trainer.logger=wandb"), r"trainer\.logger=wandb: nobody is logged in.*WANDB_MODE=offline"),
+    ("devices", words("trainer.n_gpus_per_node=2"), r"trainer\.n_gpus_per_node=2 is more than the 1 slots of this CPU"),
+    ("devices", words("trainer.nnodes=2"), r"trainer\.nnodes=2: this run starts a Ray of its own.*address=auto"),
+    ("devices", words("trainer.device=cuda"), r"trainer\.n_gpus_per_node=1: torch sees no GPU.*set platform=cpu"),
+    ("teacher device", words("teacher.device=cuda"), r"teacher\.device=cuda.*no GPU.*set teacher\.device=cpu"),
+    (
+        "context length",
+        words("data.max_response_length=100000", "actor_rollout_ref.rollout.max_model_len=null"),
+        r"data\.max_prompt_length \+ data\.max_response_length=100160 tokens, and student\.path=.* takes \d+; lower",
+    ),
     ("method", words("method.student_logprobs=old"), r"method\.student_logprobs=old.*set it to false"),
     ("teacher settings", words("teacher.tp=0"), r"teacher\.tp: 0 is below 1"),
     ("memory plan", words("hardware=cpu", "trainer.nnodes=2"), r"on CPU trainer\.nnodes=2, trainer"),
@@ -141,6 +190,7 @@ BROKEN = [
     ("models", words("student.path=/nowhere/m"), r"student\.path=/nowhere/m: no such folder"),
     ("data", words("data.train_files=none.parquet"), r"data\.train_files=none\.parquet: no such file"),
     ("held-out data", words("data.val_files=none.parquet"), r"data\.val_files=none\.parquet: no such file"),
+    ("batch", words("data.train_max_samples=31"), r"data\.train_max_samples=31 leaves no batch"),
     (
         "batch",
         words("data.train_batch_size=33"),
