@@ -4,13 +4,13 @@ In the order in which they are looked at: the cheap ones first, so that a wrong 
 docs/doctor.md has the same table, with what to do.
 """
 
-from verl_ext.checks import engines, inputs, memory, sft, tokens
+from verl_ext.checks import engines, inputs, memory, roles, served, sft, tokens
 from verl_ext.checks.check import DOCTOR, EVALUATE, GENERATE, SCORE, SFT, TRAIN, Check, Cost
 
 INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
 RUN, ANSWERS = (TRAIN, DOCTOR), (GENERATE, SCORE, EVALUATE)
 GIVEN, TEACHER, BOTH = ("required settings",), ("teacher settings",), ("student tokenizer", "teacher tokenizer")
-ROUTED = ("data", "teacher names")
+ROUTED, ROLES = ("data", "teacher names"), ("data", "student tokenizer", "roles")
 
 CHECKS = (
     # Settings
@@ -40,12 +40,15 @@ CHECKS = (
     Check("server", MODELS, (*RUN, SCORE), inputs.server, TEACHER, each_teacher=True),
     # Student and teacher: the same tokens, and the prompts that they should see?
     Check("student tokenizer", MODELS, (*RUN, SFT, GENERATE, SCORE), inputs.student_tokenizer, ("models",)),
-    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, ("data", "student tokenizer", *TEACHER)),
+    Check("roles", MODELS, (*RUN, GENERATE, SCORE), roles.roles, ("data", "student tokenizer")),
+    Check("served model", MODELS, (*RUN, SCORE), served.model, ("server",), each_teacher=True),
+    Check("served tokenizer", MODELS, (*RUN, SCORE), served.tokenizer, ("server", *ROLES), each_teacher=True),
+    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, (*ROLES, *TEACHER)),
     Check("teacher tokenizer", MODELS, (*RUN, SCORE), inputs.teacher_tokenizer, ("teacher model",), each_teacher=True),
     Check("tokenizer", MODELS, (*RUN, SCORE), tokens.tokenizers, BOTH, each_teacher=True),
     Check("chat template", MODELS, (*RUN, SCORE), tokens.templates, (*BOTH, *ROUTED), each_teacher=True),
     Check("think tokens", MODELS, (*RUN, SCORE), tokens.think_tokens, BOTH, each_teacher=True),
-    Check("vocabulary", MODELS, RUN, tokens.vocabulary, (*BOTH, *ROUTED), each_teacher=True),
+    Check("vocabulary", MODELS, (*RUN, SCORE), tokens.vocabulary, (*BOTH, *ROUTED), each_teacher=True),
     Check("prompts", MODELS, RUN, tokens.prompts, (*BOTH, *ROUTED), each_teacher=True),
     # SFT: what is trained on
     Check("renderer", MODELS, (SFT,), sft.renderer, ("student tokenizer",)),

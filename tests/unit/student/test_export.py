@@ -10,6 +10,9 @@ from lora_checkpoint import ALPHA, RANK, write_checkpoint, write_lora_checkpoint
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl_ext.student import export
@@ -164,3 +167,16 @@ def test_a_lora_run_that_was_stopped_while_it_exported_is_exported_at_the_next_s
     before = merged.stat().st_ino
     export.export_what_is_missing(run.config)
     assert merged.stat().st_ino == before  # once is enough
+
+
+def test_shards_are_joined_and_replicas_are_not():
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = DeviceMesh("cpu", [0, 1])
+        halves = torch.arange(12.0).reshape(3, 4).split(2, dim=1)
+        shards = [DTensor.from_local(half, mesh, [Shard(1)], run_check=False) for half in halves]
+        copies = [DTensor.from_local(torch.ones(2), mesh, [Replicate()], run_check=False) for _ in range(2)]
+        assert export._whole(shards).tolist() == torch.arange(12.0).reshape(3, 4).tolist()
+        assert export._whole(copies).tolist() == [1, 1]
+    finally:
+        torch.distributed.destroy_process_group()

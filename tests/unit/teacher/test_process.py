@@ -1,7 +1,9 @@
 """A server that cannot start is refused before anything runs, and its log says why one ended."""
 
 import json
+import os
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -49,3 +51,12 @@ def test_a_named_port_is_waited_for_and_then_refused(monkeypatch: pytest.MonkeyP
         closer.start()
         assert process._claim_port("127.0.0.1", port) == port
         closer.join()
+
+
+def test_a_group_has_its_living_processes_and_no_zombie() -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as sleeper:
+        assert sleeper.pid in process.group_members(sleeper.pid)
+        assert os.getpid() not in process.group_members(sleeper.pid)
+        sleeper.kill()
+        os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet collected
+        assert process.group_members(sleeper.pid) == []

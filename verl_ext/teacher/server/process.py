@@ -228,5 +228,5 @@ def _port_problem(host: str, port: int) -> str:
         try:
             probe.bind((host, port))
         except OSError as error:
-            return error.strerror
+            return error.strerror or str(error)
     return ""
