@@ -28,6 +28,7 @@ CHECKS = (
     # Models and rows
     Check("models", INSTANT, (*RUN, SFT, *ANSWERS), inputs.models, needs=GIVEN),
     Check("data", INSTANT, (*RUN, *ANSWERS), inputs.rows, needs=GIVEN),
+    Check("run folder", INSTANT, (*RUN, SFT), inputs.run_folder, needs=GIVEN),
     Check("held-out data", INSTANT, RUN, inputs.heldout, needs=GIVEN),
     Check("batch", INSTANT, RUN, inputs.batch, needs=("data",)),
     Check("teacher names", INSTANT, RUN, inputs.routing, needs=("data", *TEACHER)),

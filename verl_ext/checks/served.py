@@ -6,7 +6,7 @@ from pathlib import Path
 
 from verl_ext.checks.context import Context
 from verl_ext.checks.finding import OK, WARN, Finding
-from verl_ext.checks.tokens import same_weights
+from verl_ext.run.file_hashes import same_weights
 from verl_ext.run.models import chat_text
 from verl_ext.teacher.client.served import Served, ServerInfo
 from verl_ext.teacher.types import TeacherError, TeacherResponseError

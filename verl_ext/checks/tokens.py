@@ -6,12 +6,11 @@ are the checks of `verl_ext.checks.registry`.
 
 from collections.abc import Mapping
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from verl_ext.checks.context import COLUMNS, Context, Rows
 from verl_ext.checks.finding import FAIL, OK, WARN, Finding
-from verl_ext.run.file_hashes import hash_of_model
+from verl_ext.run.file_hashes import same_weights
 from verl_ext.run.models import chat_text
 from verl_ext.teacher.teachers import vocab_size_of
 
@@ -64,18 +63,6 @@ def prompts(context: Context, name: str) -> Finding | str:
     alike = sum(sides[0][number] == sides[1][number] for number in numbers)
     same = alike > 0 and path is not None and same_weights(context.student[1], path)
     return check_rendered(*shown, alike=alike, rows=len(numbers), same_weights=same)
-
-
-def same_weights(student_path: str, teacher_path: str) -> bool:
-    """Whether two models are one: the same name, or folders whose files are equal."""
-    if student_path == teacher_path:
-        return True
-    folders = [Path(path).expanduser() for path in (student_path, teacher_path)]
-    if not all(folder.is_dir() for folder in folders):
-        return False
-    # Sizes first: a hash reads every byte.
-    sizes = [sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors")) for folder in folders]
-    return sizes[0] == sizes[1] and hash_of_model(folders[0]) == hash_of_model(folders[1])
 
 
 def check_same_tokenizer(student: Any, teacher: Any) -> None:

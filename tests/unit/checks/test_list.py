@@ -107,6 +107,15 @@ def served(*, right_model: bool, **info: str) -> Callable[[Pair], list[str]]:
     return override
 
 
+def begun_otherwise(pair: Pair) -> list[str]:
+    """A folder that holds another run, which has a checkpoint."""
+    checkpoints = pair.scratch / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("1")
+    (checkpoints.parent / "origin.json").write_text("{}")
+    return []
+
+
 NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
 BROKEN = [
     ("required settings", words("data.val_files=null"), r"data\.val_files is not set"),
@@ -118,6 +127,11 @@ BROKEN = [
     ("sampling", words("actor_rollout_ref.rollout.top_k=20"), r"actor_rollout_ref\.rollout\.top_k=20"),
     ("models", words("student.path=/nowhere/m"), r"student\.path=/nowhere/m: no such folder"),
     ("data", words("data.train_files=none.parquet"), r"data\.train_files=none\.parquet: no such file"),
+    (
+        "run folder",
+        begun_otherwise,
+        r"begun with other settings: .* None there, .*; go on with those, or take another run_dir",
+    ),
     ("held-out data", words("data.val_files=none.parquet"), r"data\.val_files=none\.parquet: no such file"),
     (
         "batch",
