@@ -130,7 +130,7 @@ BROKEN = [
     (
         "run folder",
         begun_otherwise,
-        r"begun with other settings: .* None there, .*; go on with those, or take another run_dir",
+        r"begun with other settings: .* None there, .*; go on with those, or take",
     ),
     ("held-out data", words("data.val_files=none.parquet"), r"data\.val_files=none\.parquet: no such file"),
     (
