@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from verl_ext.run.file_hashes import CHAT_FILES, hash_of_model
+from verl_ext.run.loopback import ENVIRONMENT
 from verl_ext.run.models import load_tokenizer, render_chat
 from verl_ext.sampling.types import Answer, EngineConfig, Request, Sample, SamplingConfig
 
@@ -141,6 +142,7 @@ def prepare_engine_environment() -> bool:
     """Call before vLLM is imported. Returns whether there is a GPU; without one, sets CPU_ENVIRONMENT."""
     import torch
 
+    os.environ.update(ENVIRONMENT)
     if torch.cuda.is_available():
         return True
     for key, value in CPU_ENVIRONMENT.items():
