@@ -125,6 +125,8 @@ def test_a_run_leaves_metrics_config_student_and_curves(trained: Path):
     ):
         assert key in rows[0], key
     assert rows[0]["teacher/unscored"] == 0
+    for row in rows:  # verl's share counts lengths, ours what vLLM says: an end may be the last token allowed
+        assert 0 < row["response_length/truncated_share"] <= row["response_length/clip_ratio"]
     assert rows[0]["actor/lr"] == pytest.approx(5e-3)
     assert "temperature: 1.0" in (trained / "config.yaml").read_text()
     assert list((trained / "tensorboard").rglob("events.out.tfevents.*"))
