@@ -63,7 +63,7 @@ class TaskRewardConfig:
 class GuardsConfig:
     """What keeps training away from bad tokens and samples (`verl_ext.method.guards`); all off by default.
 
-    truncated_mask: leave out samples that reached `data.max_response_length`.
+    truncated_mask: leave out samples that were cut off before their end, by whatever limit.
     special_token_mask: token ids to leave out.
     repetition_ngram: tokens in an n-gram for the repetition metrics; 0 turns them off.
     repetition_limit: share of repeated n-grams above which a sample is counted as flagged, in [0, 1].
