@@ -17,7 +17,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_ext.checks.run import check_sft
+from verl_ext.checks.run import check_sft, check_sft_settings
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.console import SftConsole
 from verl_ext.run.files import save_resolved_config
@@ -73,9 +73,12 @@ def sft(config: DictConfig) -> None:
 
 def main() -> None:
     number, words = processes(sys.argv[1:])
-    run_verb(
-        VERB, sft if number == 1 else lambda config: start_torchrun(config, number, f"{__package__}.sft", words), words
-    )
+
+    def many(config: DictConfig) -> None:
+        check_sft_settings(config, number)
+        start_torchrun(number, f"{__package__}.sft", words)
+
+    run_verb(VERB, sft if number == 1 else many, words)
 
 
 if __name__ == "__main__":

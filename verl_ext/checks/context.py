@@ -37,6 +37,7 @@ class Context:
         rows: Callable[[], Rows] = tuple,
         teachers: Callable[[], Mapping[str, TeacherConfig]] = dict,
         template_kwargs: Callable[[], Mapping[str, Any]] = dict,
+        ranks_of_vllm: Mapping[str, int] | None = None,
         config: Any = None,
         required: Sequence[str] = (),
         rows_key: str = "data",
@@ -48,12 +49,14 @@ class Context:
             rows: what is trained on, answered, scored or judged, each with COLUMNS.
             teachers: by name.
             template_kwargs: for the chat template.
+            ranks_of_vllm: tensor-parallel ranks of vLLM in this process, by key.
             config: a trainer's whole configuration; None for the other commands.
             required: its keys that have no default.
             rows_key: the setting that names the rows' file.
         """
         self._models, self._rows, self._teachers, self._template_kwargs = models, rows, teachers, template_kwargs
         self.config, self.required, self.rows_key = config, required, rows_key
+        self.ranks_of_vllm = ranks_of_vllm or {}
         self._tokenizers: dict[str, Any] = {}
 
     @cached_property

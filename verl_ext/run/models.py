@@ -24,6 +24,13 @@ def load_tokenizer(path: str) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(path)
 
 
+def max_positions(path: str) -> int | None:
+    """Longest context of a model in tokens, as its configuration says; None where it says none."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path).get_text_config().to_dict().get("max_position_embeddings")
+
+
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:
     """The token ids of a conversation up to where the model's answer begins.
 

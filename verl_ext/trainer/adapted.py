@@ -40,6 +40,9 @@ class AdaptedTrainer(PPOTrainerSync):
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
+        # verl leaves its loop after `total_epochs`, before the steps that were asked for, and saves nothing there.
+        trainer = self.config.trainer
+        trainer.total_epochs = max(trainer.total_epochs, -(-self.total_training_steps // len(self.train_dataloader)))
         reach_stage(self.config.run_dir, "data is loaded")
 
     def _build_replay_buffer(self) -> ReplayBuffer:

@@ -27,10 +27,18 @@ def launch(config: DictConfig, started: float) -> None:
         print(error, file=sys.stderr)
         sys.exit(
             f"error: the run failed: {str(error).strip().splitlines()[-1]}\n"
-            f"every process' output is in {config.run_dir}/logs; the same command resumes from the last checkpoint"
+            f"every process' output is in {config.run_dir}/logs; {how_to_go_on(config)}"
         )
     except KeyboardInterrupt:
-        sys.exit(f"interrupted; the same command resumes from the last checkpoint in {config.run_dir}")
+        sys.exit(f"interrupted; {how_to_go_on(config)}")
+
+
+def how_to_go_on(config: DictConfig) -> str:
+    """What the same command would do now."""
+    tracker = Path(config.trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
+    if config.trainer.resume_mode == "disable" or not tracker.is_file():
+        return "no checkpoint to resume from: the same command starts over"
+    return f"the same command resumes after step {tracker.read_text().strip()}"
 
 
 def train(config: DictConfig, started: float) -> None:

@@ -17,6 +17,7 @@ from tiny_student import ROW, write_student
 
 from verl_ext.checks import memory
 from verl_ext.checks.config import DoctorConfig
+from verl_ext.run import machine
 from verl_ext.run.hydra import schema_of
 
 
@@ -30,7 +31,10 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture
 def pair(built, tmp_path, monkeypatch) -> Iterator[Pair]:
     monkeypatch.setattr(memory, "CPU_BASE_GIB", 0.0)  # what else runs on this machine is not under test
-    monkeypatch.delenv("TEACHER_API_KEY", raising=False)
+    monkeypatch.setattr(machine, "gpus", lambda: 0)  # whatever machine this is
+    for variable in ("TEACHER_API_KEY", "WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with contextlib.ExitStack() as stack:
         yield Pair(*built, tmp_path, lambda fake: stack.enter_context(serving(fake)))
 

@@ -90,15 +90,21 @@ def test_a_run_that_stands_still_is_given_up_with_the_place_where_it_stands(run,
         run(Cluster(place), "stall_timeout_s=0")
     first, second = str(ended.value).splitlines()
     assert first.endswith("no step ended for stall_timeout_s=0 seconds; the run is at step 3: samples and scores")
-    assert second.endswith("the same command resumes from the last checkpoint")
+    assert second.endswith("no checkpoint to resume from: the same command starts over")
 
 
 def test_ctrl_c_says_how_to_go_on(run, tmp_path):
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit, match=f"interrupted; the same command resumes .* {tmp_path}"):
+    with pytest.raises(SystemExit, match=r"^interrupted; no checkpoint to resume from: the same command starts over$"):
         run(Cluster(interrupt))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("7")
+    with pytest.raises(SystemExit, match=r"^interrupted; the same command resumes after step 7$"):
+        run(Cluster(interrupt))
+    with pytest.raises(SystemExit, match="the same command starts over"):
+        run(Cluster(interrupt), "trainer.resume_mode=disable")
 
 
 def test_a_teacher_on_the_trainers_device_is_up_before_the_trainer_starts(run):

@@ -9,6 +9,7 @@ from local_run import write_rows
 from transfer_queue.metadata import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+from verl_ext.run.console import step_of_student
 from verl_ext.run.metrics import read_place
 
 FOUR = [[5, 6, 7, 8]]
@@ -59,6 +60,20 @@ def test_every_step_leaves_one_row_of_metrics(make_run):
         assert row["teacher/scored"] == 4
         assert row["timing_s/step"] > 0
         assert row["actor/grad_norm"] == 1
+
+
+@pytest.mark.parametrize("steps", [3, 7])
+def test_as_many_steps_as_asked_are_trained_over_as_many_epochs_as_they_take(make_run, steps):
+    """Six rows are three steps an epoch. verl would end after `total_epochs`, with status 0 and no checkpoint."""
+    run = make_run(f"trainer.total_training_steps={steps}", "trainer.total_epochs=1", "trainer.save_freq=100").fit()
+    assert [row["step"] for row in run.metrics] == list(range(1, steps + 1))
+    assert run.actor.saved == [steps]
+    assert step_of_student(Path(run.config.run_dir)) == steps
+
+
+def test_without_a_number_of_steps_the_epochs_say_it(make_run):
+    run = make_run("trainer.total_training_steps=null", "trainer.total_epochs=2", "trainer.save_freq=100").fit()
+    assert (run.metrics[-1]["step"], run.actor.saved) == (6, [6])
 
 
 def test_each_stage_is_marked_when_it_is_reached(make_run):
