@@ -7,11 +7,6 @@ from verl_ext.evaluation.math_verifier import MathVerifier
 verifier = MathVerifier()
 
 
-def exact_match(text: str, ground_truth: str) -> float:
-    """1.0 if the response is the label, white space aside, else 0.0; 0.0 where the label is unknown ("")."""
-    return float(bool(ground_truth) and text.strip() == ground_truth)
-
-
 def boxed_answer(text: str) -> str | None:
     """What the response's last \\boxed{} holds; None without one, or where it is not closed."""
     # From the last one on: verl takes a `\\boxed ` anywhere before it for the box.
