@@ -4,7 +4,7 @@ In the order in which they are looked at: the cheap ones first, so that a wrong 
 docs/doctor.md has the same table, with what to do.
 """
 
-from verl_ext.checks import engines, inputs, memory, sft, tokens
+from verl_ext.checks import data, engines, inputs, memory, sft, tokens
 from verl_ext.checks.check import DOCTOR, EVALUATE, GENERATE, SCORE, SFT, TRAIN, Check, Cost
 
 INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
@@ -29,6 +29,7 @@ CHECKS = (
     Check("models", INSTANT, (*RUN, SFT, *ANSWERS), inputs.models, needs=GIVEN),
     Check("data", INSTANT, (*RUN, *ANSWERS), inputs.rows, needs=GIVEN),
     Check("held-out data", INSTANT, RUN, inputs.heldout, needs=GIVEN),
+    Check("labels", INSTANT, RUN, data.labels, needs=("data", "held-out data", "method")),
     Check("batch", INSTANT, RUN, inputs.batch, needs=("data",)),
     Check("teacher names", INSTANT, RUN, inputs.routing, needs=("data", *TEACHER)),
     Check("free memory", INSTANT, RUN, memory.free_memory, needs=("models",)),

@@ -18,11 +18,6 @@ BETWEEN = re.compile(
 BARE_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(?=$|[\s$]|\.\s|\.$)")
 
 
-def exact_match(text: str, ground_truth: str) -> float:
-    """1.0 if the response is the label, white space aside, else 0.0; 0.0 where the label is unknown ("")."""
-    return float(bool(ground_truth) and text.strip() == ground_truth)
-
-
 def boxed_answer(response: str) -> str | None:
     """What the last \\boxed{} (or \\fbox{}) behind any thinking holds; several that stand together joined by commas.
 

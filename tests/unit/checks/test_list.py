@@ -141,6 +141,7 @@ BROKEN = [
     ("models", words("student.path=/nowhere/m"), r"student\.path=/nowhere/m: no such folder"),
     ("data", words("data.train_files=none.parquet"), r"data\.train_files=none\.parquet: no such file"),
     ("held-out data", words("data.val_files=none.parquet"), r"data\.val_files=none\.parquet: no such file"),
+    ("labels", words("method.labels.label_set=[klingon]"), r"method\.labels\.label_set: the data also has en"),
     (
         "batch",
         words("data.train_batch_size=33"),
@@ -257,7 +258,7 @@ def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_shown(compose_pair
     assert shown["tokenizer"].verdict == OK
     skipped = shown["not looked at"]
     assert skipped.verdict == SKIPPED
-    assert skipped.seen.startswith("batch, teacher names, prompt lengths, chat template, vocabulary, prompts:")
+    assert skipped.seen.startswith("labels, batch, teacher names, prompt lengths, chat template, vocabulary, prompts:")
 
 
 def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair):
