@@ -15,6 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_ext.checks.data import label_set_of_run
 from verl_ext.checks.run import check
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.files import save_resolved_config
@@ -46,6 +47,7 @@ def train(config: DictConfig) -> None:
     lines = check(config)
     if moved := begin(config):
         lines.append(moved)
+    config.method.labels.label_set = config.method.labels.label_set or label_set_of_run(config)
     save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
     mark_stage(config.run_dir, "settings are checked")
     for line in lines:

@@ -57,6 +57,7 @@ def origin_of(config: DictConfig) -> dict[str, Any]:
         value = OmegaConf.select(config, key)
         found[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if "method" in config:
+        found["method"]["labels"].pop("label_set")  # read from the rows, where nobody gives it
         for name, departures in (config.teachers or {"teacher": {}}).items():
             teacher: Any = OmegaConf.merge(config.teacher, departures)
             found |= {f"{name}.{key}": teacher[key] for key in TEACHER}

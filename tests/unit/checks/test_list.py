@@ -179,6 +179,7 @@ BROKEN = [
     ),
     ("held-out data", words("data.val_files=none.parquet"), r"data\.val_files=none\.parquet: no such file"),
     ("batch", words("data.train_max_samples=31"), r"data\.train_max_samples=31 leaves no batch"),
+    ("labels", words("method.labels.label_set=[klingon]"), r"method\.labels\.label_set: the data also has en"),
     (
         "batch",
         words("data.train_batch_size=33"),
@@ -316,7 +317,7 @@ def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_shown(compose_pair
     assert shown["tokenizer"].verdict == OK
     skipped = shown["not looked at"]
     assert skipped.verdict == SKIPPED
-    assert skipped.seen.startswith("batch, teacher names, roles, served tokenizer, prompt lengths, chat template,")
+    assert skipped.seen.startswith("labels, batch, teacher names, roles, served tokenizer, prompt lengths,")
 
 
 def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair):
