@@ -21,6 +21,7 @@ from verl_ext.checks.run import check_sft, check_sft_settings
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.console import SftConsole
 from verl_ext.run.files import save_resolved_config
+from verl_ext.run.origin import begin
 from verl_ext.run.settings import mapping_of
 from verl_ext.run.verb import Verb, run_verb
 from verl_ext.sft.config import SftConfig
@@ -54,6 +55,8 @@ def sft(config: DictConfig) -> None:
             time.sleep(SILENCE_S)
         raise
     if rank == 0:
+        if moved := begin(config):
+            progress.line(moved)
         save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
         progress.line(report.as_line())
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from verl_ext.checks.context import Context
 from verl_ext.run.models import check_model, max_positions
+from verl_ext.run.origin import check_origin
 from verl_ext.run.settings import check_given
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
@@ -60,6 +61,11 @@ def models(context: Context) -> str:
 def rows(context: Context) -> str:
     """The rows can be read and have what is needed."""
     return f"{len(context.rows)} rows"
+
+
+def run_folder(context: Context) -> str:
+    """A run that is in `run_dir` was begun with what decides this one's student."""
+    return check_origin(context.config)
 
 
 def heldout(context: Context) -> str:

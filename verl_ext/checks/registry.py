@@ -4,14 +4,14 @@ In the order in which they are looked at: the cheap ones first, so that a wrong 
 docs/doctor.md has the same table, with what to do.
 """
 
-from verl_ext.checks import engines, inputs, memory, sft, tokens, values
+from verl_ext.checks import data, engines, inputs, memory, roles, served, sft, tokens, values
 from verl_ext.checks.check import DOCTOR, EVALUATE, GENERATE, SCORE, SFT, TRAIN, Check, Cost
 
 INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
 RUN, ANSWERS = (TRAIN, DOCTOR), (GENERATE, SCORE, EVALUATE)
 GIVEN, TEACHER, BOTH = ("required settings",), ("teacher settings",), ("student tokenizer", "teacher tokenizer")
 RANGES = ("ranges",)
-ROUTED = ("data", "teacher names")
+ROUTED, ROLES = ("data", "teacher names"), ("data", "student tokenizer", "roles")
 
 CHECKS = (
     # Settings
@@ -37,7 +37,9 @@ CHECKS = (
     # Models and rows
     Check("models", INSTANT, (*RUN, SFT, *ANSWERS), inputs.models, needs=GIVEN),
     Check("data", INSTANT, (*RUN, *ANSWERS), inputs.rows, needs=GIVEN),
+    Check("run folder", INSTANT, (*RUN, SFT), inputs.run_folder, needs=GIVEN),
     Check("held-out data", INSTANT, RUN, inputs.heldout, needs=GIVEN),
+    Check("labels", INSTANT, RUN, data.labels, needs=("data", "held-out data", "method")),
     Check("batch", INSTANT, RUN, inputs.batch, needs=("data",)),
     Check("teacher names", INSTANT, RUN, inputs.routing, needs=("data", *TEACHER)),
     Check("free memory", INSTANT, RUN, memory.free_memory, needs=("models",)),
@@ -49,13 +51,16 @@ CHECKS = (
     Check("server", MODELS, (*RUN, SCORE), inputs.server, TEACHER, each_teacher=True),
     # Student and teacher: the same tokens, and the prompts that they should see?
     Check("student tokenizer", MODELS, (*RUN, SFT, GENERATE, SCORE), inputs.student_tokenizer, ("models",)),
+    Check("roles", MODELS, (*RUN, GENERATE, SCORE), roles.roles, ("data", "student tokenizer")),
+    Check("served model", MODELS, (*RUN, SCORE), served.model, ("server",), each_teacher=True),
+    Check("served tokenizer", MODELS, (*RUN, SCORE), served.tokenizer, ("server", *ROLES), each_teacher=True),
     Check("context length", MODELS, RUN, inputs.context_length, ("student tokenizer", *RANGES)),
-    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, ("data", "student tokenizer", *TEACHER)),
+    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, (*ROLES, *TEACHER)),
     Check("teacher tokenizer", MODELS, (*RUN, SCORE), inputs.teacher_tokenizer, ("teacher model",), each_teacher=True),
     Check("tokenizer", MODELS, (*RUN, SCORE), tokens.tokenizers, BOTH, each_teacher=True),
     Check("chat template", MODELS, (*RUN, SCORE), tokens.templates, (*BOTH, *ROUTED), each_teacher=True),
     Check("think tokens", MODELS, (*RUN, SCORE), tokens.think_tokens, BOTH, each_teacher=True),
-    Check("vocabulary", MODELS, RUN, tokens.vocabulary, (*BOTH, *ROUTED), each_teacher=True),
+    Check("vocabulary", MODELS, (*RUN, SCORE), tokens.vocabulary, (*BOTH, *ROUTED), each_teacher=True),
     Check("prompts", MODELS, RUN, tokens.prompts, (*BOTH, *ROUTED), each_teacher=True),
     # SFT: what is trained on
     Check("renderer", MODELS, (SFT,), sft.renderer, ("student tokenizer",)),

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.checks.context import Context
 from verl_ext.checks.values import check_gpus
+from verl_ext.run.origin import goes_on, latest_step
 from verl_ext.run.settings import settings_of
 from verl_ext.sft.config import SftConfig
 from verl_ext.sft.renderer import Qwen3InstructRenderer, check_template, get_renderer
@@ -111,13 +112,13 @@ def processes(context: SftContext) -> str:
 def resume(context: SftContext) -> str:
     """A checkpoint is in as many shards as it had ranks, and is read by as many."""
     folder, ranks = Path(context.config.trainer.default_local_dir), context.ranks
-    tracker = folder / "latest_checkpointed_iteration.txt"
-    if context.config.trainer.resume_mode == "disable" or not tracker.is_file():
+    if not goes_on(context.config):
         return "from the start"
-    described = folder / f"global_step_{tracker.read_text().strip()}" / "fsdp_config.json"
+    described = folder / f"global_step_{latest_step(folder)}" / "fsdp_config.json"
     if not described.is_file():
         raise ValueError(
-            f"{tracker} names a checkpoint that is not there; delete {folder} or set trainer.resume_mode=disable"
+            f"{folder}/latest_checkpointed_iteration.txt names a checkpoint that is not there; delete {folder} or set "
+            "trainer.resume_mode=disable"
         )
     saved = json.loads(described.read_text())["world_size"]
     if saved != ranks:

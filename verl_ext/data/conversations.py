@@ -8,12 +8,13 @@ two more columns: `index` (row in the source) and `label` (the right answer, whi
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from verl_ext.data.labels import Reading, strict_label
 
 PATTERNS = {
     "final_answer": re.compile(r"Final Answer: (\w+)"),
@@ -21,34 +22,35 @@ PATTERNS = {
 }
 """Where the label stands: after `Final Answer: `, as Tinker's prompt asks, or it is all of the answer."""
 
-POLICIES = ("tinker", "strict")
+POLICIES = ("tinker", "strict", "exact")
+"""`tinker`: the first match of PATTERNS, whatever it is. `strict`: what a person reads, one of the labels. `exact`: the
+label character for character, white space around it aside."""
 ROLES = ("system", "user", "assistant")
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 COLUMNS = {"messages": MESSAGES, "index": pa.int64(), "label": pa.string()}
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A label, or why there is none: exactly one of the two is empty."""
-
-    label: str
-    reason: str
-
-
 def read_label(answer: str, extract: str, policy: str, label_set: Sequence[str]) -> Reading:
-    """The label in an answer.
+    """The label in an answer: the one place where any command reads one.
 
-    `tinker`: the first match, whatever it is. `strict`: the last match, and it must be one of `label_set`.
+    Args:
+        answer: what a model wrote.
+        extract: where the label stands, a key of PATTERNS.
+        policy: one of POLICIES. `tinker` reads no thinking out of the answer and does not look at `label_set`.
+        label_set: all labels of the task; the label found is spelt as it is there.
     """
+    if policy == "strict":
+        return strict_label(answer, extract, label_set)
+    if policy == "exact":
+        label = (answer.rpartition("Final Answer:")[2] if extract == "final_answer" else answer).strip()
+        return Reading(label, "") if label in label_set and label else _no_label(label)
     matches = PATTERNS[extract].findall(answer)
-    if not matches:
-        return Reading("", "no label found")
-    if policy == "tinker":
-        return Reading(matches[0], "")
-    if matches[-1] not in label_set:
-        return Reading("", f"{matches[-1][:40]!r} is not one of the labels")
-    return Reading(matches[-1], "")
+    return Reading(matches[0], "") if matches else Reading("", "no label found")
+
+
+def _no_label(text: str) -> Reading:
+    return Reading("", f"{text[:40]!r} is not one of the labels" if text else "no label found")
 
 
 def conversation(row: dict[str, Any], label: str) -> dict[str, Any]:

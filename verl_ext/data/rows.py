@@ -6,6 +6,7 @@ messages: the student samples it. `data/README.md` documents every column.
 """
 
 import ast
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,27 @@ SCHEMA = pa.schema(
 )
 
 REQUIRED_COLUMNS = ("prompt", "teacher_messages", "data_source", "reward_model")
+
+
+MOST_LABELS = 100
+"""Right answers up to which they are a set of labels; more are answers of their own, each to its question."""
+
+
+def label_set_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All labels of a task: the right answers of its rows, sorted, without those of problems.
+
+    Where these are all of the language task, its LABELS. Empty where they are more than MOST_LABELS.
+    """
+    known = {row["reward_model"]["ground_truth"] for row in rows if row["data_source"] != MATH} - {"", None}
+    if len(known) > MOST_LABELS:
+        return []
+    return list(LABELS) if known <= set(LABELS) else sorted(known)
+
+
+def without_rows(label_set: Sequence[str], labels: Iterable[str]) -> list[str]:
+    """The labels of the set that no row has."""
+    seen = set(labels)
+    return [label for label in label_set if label not in seen]
 
 
 def read_table(key: str, path: str, verb: str) -> pa.Table:

@@ -1,14 +1,14 @@
 """What each arm answers, and how good that is: against the right answers, and against the teacher's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from verl_ext.data import conversations as labels
-from verl_ext.data.rows import LABELS, MATH, check_rows
+from verl_ext.data.rows import MATH, MOST_LABELS, check_rows, label_set_of, without_rows
 from verl_ext.evaluation.labels import Agreement, accuracy_by, agreement, evaluate_answers
 from verl_ext.evaluation.labels_report import ArmResult, plot_confusion, print_tables
 from verl_ext.evaluation.math_answers import MathResult, evaluate_math, math_table
@@ -44,8 +44,10 @@ class EvaluateConfig:
     """Where the label stands in an answer without the prompt: `whole`, or `final_answer`."""
     extract_prompted: str = "whole"
     """The same for arms that see the prompt: `final_answer` for Tinker's prompt."""
-    labels: list[str] = field(default_factory=lambda: list(LABELS))
-    """All labels of the task; any other answer is invalid."""
+    policy: str = "strict"
+    """How a label is read: `strict`, the one that a person would read; `exact`, character for character."""
+    labels: list[str] = field(default_factory=list)
+    """All labels of the task, any other answer is invalid; empty: the right answers of the rows."""
     max_tokens: int = 1000
     """Longest answer, tokens, >= 1. Decoding is greedy."""
     enable_thinking: bool | None = None
@@ -70,6 +72,8 @@ class EvaluateConfig:
         for key, value in (("extract", self.extract), ("extract_prompted", self.extract_prompted)):
             if value not in labels.PATTERNS:
                 raise ValueError(f"{key}={value}: expected one of {', '.join(labels.PATTERNS)}")
+        if self.policy not in ("strict", "exact"):
+            raise ValueError(f"policy={self.policy}: expected strict or exact")
         if self.edge and not self.teacher:
             raise ValueError("edge: edge cases have no right answer, only the teacher's: set teacher=, or leave it out")
 
@@ -98,7 +102,7 @@ def answer(model: str, arms: list[str], rows: Rows, config: EvaluateConfig) -> d
 def read_labels(arm: str, answers: list[Answer], config: EvaluateConfig) -> list[str]:
     """The labels in an arm's answers; "" where one holds none."""
     extract = config.extract_prompted if ARMS[arm] == "teacher_messages" else config.extract
-    return [labels.read_label(one.text, extract, "strict", config.labels).label for one in answers]
+    return [labels.read_label(one.text, extract, config.policy, config.labels).label for one in answers]
 
 
 def read_rows(config: EvaluateConfig) -> tuple[Rows, Rows]:
@@ -149,7 +153,7 @@ def is_math(config: EvaluateConfig, rows: Rows) -> bool:
     sources = {row["data_source"] for row in rows}
     if MATH not in sources:
         unknown = sorted({row["reward_model"]["ground_truth"] for row in rows} - set(config.labels))
-        if unknown:
+        if config.labels and unknown:
             raise ValueError(f"labels: {config.data} also has {', '.join(unknown)}; name all labels of your task")
         return False
     if sources != {MATH}:
@@ -158,6 +162,18 @@ def is_math(config: EvaluateConfig, rows: Rows) -> bool:
     if config.edge:
         raise ValueError(f"edge={config.edge}: edge cases are those of a task with labels; leave it out")
     return True
+
+
+def with_labels(config: EvaluateConfig, rows: Rows) -> EvaluateConfig:
+    """With the labels of the rows where none are given; says which labels no row has."""
+    label_set = config.labels or label_set_of(rows)
+    if not label_set:
+        raise ValueError(
+            f"data={config.data}: {MOST_LABELS} different answers or more are no labels; give labels=[...]"
+        )
+    if unseen := without_rows(label_set, (row["reward_model"]["ground_truth"] for row in rows)):
+        print(f"warning: no row has the label {', '.join(unseen)}: nothing is known about it", flush=True)
+    return replace(config, labels=label_set)
 
 
 def evaluate(config: EvaluateConfig) -> Mapping[str, ArmResult | MathResult]:
@@ -169,6 +185,8 @@ def evaluate(config: EvaluateConfig) -> Mapping[str, ArmResult | MathResult]:
     models = config.models()
     rows, edge = read_rows(config)
     problems = is_math(config, rows)
+    if not problems:
+        config = with_labels(config, rows)
     said: dict[str, list[Answer]] = {}
     for model in dict.fromkeys(models.values()):
         said |= answer(model, [arm for arm in models if models[arm] == model], rows + edge, config)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.data import conversations as labels
-from verl_ext.data.rows import LABELS, SPLITS
+from verl_ext.data.rows import SPLITS, label_set_of, without_rows
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.outputs import is_complete
 from verl_ext.run.settings import above, within
@@ -35,9 +35,10 @@ class LabelConfig:
     extract: str = "final_answer"
     """Where the label stands: `final_answer`, after `Final Answer: `; `whole`, the answer is the label alone."""
     policy: str = "tinker"
-    """`tinker`: first match, any word; `strict`: last match, in `label_set`, not cut off. Misses are dropped."""
-    label_set: list[str] = field(default_factory=lambda: list(LABELS))
-    """The words that `strict` takes for labels."""
+    """`tinker`: first match, any word; `strict`: the label of `label_set` that a person would read; `exact`: that label
+    character for character. The last two take no answer that was cut off. Misses are dropped, and counted."""
+    label_set: list[str] = field(default_factory=list)
+    """All labels of the task; empty: the right answers of the rows, or the 13 languages where those are not known."""
     urls: list[str] = field(default_factory=list)
     """Base URLs of servers that serve `teacher`, e.g. http://10.0.0.2:30000; empty: vLLM in this process."""
     api_key_env: str = "TEACHER_API_KEY"
@@ -76,15 +77,15 @@ def served_sampler(teacher: str, config: LabelConfig, sampling: SamplingConfig) 
 
 
 def make_conversations(
-    rows: Sequence[dict[str, Any]], answers: dict[int, Answer], config: LabelConfig
+    rows: Sequence[dict[str, Any]], answers: dict[int, Answer], config: LabelConfig, label_set: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Conversations in input order, and the rejected rows, each with its answer and the reason."""
     kept, rejected = [], []
     for row in rows:
         index = row["extra_info"]["index"]
         answer = answers[index]
-        reading = labels.read_label(answer.text, config.extract, config.policy, config.label_set)
-        if config.policy == "strict" and answer.finish != "stop":
+        reading = labels.read_label(answer.text, config.extract, config.policy, label_set)
+        if config.policy != "tinker" and answer.finish != "stop":
             reading = labels.Reading("", f"the answer was cut off after {answer.tokens} tokens (sampling.max_tokens)")
         if reading.reason:
             rejected.append({"row": index, "reason": reading.reason, "answer": answer.text})
@@ -115,6 +116,10 @@ class LabelRun:
     """What the caller knows for the manifest: package version, hash of the prompt."""
     overwrite: bool
 
+    @property
+    def label_set(self) -> list[str]:
+        return self.labels.label_set or label_set_of(self.rows)
+
     def requests(self) -> list[Request]:
         return [Request(row["extra_info"]["index"], row["teacher_messages"]) for row in self.rows]
 
@@ -144,7 +149,7 @@ def create_labels(run: LabelRun) -> str:
     """Sample what is missing, write the files; returns the line to print."""
     run.out_dir.mkdir(parents=True, exist_ok=True)
     sampled_under = run.sampled_under()
-    reading = {key: asdict(run.labels)[key] for key in ("extract", "policy", "label_set")}
+    reading = {"extract": run.labels.extract, "policy": run.labels.policy, "label_set": run.label_set}
     if is_complete(run.out_dir, "labels_manifest.json", FILES, sampled_under | reading, run.overwrite):
         return f"{run.out_dir}: labels up to date"
     journal = Journal(run.out_dir / "answers.jsonl", sampled_under, run.overwrite, Answer)
@@ -153,18 +158,21 @@ def create_labels(run: LabelRun) -> str:
     if missing:
         with run.sampler(missing) as sampler:
             took = journal.fill(sampler.answer, missing, run.labels.chunk, "labels")
-    kept, rejected = make_conversations(run.rows, journal.answers, run.labels)
+    kept, rejected = make_conversations(run.rows, journal.answers, run.labels, run.label_set)
     if not kept:
         raise ValueError(
             f"none of the {len(rejected)} answers holds a label by labels.extract={run.labels.extract}; the first "
-            f"says {rejected[0]['answer'][:80]!r}. The answers are kept: set labels.extract and run this again"
+            f"says {rejected[0]['answer'][:80]!r} ({rejected[0]['reason']}). The answers are kept: set labels.extract, "
+            "labels.label_set or the policy, and run this again"
         )
     contents = dict(zip(FILES, (labels.to_jsonl(kept, columns=("messages",)), labels.to_parquet(kept)), strict=True))
     given = Counter(c["messages"][-1]["content"] for c in kept)
+    unseen = without_rows(run.label_set, given)
     manifest = run.facts | {
         "teacher": run.teacher,
         "settings": sampled_under | reading,
         "counts": {"rows": len(run.rows), "kept": len(kept), "rejected": len(rejected), "labels": dict(given)},
+        "labels_without_rows": unseen,
         "gold": gold_agreement(kept),
         "rejected": rejected,
         "last_sampling": took,
@@ -174,4 +182,13 @@ def create_labels(run: LabelRun) -> str:
     for name, content in contents.items():
         write_atomically(run.out_dir / name, content)
     rate = f", {took['tokens_per_second']:,.0f} tokens/s" if took else ", nothing to sample"
-    return f"{run.out_dir}: {len(kept)} labelled rows, {len(rejected)} rejected{rate}"
+    lines = [f"{run.out_dir}: {len(kept)} labelled rows, {len(rejected)} rejected{rate}"]
+    if rejected:
+        reason, count = Counter(one["reason"] for one in rejected).most_common(1)[0]
+        lines.append(f"most often rejected ({count} rows): {reason}; all of them: labels_manifest.json")
+    if unseen:
+        lines.append(
+            f"warning: no row has the label {', '.join(unseen)}: a student cannot learn it; look at the rejected "
+            "answers, or leave it out of labels.label_set"
+        )
+    return "\n".join(lines)

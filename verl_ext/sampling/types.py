@@ -80,6 +80,10 @@ class Request:
     messages: list[dict[str, str]]
 
 
+CUT_OFF = ("length", "abort")
+"""Reasons of an engine for an answer that did not come to its end."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the model said."""
@@ -88,6 +92,11 @@ class Answer:
     tokens: int
     finish: str
     """`stop`, or `length` where `max_tokens` or the context cut it off."""
+
+    @property
+    def truncated(self) -> bool:
+        """It was cut off before its end."""
+        return self.finish in CUT_OFF
 
 
 @dataclass(frozen=True)

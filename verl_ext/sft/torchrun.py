@@ -3,6 +3,8 @@
 import os
 import sys
 
+from verl_ext.run.loopback import LOOPBACK
+
 
 def processes(words: list[str]) -> tuple[int, list[str]]:
     """The number behind --nproc, 1 without it, and the other words. Exits on what is no number."""
@@ -17,6 +19,10 @@ def processes(words: list[str]) -> tuple[int, list[str]]:
 
 def start_torchrun(number: int, module: str, words: list[str]) -> None:
     """Become torchrun, which starts `module` with the same words in `number` processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    from verl_ext.platform import torch_store
+
+    # -P: a script's folder comes first in sys.path otherwise.
+    launcher = ["-P", torch_store.__file__, "torch.distributed.run", "--standalone", "--local-addr", LOOPBACK]
+    launcher += ["--nproc-per-node", str(number)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *words])

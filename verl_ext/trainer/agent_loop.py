@@ -15,10 +15,12 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigW
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
+from verl_ext.data.conversations import read_label
 from verl_ext.data.rows import MATH
-from verl_ext.evaluation.match import exact_match, math_match
+from verl_ext.evaluation.match import math_match
 from verl_ext.run.models import render_chat
 from verl_ext.run.settings import settings_of
+from verl_ext.sampling.types import CUT_OFF
 from verl_ext.teacher.store.store import StoreError
 from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row, teachers_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
@@ -36,7 +38,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         super().__init__(*args, **kwargs)
         self.teachers = teachers_of(self.config)
         self.teacher = RoutedScorer({name: open_scorer(settings) for name, settings in self.teachers.items()})
-        self.top_k = settings_of(self.config.method, MethodConfig).top_k
+        method = settings_of(self.config.method, MethodConfig)
+        self.top_k, self.labels = method.top_k, method.labels
         if self.top_k < 0:
             self.top_k = len(self.tokenizer)
         self._primes: set[asyncio.Task[None]] = set()
@@ -86,7 +89,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         )
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
-        """Reward by match in this process, unless verl's reward workers were asked for."""
+        """Reward by the label or the math answer in this process, unless verl's reward workers were asked for."""
         if self.reward_loop_worker_handles:
             await super()._compute_score(outputs, kwargs)
             return
@@ -97,7 +100,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             loop = asyncio.get_running_loop()
             outputs[-1].reward_score = await loop.run_in_executor(MATH_THREAD, math_match, text, truth)
         else:
-            outputs[-1].reward_score = exact_match(text, truth)
+            found = read_label(text, self.labels.extract, self.labels.policy, self.labels.label_set or [truth])
+            outputs[-1].reward_score = float(bool(truth) and found.label == truth)
         outputs[-1].extra_fields["reward_extra_info"] = {}
 
     async def _compute_teacher_logprobs(
@@ -125,6 +129,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             output.response_mask = [0] * len(response_ids)
         sample_kwargs.update(top_fields(outcome, request))  # verl puts this row's fields into TransferQueue next
         output.extra_fields |= {
+            "truncated": cut_off(output, self.rollout_config.response_length),
             "teacher_logprobs": logprobs_or_zeros(outcome, request),
             "teacher_error": "" if isinstance(outcome, Score) else str(outcome),
             "teacher_from_store": isinstance(outcome, Score) and outcome.from_store,
@@ -149,6 +154,16 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         teacher_prompt_ids = render_chat(self.tokenizer, row["teacher_messages"], kwargs)
         name = teacher_of_row(row, self.teachers)
         return ScoreRequest(teacher_prompt_ids, response_ids, response_mask, name, top_k=self.top_k)
+
+
+def cut_off(output: AgentLoopOutput, response_length: int) -> bool:
+    """Whether an answer was cut off before its end, by any limit: vLLM's own word for it (`sampler.py`).
+
+    Of several turns, whose loop keeps the first one's word, also where together they fill `response_length`.
+    """
+    several_turns = output.num_turns > 2
+    full = len(output.response_ids) >= response_length
+    return output.extra_fields["finish_reason"] in CUT_OFF or (several_turns and full)
 
 
 def logprobs_or_zeros(outcome: Score | TeacherError, request: ScoreRequest) -> torch.Tensor:

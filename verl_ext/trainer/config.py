@@ -60,10 +60,28 @@ class TaskRewardConfig:
 
 
 @dataclass(frozen=True)
+class LabelReadingConfig:
+    """How the reward reads a label out of a response (`verl_ext.data.conversations.read_label`).
+
+    extract: `whole`, the response is the label; `final_answer`, it follows `Final Answer:`.
+    policy: `strict`, the label that a person would read (`Positive.` is `positive`); `exact`, character for character.
+    label_set: all labels of the task. Empty: the right answers of the data, where there are at most 100.
+    """
+
+    extract: str = "whole"
+    policy: str = "strict"
+    label_set: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        one_of("method.labels.extract", self.extract, ("whole", "final_answer"))
+        one_of("method.labels.policy", self.policy, ("strict", "exact"))
+
+
+@dataclass(frozen=True)
 class GuardsConfig:
     """What keeps training away from bad tokens and samples (`verl_ext.method.guards`); all off by default.
 
-    truncated_mask: leave out samples that reached `data.max_response_length`.
+    truncated_mask: leave out samples that were cut off before their end, by whatever limit.
     special_token_mask: token ids to leave out, each >= 0.
     repetition_ngram: tokens in an n-gram for the repetition metrics, >= 1; 0 turns them off.
     repetition_limit: share of repeated n-grams above which a sample is counted as flagged, in [0, 1].
@@ -109,6 +127,7 @@ class MethodConfig:
         which need `algorithm.rollout_correction.bypass_mode=false`.
     policy_loss: see PolicyLossConfig.
     task_reward: see TaskRewardConfig.
+    labels: see LabelReadingConfig.
     top_k: teacher's most likely tokens a position, >= 1; 0 asks for none; -1 for the whole vocabulary (small ones).
     tail: a direct loss counts the rest of the vocabulary as one more token. False may be negative.
     mix: weight of the mixture, in [0, 1), not 0 for `jensen_shannon`; read by it and the skewed losses alone.
@@ -130,6 +149,7 @@ class MethodConfig:
     student_logprobs: str = "rollout"
     policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     task_reward: TaskRewardConfig = field(default_factory=TaskRewardConfig)
+    labels: LabelReadingConfig = field(default_factory=LabelReadingConfig)
     top_k: int = 0
     tail: bool = True
     mix: float = 0.5

@@ -89,7 +89,7 @@ def test_bad_input(answers, gold, message):
 @pytest.fixture
 def judged():
     """Two Russian rows, one of them Bulgarian, and two edge cases; the teacher names the first and one edge case."""
-    config = EvaluateConfig(data="d", edge="e", base="b", teacher="t", student="s")
+    config = EvaluateConfig(data="d", edge="e", base="b", teacher="t", student="s", labels=["en", "ot", "ru"])
     rows = [{"reward_model": {"ground_truth": "ru"}, "extra_info": {"language": language}} for language in ("bg", "ru")]
     given = {"base": ["", "en", "", ""], "teacher": ["ru", "en", "", "ot"], "student": ["ru", "ru", "en", "ot"]}
     return judge(config, given, rows)
@@ -177,4 +177,4 @@ def test_one_task_a_file():
     with pytest.raises(ValueError, match=r"^edge=e"):
         is_math(EvaluateConfig(data="d", edge="e", teacher="t"), PROBLEMS)
     with pytest.raises(ValueError, match="labels: d also has 43"):
-        is_math(EvaluateConfig(data="d"), [PROBLEMS[0] | {"data_source": "other"}])
+        is_math(EvaluateConfig(data="d", labels=["ru"]), [PROBLEMS[0] | {"data_source": "other"}])

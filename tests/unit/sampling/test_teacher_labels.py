@@ -23,11 +23,20 @@ TWO = "Final Answer: en\nNo, wait.\nFinal Answer: de."
         ("Final Answer: English", "final_answer", "strict", "", "'English' is not one of the labels"),
         ("Final Answer: en, Final Answer: xx", "final_answer", "strict", "", "'xx' is not one of the labels"),
         ("final answer: en", "final_answer", "tinker", "", "no label found"),
-        ("Final Answer:en", "final_answer", "strict", "", "no label found"),
+        ("Final Answer:en", "final_answer", "tinker", "", "no label found"),
+        ("Final Answer: C++", "final_answer", "tinker", "C", ""),
+        ("<think>Final Answer: de", "final_answer", "tinker", "de", ""),
+        ("Positive.", "whole", "exact", "", "'Positive.' is not one of the labels"),
+        (" en\n", "whole", "exact", "en", ""),
+        ("Final Answer: de\nFinal Answer: en \n", "final_answer", "exact", "en", ""),
+        ("Final Answer: EN", "final_answer", "exact", "", "'EN' is not one of the labels"),
         ("Final Answer: {en}", "final_answer", "tinker", "", "no label found"),
         (" \n", "whole", "tinker", "", "no label found"),
         (" en\n", "whole", "strict", "en", ""),
-        ("en<|eos|>", "whole", "strict", "", "'en<|eos|>' is not one of the labels"),
+        ("en<|eos|>", "whole", "strict", "en", ""),
+        ("Final Answer: en or de", "final_answer", "strict", "", "several labels: en, de"),
+        ("Final Answer:", "final_answer", "strict", "", "the answer ends before the label"),
+        ("<think>en", "whole", "strict", "", "there is no answer beside the thinking"),
         (" it is\nen ", "whole", "tinker", "it is\nen", ""),
     ],
 )
@@ -171,7 +180,7 @@ def run(tmp_path, monkeypatch):
     return with_sampler
 
 
-TEXTS = {1: "en", 2: "de", 4: "it is en", 5: "en ", 7: "klingon", 9: "ot"}
+TEXTS = {1: "en", 2: "de", 4: "no idea", 5: "en ", 7: "klingon", 9: "ot"}
 
 
 def manifest_of(run) -> dict:
@@ -187,9 +196,24 @@ def test_rows_stay_in_order_and_rejects_are_listed(run):
     assert manifest["counts"] == {"rows": 6, "kept": 4, "rejected": 2, "labels": {"en": 2, "de": 1, "ot": 1}}
     assert manifest["gold"] == {"rows": 4, "right": 2}
     assert [(r["row"], r["reason"]) for r in manifest["rejected"]] == [
-        (4, "'it is en' is not one of the labels"),
+        (4, "'no idea' is not one of the labels"),
         (7, "'klingon' is not one of the labels"),
     ]
+
+
+def test_a_label_that_no_row_has_and_what_was_rejected_are_said(run):
+    said = run(ScriptedSampler(TEXTS), labels=replace(run.job.labels, label_set=["en", "de", "ot", "non-toxic"]))
+    assert "warning: no row has the label non-toxic" in said
+    assert "most often rejected (1 rows): 'no idea' is not one of the labels" in said
+    assert manifest_of(run)["labels_without_rows"] == ["non-toxic"]
+
+
+def test_the_labels_are_those_of_the_rows_where_none_are_given(run):
+    rows = [row | {"reward_model": {"ground_truth": "C++" if i else "C"}} for i, row in enumerate(run.job.rows)]
+    run(ScriptedSampler(dict.fromkeys(TEXTS, "**c++**")), rows=rows)
+    manifest = manifest_of(run)
+    assert manifest["settings"]["label_set"] == ["C", "C++"]
+    assert manifest["counts"]["labels"] == {"C++": 6}
 
 
 def test_strict_rejects_an_answer_that_was_cut_off(run):

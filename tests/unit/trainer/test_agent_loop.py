@@ -152,6 +152,13 @@ def test_the_reward_is_the_match_of_the_answer_without_special_tokens(make_run, 
     assert sorted(found.values()) == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize(("policy", "rewarded"), [("strict", 1), ("exact", 0)])
+def test_how_the_reward_reads_a_label_is_a_setting(make_run, tmp_path, policy, rewarded):
+    run = make_run(f"method.labels.policy={policy}", rows=write_rows(tmp_path / "two.parquet", 2))
+    run.sampler.answers = [run.ids("**De.**<|im_end|>"), run.ids("fr or de<|im_end|>")]
+    assert sum(rewards(run.fit()).values()) == rewarded
+
+
 def test_rows_of_mathematics_are_rewarded_by_the_value_in_the_box(make_run, tmp_path):
     two = write_rows(tmp_path / "two.parquet", 2, data_source=[MATH, MATH])
     run = make_run("data.max_response_length=32", rows=two)

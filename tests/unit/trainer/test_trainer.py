@@ -143,6 +143,22 @@ def test_a_shuffled_teacher_is_shuffled_anew_every_step(make_run, tmp_path):
     assert len({str(place) for place in places}) > 1
 
 
+@pytest.mark.parametrize(
+    ("finish", "share", "masks"),
+    [
+        ({4: "stop"}, 0.0, [[1] * 4, [1, 1], [1, 1, 1], [1, 1]]),  # its end is the last token allowed
+        ({4: "stop", 3: "length"}, 0.25, [[1] * 4, [1, 1], [0, 0, 0], [1, 1]]),  # rollout.max_model_len cuts earlier
+    ],
+)
+def test_an_answer_is_cut_off_where_the_engine_says_so_whatever_its_length(make_run, finish, share, masks):
+    run = make_run("method.guards.truncated_mask=true")
+    run.sampler.answers, run.sampler.finish = MIXED, finish
+    run.fit()
+    (metrics,) = run.metrics
+    assert metrics["response_length/truncated_share"] == metrics["guards/truncated_share"] == share
+    assert sorted(sample["response_mask"].tolist() for sample in run.samples) == sorted(masks)
+
+
 def test_truncated_samples_are_masked_in_what_the_actor_reads(make_run):
     run = make_run("method.guards.truncated_mask=true")
     run.sampler.answers = MIXED

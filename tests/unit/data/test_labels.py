@@ -1,0 +1,45 @@
+"""What a person would read in an answer, or "" where a person could not tell: label_cases.json, by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from verl_ext.data.conversations import read_label
+
+GROUPS = json.loads((Path(__file__).parent / "label_cases.json").read_text(encoding="utf-8"))
+CASES = [
+    pytest.param(group["label_set"], group["extract"], answer, right, id=f"{group['extract']}-{answer!r}")
+    for group in GROUPS
+    for answer, right in group["answers"].items()
+]
+
+
+@pytest.mark.parametrize(("label_set", "extract", "answer", "right"), CASES)
+def test_a_label_is_read_as_a_person_reads_it(label_set, extract, answer, right):
+    found = read_label(answer, extract, "strict", label_set)
+    assert (found.label, bool(found.reason)) == (right, not right)
+
+
+def test_every_label_of_every_set_is_read_in_the_usual_dress():
+    dresses = (
+        "{}",
+        "**{}**",
+        "`{}`",
+        '"{}"',
+        "“{}”",
+        "{}\n\nBecause of the words.",
+        "\\boxed{{{}}}",
+        "<b>{}</b>",
+        "- {}",
+    )
+    for label_set in {tuple(group["label_set"]) for group in GROUPS}:
+        for label in label_set:
+            for dress in dresses if "-" not in label_set else dresses[:-1]:
+                for extract, marker in (
+                    ("whole", ""),
+                    ("final_answer", "Final Answer: "),
+                    ("final_answer", "**Final Answer:** "),
+                ):
+                    answer = marker + dress.format(label)
+                    assert read_label(answer, extract, "strict", label_set).label == label, answer
