@@ -11,14 +11,13 @@ Everything of a run is in run_dir: settings, metrics, checkpoints, logs, the stu
 """
 
 import time
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.checks.data import label_set_of_run
 from verl_ext.checks.run import check
 from verl_ext.checks.schemas import prepare_training_configs
-from verl_ext.run.files import save_resolved_config
+from verl_ext.run.files import check_writable, save_resolved_config
 from verl_ext.run.metrics import mark_stage
 from verl_ext.run.origin import begin
 from verl_ext.run.verb import Verb, run_verb
@@ -43,7 +42,7 @@ VERB = Verb(
 
 def train(config: DictConfig) -> None:
     started = time.perf_counter()
-    config.run_dir = str(Path(config.run_dir).resolve())
+    config.run_dir = str(check_writable("run_dir", config.run_dir, folder=True).resolve())
     lines = check(config)
     if moved := begin(config):
         lines.append(moved)

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from verl_ext.checks.context import Context
+from verl_ext.run.files import check_writable
 from verl_ext.run.models import check_model, max_positions
 from verl_ext.run.origin import check_origin
 from verl_ext.run.settings import check_given
@@ -64,7 +65,8 @@ def rows(context: Context) -> str:
 
 
 def run_folder(context: Context) -> str:
-    """A run that is in `run_dir` was begun with what decides this one's student."""
+    """`run_dir` can be written, and a run that is in it was begun with what decides this one's student."""
+    check_writable("run_dir", context.config.run_dir, folder=True)
     return check_origin(context.config)
 
 
@@ -167,7 +169,7 @@ def student_tokenizer(context: Context) -> str:
 def context_length(context: Context) -> str:
     """A prompt with its answer fits the student's own context; vLLM would cut answers there, or not start."""
     config, (key, path) = context.config, context.student
-    limit = max_positions(path)
+    limit = max_positions(key, path)
     if limit is None:
         return f"{path} says none"
     longest = config.data.max_prompt_length + config.data.max_response_length

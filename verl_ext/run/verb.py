@@ -5,6 +5,8 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_ext.run.command import as_typed, versions
+from verl_ext.run.command import as_typed, pipe_may_close, versions
 from verl_ext.run.completion import candidates
 from verl_ext.run.help import help_text
 from verl_ext.run.hydra import group_files
@@ -93,15 +95,35 @@ def complete(verb: Verb, words: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def one_line_errors(verb: Verb, debug: bool) -> Iterator[None]:
-    """Errors of the user leave one line on stderr and status 1; everything else its traceback."""
+    """An error leaves one line on stderr and status 1; one that is not its user's, a file with the traceback too."""
     try:
-        yield
+        with pipe_may_close():
+            yield
     except (*verb.errors, HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
         sys.exit(as_typed(f"error: {in_one_line(error)}"))
+    except Exception as error:  # the one place that may: nobody is to read a traceback who did not ask for one
+        if debug:
+            raise
+        sys.exit(f"error: {type(error).__name__}: {in_one_line(error)}; traceback: {keep_traceback(error)}, or --debug")
     except KeyboardInterrupt:
         sys.exit(as_typed(verb.interrupted))
+
+
+def keep_traceback(error: BaseException) -> str:
+    """Write an error's traceback to a file of its own; the file."""
+    with tempfile.NamedTemporaryFile("w", prefix="verl-opd-", suffix=".log", delete=False, encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return file.name
+
+
+def how_to_go_on(trainer: DictConfig) -> str:
+    """What the same command would do now, by the settings `trainer` of a run."""
+    tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
+    if trainer.resume_mode == "disable" or not tracker.is_file():
+        return "no checkpoint to resume from: the same command starts over"
+    return f"the same command resumes after step {tracker.read_text().strip()}"
 
 
 def parse(words: list[str]) -> argparse.Namespace:
