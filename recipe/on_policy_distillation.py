@@ -18,6 +18,7 @@ from verl_ext.checks.data import label_set_of_run
 from verl_ext.checks.run import check
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.files import check_writable, save_resolved_config
+from verl_ext.run.hydra import chosen_groups
 from verl_ext.run.metrics import mark_stage
 from verl_ext.run.origin import begin
 from verl_ext.run.verb import Verb, run_verb
@@ -47,7 +48,7 @@ def train(config: DictConfig) -> None:
     if moved := begin(config):
         lines.append(moved)
     config.method.labels.label_set = config.method.labels.label_set or label_set_of_run(config)
-    save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
+    save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir, chosen_groups(CONFIGS))
     mark_stage(config.run_dir, "settings are checked")
     for line in lines:
         print(line, flush=True)

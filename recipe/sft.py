@@ -21,6 +21,7 @@ from verl_ext.checks.run import check_sft, check_sft_settings
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.console import SftConsole
 from verl_ext.run.files import check_writable, save_resolved_config
+from verl_ext.run.hydra import chosen_groups
 from verl_ext.run.origin import begin
 from verl_ext.run.settings import mapping_of
 from verl_ext.run.verb import Verb, how_to_go_on, run_verb
@@ -57,7 +58,7 @@ def sft(config: DictConfig) -> None:
     if rank == 0:
         if moved := begin(config):
             progress.line(moved)
-        save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
+        save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir, chosen_groups(CONFIGS / "sft"))
         progress.line(report.as_line())
     try:
         with output_into(Path(config.run_dir) / "logs" / f"rank-{rank}.log"):

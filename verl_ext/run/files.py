@@ -63,10 +63,10 @@ def check_writable(key: str, path: Any, *, folder: bool = False) -> Path:
     return place
 
 
-def save_resolved_config(resolved_yaml: str, run_dir: str) -> Path:
-    """Write the resolved configuration into the run directory; return the file."""
+def save_resolved_config(resolved_yaml: str, run_dir: str, choices: str = "") -> Path:
+    """Write the resolved configuration into the run directory, after the groups' `choices`; return the file."""
     file = Path(run_dir) / "config.yaml"
-    write_atomically(file, resolved_yaml)
+    write_atomically(file, choices + resolved_yaml)
     return file
 
 

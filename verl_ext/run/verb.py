@@ -25,6 +25,7 @@ from verl_ext.run.completion import candidates
 from verl_ext.run.help import help_text
 from verl_ext.run.hydra import group_files
 from verl_ext.run.overrides import check_overrides, in_one_line
+from verl_ext.run.own_yaml import is_file_of_keys, words_of
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's own variable: 1 for the traceback of an error."""
@@ -83,6 +84,14 @@ def check_words(verb: Verb, words: list[str], sweep: bool = False) -> None:
     """Refuse overrides that the verb's configuration does not take. Raises ValueError with the nearest valid ones."""
     with verb.composing():
         check_overrides(verb.name, words, verb.added, verb.keys, sweep)
+
+
+def words_of_files(verb: Verb, files: list[str], typed: list[str]) -> list[str]:
+    """The overrides that YAML files on a command line stand for, beside those that are typed."""
+    if not files:
+        return []
+    with verb.composing():
+        return [word for file in files for word in words_of(Path(file), verb.name, verb.added, typed, verb.keys)]
 
 
 def complete(verb: Verb, words: list[str]) -> list[str]:
@@ -160,6 +169,9 @@ def run_verb(verb: Verb, job: Callable[[Any], None], words: list[str] | None = N
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: what was started is ended too
     elsewhere = (flags.config_dir, flags.config_path, flags.config_name, flags.hydra_help, flags.shell_completion)
     with one_line_errors(verb, debug):
+        files = [word for word in flags.overrides if is_file_of_keys(word)]
+        words, flags.overrides = ([w for w in each if w not in files] for each in (words, flags.overrides))
+        flags.overrides = [*words_of_files(verb, files, flags.overrides), *flags.overrides]
         if not any(elsewhere) and not any("hydra.searchpath=" in word for word in flags.overrides):
             check_words(verb, flags.overrides, sweep=flags.multirun)
         elif verb.prepare is not None:
