@@ -156,7 +156,7 @@ def words_of(options: argparse.Namespace) -> list[str]:
     return [
         *(f"platform={options.platform}", f"hardware={options.hardware}", f"run_dir={options.out}/run", *inputs),
         *(f"data.train_batch_size={options.batch}", f"actor_rollout_ref.rollout.n={options.n}"),
-        *(f"trainer.total_training_steps={options.steps}", "trainer.total_epochs=1000", "trainer.save_freq=-1"),
+        *(f"trainer.total_training_steps={options.steps}", "trainer.save_freq=-1"),
         *options.overrides,
     ]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
+from verl_ext.checks.values import check_vllm
 from verl_ext.data.create import RowsConfig, create_rows, package_version
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.models import check_model
@@ -50,6 +51,7 @@ def label(config: CreateDataConfig) -> str:
     out_dir = Path(config.out_dir)
     if not config.labels.urls:
         check_model("teacher", config.teacher)
+        check_vllm("engine.tp", config.engine.tp)
     rows = [row for name in config.labels.splits for row in pq.read_table(out_dir / f"{name}.parquet").to_pylist()]
     prompt = json.loads((out_dir / "manifest.json").read_text(encoding="utf-8"))["settings"]["prompt_sha256"]
     return create_labels(

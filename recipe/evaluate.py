@@ -43,7 +43,10 @@ VERB = Verb(
 def evaluate_arms(config: Any) -> None:
     started = time.perf_counter()
     settings = settings_of(config, EvaluateConfig)
-    refuse(EVALUATE, Context(models=settings.models, rows=lambda: list(chain(*read_rows(settings)))))
+    context = Context(
+        models=settings.models, rows=lambda: list(chain(*read_rows(settings))), ranks_of_vllm={"tp": settings.tp}
+    )
+    refuse(EVALUATE, context)
     results = evaluate(settings)
     seconds = time.perf_counter() - started
     report = {"config": asdict(settings), "seconds": seconds} | {arm: r.as_dict() for arm, r in results.items()}

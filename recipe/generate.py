@@ -41,7 +41,7 @@ class GenerateConfig:
     n: int = 1
     """Samples a row, >= 1."""
     limit: int = 0
-    """Answer the first `limit` rows only; 0 for all."""
+    """Answer the first `limit` rows only, >= 0; 0 for all."""
     chunk: int = 512
     """Samples that are drawn together and then kept, >= 1: the most that an interruption costs."""
     overwrite: bool = False
@@ -77,7 +77,12 @@ def generate_answers(config: Any) -> None:
         *(settings.model, settings.data, settings.view, settings.n, settings.limit),
         *(settings.sampling, settings.engine),
     )
-    refuse(GENERATE, Context(models=lambda: {"model": run.model}, rows=lambda: run.rows.to_pylist()))
+    context = Context(
+        models=lambda: {"model": run.model},
+        rows=lambda: run.rows.to_pylist(),
+        ranks_of_vllm={"engine.tp": settings.engine.tp},
+    )
+    refuse(GENERATE, context)
     answers, took = generate(run, Path(settings.out), settings.chunk, settings.overwrite)
     Console().print(summary(answers, took))
     print(f"{settings.out} written; next, what a teacher thinks of every token:")

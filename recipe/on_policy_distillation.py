@@ -20,6 +20,7 @@ from verl_ext.checks.run import check
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.files import save_resolved_config
 from verl_ext.run.metrics import mark_stage
+from verl_ext.run.origin import begin
 from verl_ext.run.verb import Verb, run_verb
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
@@ -44,6 +45,8 @@ def train(config: DictConfig) -> None:
     started = time.perf_counter()
     config.run_dir = str(Path(config.run_dir).resolve())
     lines = check(config)
+    if moved := begin(config):
+        lines.append(moved)
     config.method.labels.label_set = config.method.labels.label_set or label_set_of_run(config)
     save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
     mark_stage(config.run_dir, "settings are checked")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from verl_ext.checks.values import check_teacher_device
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, run_verb
@@ -51,6 +52,7 @@ def serve_teacher(config: DictConfig) -> None:
     from verl_ext.teacher.server.serve import serve
 
     settings = settings_of(config, ServeConfig)
+    check_teacher_device(settings.teacher)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the server as Ctrl-C does
     try:
         serve(settings.teacher, Path(settings.log_path))

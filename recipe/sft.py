@@ -17,10 +17,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_ext.checks.run import check_sft
+from verl_ext.checks.run import check_sft, check_sft_settings
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.console import SftConsole
 from verl_ext.run.files import save_resolved_config
+from verl_ext.run.origin import begin
 from verl_ext.run.settings import mapping_of
 from verl_ext.run.verb import Verb, run_verb
 from verl_ext.sft.config import SftConfig
@@ -54,6 +55,8 @@ def sft(config: DictConfig) -> None:
             time.sleep(SILENCE_S)
         raise
     if rank == 0:
+        if moved := begin(config):
+            progress.line(moved)
         save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
         progress.line(report.as_line())
     try:
@@ -70,9 +73,12 @@ def sft(config: DictConfig) -> None:
 
 def main() -> None:
     number, words = processes(sys.argv[1:])
-    run_verb(
-        VERB, sft if number == 1 else lambda config: start_torchrun(config, number, f"{__package__}.sft", words), words
-    )
+
+    def many(config: DictConfig) -> None:
+        check_sft_settings(config, number)
+        start_torchrun(number, f"{__package__}.sft", words)
+
+    run_verb(VERB, sft if number == 1 else many, words)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A red test here means that verl changed under us; the adapter it names is what t
 import importlib.metadata
 import inspect
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,9 +26,12 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import validate_config
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+from verl.workers.rollout.llm_server import LLMServerClient
+from verl.workers.rollout.replica import get_rollout_replica_class
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.trainer import adapted, agent_loop, runner, trainer
+from verl_ext.trainer import adapted, agent_loop, runner, sampler, trainer
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 
@@ -214,3 +218,34 @@ def test_our_ray_environment_holds_verls(composed_config):
     for key, value in PPO_RAY_RUNTIME_ENV["env_vars"].items():
         if key not in neutral_on_other_hardware:
             assert ours[key] == value, key
+
+
+def test_an_answers_end_is_noted_where_verls_server_asks_vllm():
+    """verl's own `stop_reason` is `completed` for an end token and for a cut."""
+    source = inspect.getsource(vLLMHttpServer.generate)
+    assert 'finish_reason in ("stop", "length"):\n            stop_reason = "completed"' in source
+    assert "self.engine.generate(" in source
+    assert "request_id=request_id" in source
+    assert "self.engine = engine_client" in inspect.getsource(vLLMHttpServer.run_server)
+    assert parameters(vLLMHttpServer.run_server) == parameters(sampler.FinishReasonServer.run_server)
+    assert "request_id=self._vllm_request_id(request_id)" in inspect.getsource(LLMServerClient.generate)
+    assert "extra_fields=output.extra_fields" in inspect.getsource(SingleTurnAgentLoop.run)
+
+
+def test_verl_starts_our_server_in_place_of_its_own():
+    trainer.register()
+    assert get_rollout_replica_class("vllm") is sampler.FinishReasonReplica
+    assert "self.server_class.options(" in inspect.getsource(vLLMReplica.launch_servers)
+
+
+async def test_each_answers_own_reason_is_noted_and_strangers_are_not():
+    async def answers(prompt: str, _parameters: None, request_id: str):
+        for reason in (None, prompt):
+            yield SimpleNamespace(request_id=request_id, outputs=[SimpleNamespace(finish_reason=reason)])
+
+    server = object.__new__(sampler.FinishReasonServer)  # the rest of it needs an engine
+    server._reasons = {"ours": None}
+    generate = server._noting(answers)
+    for request_id, reason in (("ours", "length"), ("over HTTP", "stop")):
+        assert len([output async for output in generate(reason, None, request_id)]) == 2
+    assert server._reasons == {"ours": "length"}

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,9 @@ from verl_ext.teacher.types import ScoreRequest
 VOCAB = 50
 PROMPT, RESPONSE = [3, 4, 5], [6, 7, 8, 9]
 PROBE = canary_span(VOCAB).ids
+MODEL_INFO = {"model_path": "/models/teacher", "weight_version": "default", "tokenizer_path": "/models/teacher"}
+SERVER_INFO = {"quantization": None, "dtype": "float32", "kv_cache_dtype": "auto", "version": "0.5.21"}
+"""What SGLang 0.5.21 says of itself, as far as we read it."""
 
 Fault = Callable[[web.Request, dict[str, Any]], Any]
 
@@ -37,6 +41,10 @@ class FakeSGLang:
     delay_s: float = 0.0
     model: float = 0.0
     vocabulary: int = VOCAB
+    info: dict[str, Any] = field(default_factory=lambda: {**MODEL_INFO, **SERVER_INFO})
+    """What `/model_info` and `/server_info` say; empty: no such questions."""
+    tokenize: Callable[[str], list[int]] | None = None
+    """Its tokenizer; None: it has none."""
     refuses: int | None = None
     """A token id; every request that holds it is answered with status 400."""
     url: str = ""
@@ -81,6 +89,14 @@ class FakeSGLang:
         finally:
             self.running -= 1
 
+    async def tell(self, _request: web.Request) -> web.Response:
+        return web.json_response(self.info) if self.info else web.Response(status=404)
+
+    async def tokens(self, request: web.Request) -> web.Response:
+        if self.tokenize is None:
+            return web.Response(status=500)
+        return web.json_response({"tokens": [self.tokenize(text) for text in (await request.json())["prompt"]]})
+
 
 def status(code: int, text: str = "no") -> Fault:
     return lambda _request, _answer: web.Response(status=code, text=text)
@@ -107,12 +123,30 @@ def edit(change: Callable[[list[list[Any]]], Any]) -> Fault:
 async def serve(fake: FakeSGLang) -> web.AppRunner:
     app = web.Application()
     app.router.add_post("/generate", fake.generate)
+    app.router.add_post("/v1/tokenize", fake.tokens)
+    app.router.add_get("/model_info", fake.tell)
+    app.router.add_get("/server_info", fake.tell)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     return runner
+
+
+@contextlib.contextmanager
+def serving(fake: FakeSGLang) -> Iterator[FakeSGLang]:
+    """Up in a thread of its own, for callers that have no event loop, or start one."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    runner = asyncio.run_coroutine_threadsafe(serve(fake), loop).result()
+    try:
+        yield fake
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
 
 
 @contextlib.asynccontextmanager

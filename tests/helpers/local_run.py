@@ -98,10 +98,12 @@ def write_rows(path: Path, count: int, **columns: list[Any]) -> Path:
 class Sampler:
     """Plays vLLM: an answer is drawn from its request's seed, or anew for each request without one."""
 
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, vocabulary: int, longest: int) -> None:
+        self.vocabulary, self.longest = vocabulary, longest
         self.answers: list[list[int]] = []
         """What is answered in place of that, in turns."""
+        self.finish: dict[int, str] = {}
+        """By length, why an answer ended; else one of `longest` tokens was cut off there."""
         self.refused: list[int] = []
         """Numbers of the requests, from 0, that end in an error."""
         self.requests: list[dict[str, Any]] = []
@@ -117,8 +119,11 @@ class Sampler:
         ids = [draw.randrange(self.vocabulary) for _ in range(draw.randint(2, 5))]
         if self.answers:
             ids = self.answers[number % len(self.answers)]
+        reason = self.finish.get(len(ids), "length" if len(ids) >= self.longest else "stop")
         step = {"global_steps": self.weights, "min_global_steps": self.weights, "max_global_steps": self.weights}
-        return TokenOutput(token_ids=list(ids), log_probs=[-draw.random() for _ in ids], extra_fields=step)
+        return TokenOutput(
+            token_ids=list(ids), log_probs=[-draw.random() for _ in ids], extra_fields={**step, "finish_reason": reason}
+        )
 
 
 class Actor:
@@ -234,7 +239,7 @@ class LocalRun:
             save_resolved_config(json.dumps(OmegaConf.to_container(config)), config.run_dir)
             self.worker = self.wait(self._make_worker(reward_workers))
             stack.callback(lambda: self.wait(self.worker.teacher.close()))
-            self.sampler = Sampler(len(self.worker.tokenizer))
+            self.sampler = Sampler(len(self.worker.tokenizer), config.data.max_response_length)
             self.worker.llm_client = self.sampler
             for teacher in self.teachers:
                 teacher.vocabulary = self.sampler.vocabulary

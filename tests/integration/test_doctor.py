@@ -131,8 +131,20 @@ def test_noise_in_one_norm_is_another_teacher(compose_run, pair, healthy, noisy,
     assert [finding.name for finding in failed(list(by_hash.values()))] == ["fingerprint"]
     assert by_hash["teacher = student"].seen.startswith("skipped: other weights")
 
-    # The files here are the recorded ones, the server has others: its log-probs give it away, three times.
-    by_probe = run_doctor(compose_run, pair, *served, record)
+    assert (by_hash["served model"].verdict, by_hash["served tokenizer"].verdict) == (OK, OK)
+
+    by_name = run_doctor(compose_run, pair, *served, record)
+    assert [finding.name for finding in failed(list(by_name.values()))] == ["served model"]
+    assert f"serves {noisy}, and teacher.model_path={pair['student.path']}" in by_name["served model"].seen
+
+    # The files were replaced since the server read them: its log-probs give it away, three times.
+    weights = noisy / "model.safetensors"
+    noise = weights.read_bytes()
+    try:
+        shutil.copy(Path(pair["student.path"]) / weights.name, weights)
+        by_probe = run_doctor(compose_run, pair, *served, record)
+    finally:
+        weights.write_bytes(noise)
     assert "its probe is off by up to" in by_probe["fingerprint"].seen
     assert {finding.name for finding in failed(list(by_probe.values()))} == {
         "fingerprint",

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from doors import attack, listeners, outside, outside_address, refuses
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -124,6 +125,8 @@ def test_a_run_leaves_metrics_config_student_and_curves(trained: Path):
     ):
         assert key in rows[0], key
     assert rows[0]["teacher/unscored"] == 0
+    for row in rows:  # verl's share counts lengths, ours what vLLM says: an end may be the last token allowed
+        assert 0 < row["response_length/truncated_share"] <= row["response_length/clip_ratio"]
     assert rows[0]["actor/lr"] == pytest.approx(5e-3)
     assert "temperature: 1.0" in (trained / "config.yaml").read_text()
     assert list((trained / "tensorboard").rglob("events.out.tfevents.*"))
@@ -219,8 +222,21 @@ def test_no_process_is_left_behind(trained: Path):
     assert wait_until(lambda: not engines_of(trained.parents[1]), 10), engines_of(trained.parents[1])
 
 
+def nobody_gets_in(pid: int, proof: Path) -> None:
+    """The run of process `pid` listens on loopback alone, whoever of it does; TransferQueue runs no stranger's code."""
+    found = listeners(pid)
+    for name in ("TransferQueueController", "SimpleStorageUnit", "vLLMHttpServer", "WorkerDict", "sglang", "raylet"):
+        assert any(name in each for each in found.values()), (name, found)
+    assert not outside(found)
+    if (address := outside_address()) is not None:
+        for _, port in found:
+            assert refuses(address, port)
+        for port in [port for (_, port), name in found.items() if "TransferQueueController" in name]:
+            assert not attack(address, port, proof, 1)
+
+
 def test_ctrl_c_says_how_to_go_on_and_leaves_nothing(inputs: Inputs, tmp_path: Path):
-    """On a run without weight sync, whose sampler drifts from the second step on."""
+    """On a run without weight sync, whose sampler drifts from the second step on. Meanwhile nobody gets in."""
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "recipe.on_policy_distillation"]
     endless = ("trainer.total_training_steps=1000", "trainer.save_freq=2", "method.control=no_weight_sync")
@@ -235,6 +251,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_nothing(inputs: Inputs, tmp_path: P
         )
         try:
             assert wait_until(two_steps_done, 400), (tmp_path / "out.txt").read_text()[-3000:]
+            nobody_gets_in(process.pid, tmp_path / "proof")
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does
             assert process.wait(timeout=60) == 1
         finally:

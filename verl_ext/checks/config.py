@@ -1,8 +1,9 @@
 """Every setting of the doctor, with its default, unit and range."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from verl_ext.run.settings import above
 from verl_ext.teacher.config import TeacherConfig
 
 SAMPLERS = ("vllm", "transformers")
@@ -33,20 +34,20 @@ class DoctorConfig:
     sampler: str = "vllm"
     """Who samples the student: `vllm` as in training, or `transformers` (no start-up, slow on large models)."""
     seed: int = 0
-    """Of the sampler and of the order of repeated requests."""
+    """Of the sampler and of the order of repeated requests, >= 0."""
     record: str = ""
     """Record of the teacher: written where the file is missing, compared with where it exists; empty: neither."""
     out: str = "doctor.json"
     """File for all numbers and the full prompts."""
     report: bool = False
     """Print what a bug report needs in place of the table (`--report`); no engine is started."""
-    transformers_max_bytes: int = 4 * 2**30
+    transformers_max_bytes: int = field(default=4 * 2**30, metadata={"largest": 2**60})
     """Largest weights of a teacher that transformers loads for comparison, bytes, >= 0; 0 never loads any."""
     mean_nats: float | None = None
     """Mean difference allowed between two scorings of the same tokens, nats, > 0. None: 1e-5 for float32, 0.05 below
     that precision."""
     max_nats: float | None = None
-    """The same for the greatest difference. None: 1e-4 for float32, 1.0 below that precision."""
+    """The same for the greatest difference, > 0. None: 1e-4 for float32, 1.0 below that precision."""
     reference_dtype: str = "auto"
     """dtype of a second, not quantised server that the teacher's precision is compared with: `float32`, `bfloat16`,
     `float16`, or `none`. `auto`: bfloat16 for an FP8 teacher, else none."""
@@ -56,7 +57,13 @@ class DoctorConfig:
     """Share of tokens whose advantage may change its sign with the precision before the doctor warns, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        for key, least in (("rows", 1), ("repeats", 2), ("response_tokens", 1), ("transformers_max_bytes", 0)):
+        for key, least in (
+            ("rows", 1),
+            ("repeats", 2),
+            ("response_tokens", 1),
+            ("seed", 0),
+            ("transformers_max_bytes", 0),
+        ):
             if vars(self)[key] < least:
                 raise ValueError(f"doctor.{key}={vars(self)[key]} must be >= {least}")
         if self.sampler not in SAMPLERS:
@@ -66,8 +73,8 @@ class DoctorConfig:
                 f"doctor.reference_dtype={self.reference_dtype} must be one of {', '.join(REFERENCE_DTYPES)}"
             )
         for key in ("mean_nats", "max_nats"):
-            if (value := vars(self)[key]) is not None and value <= 0:
-                raise ValueError(f"doctor.{key}={value} must be above 0 nats")
+            if (value := vars(self)[key]) is not None:
+                above(f"doctor.{key}", value, 0)
         if not 0 <= self.max_sign_changes <= 1:
             raise ValueError(f"doctor.max_sign_changes={self.max_sign_changes} must be in [0, 1]")
 

@@ -23,6 +23,8 @@ class PromptTokens(NamedTuple):
     """Tokens."""
     greatest: int
     """Greatest token id; -1 of an empty prompt."""
+    digest: int
+    """The same for the same tokens."""
 
 
 class Context:
@@ -35,8 +37,10 @@ class Context:
         rows: Callable[[], Rows] = tuple,
         teachers: Callable[[], Mapping[str, TeacherConfig]] = dict,
         template_kwargs: Callable[[], Mapping[str, Any]] = dict,
+        ranks_of_vllm: Mapping[str, int] | None = None,
         config: Any = None,
         required: Sequence[str] = (),
+        rows_key: str = "data",
     ) -> None:
         """Each function is called once, by the check that needs it first, and may raise ValueError naming the key.
 
@@ -45,11 +49,14 @@ class Context:
             rows: what is trained on, answered, scored or judged, each with COLUMNS.
             teachers: by name.
             template_kwargs: for the chat template.
+            ranks_of_vllm: tensor-parallel ranks of vLLM in this process, by key.
             config: a trainer's whole configuration; None for the other commands.
             required: its keys that have no default.
+            rows_key: the setting that names the rows' file.
         """
         self._models, self._rows, self._teachers, self._template_kwargs = models, rows, teachers, template_kwargs
-        self.config, self.required = config, required
+        self.config, self.required, self.rows_key = config, required, rows_key
+        self.ranks_of_vllm = ranks_of_vllm or {}
         self._tokenizers: dict[str, Any] = {}
 
     @cached_property
@@ -107,10 +114,13 @@ class Context:
     def prompt_tokens(self) -> Mapping[str, Sequence[PromptTokens]]:
         """What every row's prompts take, by column."""
         found: dict[str, list[PromptTokens]] = {column: [] for column in COLUMNS}
-        for row in self.rows:
+        for number, row in enumerate(self.rows):
             for column in COLUMNS:
-                ids = self.render(row, column)
-                found[column].append(PromptTokens(len(ids), max(ids, default=-1)))
+                try:
+                    ids = self.render(row, column)
+                except ValueError as error:
+                    raise ValueError(f"{self.rows_key} row {number}, {column}: {error}") from None
+                found[column].append(PromptTokens(len(ids), max(ids, default=-1), hash(tuple(ids))))
         return found
 
     def numbers_of(self, name: str) -> list[int]:
@@ -127,4 +137,5 @@ def context_of_run(config: DictConfig) -> Context:
         template_kwargs=lambda: mapping_of(config.data.apply_chat_template_kwargs),
         config=config,
         required=("student.path", "data.train_files", "data.val_files"),
+        rows_key="data.train_files",
     )

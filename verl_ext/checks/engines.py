@@ -27,8 +27,8 @@ from verl_ext.checks.finding import FAIL, WARN, Finding, refused
 from verl_ext.checks.machine import measure_memory
 from verl_ext.checks.record import check_record
 from verl_ext.checks.reference import Rollout, sample_with_transformers, transformers_logprobs, weights_bytes
-from verl_ext.checks.tokens import same_weights
 from verl_ext.checks.trials import cached_and_uncached, measure_speed, repeated, score_all, speed_finding
+from verl_ext.run.file_hashes import same_weights
 from verl_ext.sampling.types import EngineConfig, Request, SamplingConfig
 from verl_ext.sampling.vllm import VllmSampler
 from verl_ext.teacher.client.pool import TeacherPool

@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from verl_ext.checks.context import Context
-from verl_ext.run.models import check_model
+from verl_ext.run.models import check_model, max_positions
+from verl_ext.run.origin import check_origin
 from verl_ext.run.settings import check_given
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
@@ -62,6 +63,11 @@ def rows(context: Context) -> str:
     return f"{len(context.rows)} rows"
 
 
+def run_folder(context: Context) -> str:
+    """A run that is in `run_dir` was begun with what decides this one's student."""
+    return check_origin(context.config)
+
+
 def heldout(context: Context) -> str:
     """So have the held-out ones."""
     return f"{len(context.heldout)} rows"
@@ -69,11 +75,14 @@ def heldout(context: Context) -> str:
 
 def batch(context: Context) -> str:
     """One step needs a full batch of prompts: verl drops the last, smaller one."""
-    size, count = context.config.data.train_batch_size, len(context.rows)
+    data = context.config.data
+    size, count, limit = data.train_batch_size, len(context.rows), data.train_max_samples
     if size > count:
         raise ValueError(
             f"data.train_batch_size={size} is larger than data.train_files: {count} rows; lower it, or give more rows"
         )
+    if 0 < limit < size:
+        raise ValueError(f"data.train_max_samples={limit} leaves no batch of data.train_batch_size={size}; raise it")
     return f"{size} prompts a step, {count // size} steps an epoch"
 
 
@@ -153,6 +162,22 @@ def student_tokenizer(context: Context) -> str:
     if not context.student_tokenizer.chat_template:
         raise ValueError(f"{key}={path} has no chat template; add chat_template.jinja to its folder")
     return f"{len(context.student_tokenizer)} tokens, with a chat template"
+
+
+def context_length(context: Context) -> str:
+    """A prompt with its answer fits the student's own context; vLLM would cut answers there, or not start."""
+    config, (key, path) = context.config, context.student
+    limit = max_positions(path)
+    if limit is None:
+        return f"{path} says none"
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    for name, tokens in (
+        ("data.max_prompt_length + data.max_response_length", longest),
+        ("actor_rollout_ref.rollout.max_model_len", config.actor_rollout_ref.rollout.max_model_len),
+    ):
+        if tokens is not None and tokens > limit:
+            raise ValueError(f"{name}={tokens} tokens, and {key}={path} takes {limit}; lower it")
+    return f"{longest} of {limit} tokens"
 
 
 def teacher_tokenizer(context: Context, name: str) -> str:

@@ -4,30 +4,40 @@ In the order in which they are looked at: the cheap ones first, so that a wrong 
 docs/doctor.md has the same table, with what to do.
 """
 
-from verl_ext.checks import data, engines, inputs, memory, sft, tokens
+from verl_ext.checks import data, engines, inputs, memory, roles, served, sft, tokens, values
 from verl_ext.checks.check import DOCTOR, EVALUATE, GENERATE, SCORE, SFT, TRAIN, Check, Cost
 
 INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
 RUN, ANSWERS = (TRAIN, DOCTOR), (GENERATE, SCORE, EVALUATE)
 GIVEN, TEACHER, BOTH = ("required settings",), ("teacher settings",), ("student tokenizer", "teacher tokenizer")
-ROUTED = ("data", "teacher names")
+RANGES = ("ranges",)
+ROUTED, ROLES = ("data", "teacher names"), ("data", "student tokenizer", "roles")
 
 CHECKS = (
     # Settings
     Check("required settings", INSTANT, (*RUN, SFT), inputs.given),
-    Check("method", INSTANT, RUN, inputs.method),
+    Check("ranges", INSTANT, RUN, values.training),
+    Check("method", INSTANT, RUN, inputs.method, needs=RANGES),
     Check("teacher settings", INSTANT, RUN, inputs.teacher_settings, needs=GIVEN),
-    Check("memory plan", INSTANT, RUN, memory.plan, needs=(*GIVEN, "method", *TEACHER)),
+    Check("keys of the method", INSTANT, RUN, values.kept, needs=(*GIVEN, *RANGES)),
     Check("sampling", INSTANT, RUN, inputs.sampling),
+    Check("sizes", INSTANT, RUN, values.sizes, needs=RANGES),
+    Check("memory plan", INSTANT, RUN, memory.plan, needs=(*GIVEN, "method", *TEACHER, "sizes")),
+    Check("checkpoint", INSTANT, RUN, values.resume, needs=RANGES),
+    Check("SFT ranges", INSTANT, (SFT,), values.supervised),
     Check("SFT settings", INSTANT, (SFT,), sft.settings),
-    Check("optimizer", INSTANT, (SFT,), sft.optimizer),
     Check("LoRA", INSTANT, (SFT,), sft.lora),
-    Check("strategy", INSTANT, (SFT,), sft.strategy),
-    Check("frequencies", INSTANT, (SFT,), sft.frequencies),
     Check("resume", INSTANT, (SFT,), sft.resume),
+    Check("loggers", INSTANT, (*RUN, SFT), values.loggers),
+    # This machine
+    Check("devices", INSTANT, RUN, values.devices, needs=(*TEACHER, *RANGES)),
+    Check("processes", INSTANT, (SFT,), sft.processes),
+    Check("vLLM", INSTANT, (GENERATE, EVALUATE), values.sampler),
+    Check("teacher device", INSTANT, (*RUN, SCORE), values.teacher_device, TEACHER, each_teacher=True),
     # Models and rows
     Check("models", INSTANT, (*RUN, SFT, *ANSWERS), inputs.models, needs=GIVEN),
     Check("data", INSTANT, (*RUN, *ANSWERS), inputs.rows, needs=GIVEN),
+    Check("run folder", INSTANT, (*RUN, SFT), inputs.run_folder, needs=GIVEN),
     Check("held-out data", INSTANT, RUN, inputs.heldout, needs=GIVEN),
     Check("labels", INSTANT, RUN, data.labels, needs=("data", "held-out data", "method")),
     Check("batch", INSTANT, RUN, inputs.batch, needs=("data",)),
@@ -41,12 +51,16 @@ CHECKS = (
     Check("server", MODELS, (*RUN, SCORE), inputs.server, TEACHER, each_teacher=True),
     # Student and teacher: the same tokens, and the prompts that they should see?
     Check("student tokenizer", MODELS, (*RUN, SFT, GENERATE, SCORE), inputs.student_tokenizer, ("models",)),
-    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, ("data", "student tokenizer", *TEACHER)),
+    Check("roles", MODELS, (*RUN, GENERATE, SCORE), roles.roles, ("data", "student tokenizer")),
+    Check("served model", MODELS, (*RUN, SCORE), served.model, ("server",), each_teacher=True),
+    Check("served tokenizer", MODELS, (*RUN, SCORE), served.tokenizer, ("server", *ROLES), each_teacher=True),
+    Check("context length", MODELS, RUN, inputs.context_length, ("student tokenizer", *RANGES)),
+    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, (*ROLES, *TEACHER)),
     Check("teacher tokenizer", MODELS, (*RUN, SCORE), inputs.teacher_tokenizer, ("teacher model",), each_teacher=True),
     Check("tokenizer", MODELS, (*RUN, SCORE), tokens.tokenizers, BOTH, each_teacher=True),
     Check("chat template", MODELS, (*RUN, SCORE), tokens.templates, (*BOTH, *ROUTED), each_teacher=True),
     Check("think tokens", MODELS, (*RUN, SCORE), tokens.think_tokens, BOTH, each_teacher=True),
-    Check("vocabulary", MODELS, RUN, tokens.vocabulary, (*BOTH, *ROUTED), each_teacher=True),
+    Check("vocabulary", MODELS, (*RUN, SCORE), tokens.vocabulary, (*BOTH, *ROUTED), each_teacher=True),
     Check("prompts", MODELS, RUN, tokens.prompts, (*BOTH, *ROUTED), each_teacher=True),
     # SFT: what is trained on
     Check("renderer", MODELS, (SFT,), sft.renderer, ("student tokenizer",)),

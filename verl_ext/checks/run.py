@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 CHEAP = (Cost.INSTANT, Cost.READS_MODELS)
 
 
-def refuse(verb: str, context: Context) -> list[Finding]:
+def refuse(verb: str, context: Context, costs: tuple[Cost, ...] = CHEAP) -> list[Finding]:
     """Look at a command's cheap checks, in order, up to the first that fails; what they found.
 
     Raises:
         ValueError: naming the key and the fix, on one line.
     """
     findings = []
-    for check in checks_of(verb, *CHEAP):
+    for check in checks_of(verb, *costs):
         for teacher in _teachers(check, context):
             finding = _look(check, context, teacher)
             if finding.verdict == FAIL:
@@ -105,6 +105,11 @@ def check_sft(config: DictConfig, ranks: int) -> "DataReport":
     context = SftContext(config, ranks)
     refuse(SFT, context)
     return context.dataset.report
+
+
+def check_sft_settings(config: DictConfig, ranks: int) -> None:
+    """As `check_sft`, without reading a model or a row: before torchrun starts `ranks` processes that check it all."""
+    refuse(SFT, SftContext(config, ranks), (Cost.INSTANT,))
 
 
 def warnings(findings: list[Finding]) -> list[str]:

@@ -5,7 +5,7 @@ what it has seen. Torch is imported when the first row is read, verl never.
 """
 
 import json
-import math
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.checks.context import Context
+from verl_ext.checks.values import check_gpus
+from verl_ext.run.origin import goes_on, latest_step
 from verl_ext.run.settings import settings_of
 from verl_ext.sft.config import SftConfig
 from verl_ext.sft.renderer import Qwen3InstructRenderer, check_template, get_renderer
-from verl_ext.sft.schedule import linear_multiplier
+from verl_ext.sft.schedule import linear_multiplier, warmup_steps
 
 if TYPE_CHECKING:
     from verl_ext.sft.dataset import ConversationDataset
-
-SCHEDULES = ("linear", "constant", "cosine")
 
 
 class SftContext(Context):
@@ -57,13 +57,6 @@ def settings(context: SftContext) -> str:
     return f"renderer {context.sft.renderer}"
 
 
-def strategy(context: SftContext) -> str:
-    """The one strategy that our engine has."""
-    if context.config.engine.strategy != "fsdp2":
-        raise ValueError(f"engine.strategy={context.config.engine.strategy} is not supported here; leave it at fsdp2")
-    return "fsdp2"
-
-
 def renderer(context: SftContext) -> str:
     """The renderer is exact for this student."""
     return type(context.renderer).__name__
@@ -95,27 +88,9 @@ def heldout(context: SftContext) -> str:
     return f"{count} rows"
 
 
-def optimizer(context: SftContext) -> str:
-    """The optimizer moves the weights, by a schedule that there is."""
-    optim = context.config.optim
-    if not optim.lr > 0:
-        raise ValueError(f"optim.lr={optim.lr} must be > 0")
-    if not optim.clip_grad > 0 or math.isnan(optim.clip_grad):
-        raise ValueError(
-            f"optim.clip_grad={optim.clip_grad} would zero every gradient; no clipping is optim.clip_grad=.inf"
-        )
-    if optim.lr_scheduler_type not in SCHEDULES:
-        raise ValueError(f"optim.lr_scheduler_type={optim.lr_scheduler_type} must be one of {', '.join(SCHEDULES)}")
-    return f"lr {optim.lr}, {optim.lr_scheduler_type}"
-
-
 def lora(context: SftContext) -> str:
     """Adapters that act, or none."""
     model, sft = context.config.model, context.sft
-    if model.lora_rank < 0:
-        raise ValueError(f"model.lora_rank={model.lora_rank} must be >= 0; 0 trains every weight")
-    if model.lora_rank > 0 and not model.lora_alpha > 0:
-        raise ValueError(f"model.lora_alpha={model.lora_alpha} leaves the adapters without effect; set it above 0")
     if model.lora_rank == 0 and sft.adapter_dtype != "base":
         raise ValueError(f"sft.adapter_dtype={sft.adapter_dtype} has no adapter to act on; set model.lora_rank")
     if model.lora.rank:
@@ -125,28 +100,25 @@ def lora(context: SftContext) -> str:
     return f"rank {model.lora_rank}"
 
 
-def frequencies(context: SftContext) -> str:
-    """verl divides by them."""
-    trainer = context.config.trainer
-    for key in ("save_freq", "test_freq"):
-        value = trainer[key]
-        if value != "after_each_epoch" and (not isinstance(value, int) or value < -1 or value == 0):
-            raise ValueError(
-                f"trainer.{key}={value}: verl divides by it; give a number of steps, after_each_epoch, or -1 for never"
-            )
-    return f"save {trainer.save_freq}, test {trainer.test_freq}"
+def processes(context: SftContext) -> str:
+    """A GPU for each process of this machine."""
+    if context.config.trainer.device == "cpu":
+        return "on the CPU"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(context.ranks)))
+    check_gpus(f"platform=cuda with {here} processes (--nproc)", here)
+    return f"{here} GPUs"
 
 
 def resume(context: SftContext) -> str:
     """A checkpoint is in as many shards as it had ranks, and is read by as many."""
     folder, ranks = Path(context.config.trainer.default_local_dir), context.ranks
-    tracker = folder / "latest_checkpointed_iteration.txt"
-    if context.config.trainer.resume_mode == "disable" or not tracker.is_file():
+    if not goes_on(context.config):
         return "from the start"
-    described = folder / f"global_step_{tracker.read_text().strip()}" / "fsdp_config.json"
+    described = folder / f"global_step_{latest_step(folder)}" / "fsdp_config.json"
     if not described.is_file():
         raise ValueError(
-            f"{tracker} names a checkpoint that is not there; delete {folder} or set trainer.resume_mode=disable"
+            f"{folder}/latest_checkpointed_iteration.txt names a checkpoint that is not there; delete {folder} or set "
+            "trainer.resume_mode=disable"
         )
     saved = json.loads(described.read_text())["world_size"]
     if saved != ranks:
@@ -161,6 +133,11 @@ def batch(context: SftContext) -> str:
     """A batch divides over ranks and micro-batches."""
     data, report = context.config.data, context.dataset.report
     ranks_per_replica = context.config.engine.ulysses_sequence_parallel_size
+    if context.ranks % ranks_per_replica:
+        raise ValueError(
+            f"engine.ulysses_sequence_parallel_size={ranks_per_replica} does not divide the {context.ranks} processes; "
+            "lower it, or start more (--nproc)"
+        )
     size, replicas = data.train_batch_size, context.ranks // ranks_per_replica
     if size < 1 or size > report.rows:
         raise ValueError(f"data.train_batch_size={size} must be from 1 to the {report.rows} rows of data.train_files")
@@ -193,5 +170,6 @@ def steps(context: SftContext) -> str:
             "raise trainer.total_epochs, or verl would stop early and save nothing"
         )
     if config.optim.lr_scheduler_type == "linear":
-        linear_multiplier(0, available if total is None else total, config.optim.lr_warmup_steps)
+        steps, optim = available if total is None else total, config.optim
+        linear_multiplier(0, steps, warmup_steps(optim.lr_warmup_steps, optim.lr_warmup_steps_ratio, steps))
     return f"{available if total is None else total} steps"

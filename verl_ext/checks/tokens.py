@@ -6,12 +6,12 @@ are the checks of `verl_ext.checks.registry`.
 
 from collections.abc import Mapping
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from verl_ext.checks.context import COLUMNS, Context, Rows
 from verl_ext.checks.finding import FAIL, OK, WARN, Finding
-from verl_ext.run.file_hashes import hash_of_model
+from verl_ext.run.file_hashes import same_weights
+from verl_ext.run.models import chat_text
 from verl_ext.teacher.teachers import vocab_size_of
 
 THINK_TOKENS = ("<think>", "</think>")
@@ -42,7 +42,8 @@ def think_tokens(context: Context, name: str) -> Finding:
 def vocabulary(context: Context, name: str) -> Finding:
     """No id of data or student is outside an embedding."""
     teacher, numbers = context.teachers[name], context.numbers_of(name)
-    assert teacher.model_path is not None  # student.path is its default
+    if teacher.model_path is None:
+        return Finding(OK, "not here: the server has its embedding")
     return check_vocabulary(
         student_tokens=len(context.student_tokenizer),
         teacher_tokens=len(context.teacher_tokenizer(name)),
@@ -56,24 +57,12 @@ def prompts(context: Context, name: str) -> Finding | str:
     """The first row as each side sees it: there must be something to learn."""
     if not (numbers := context.numbers_of(name)):
         return "no row is this teacher's"
-    ids = [context.render(context.rows[numbers[0]], column) for column in COLUMNS]
-    shown = [context.student_tokenizer.decode(one, skip_special_tokens=False) for one in ids]
+    shown = [context.student_tokenizer.decode(context.render(context.rows[numbers[0]], column)) for column in COLUMNS]
     path = context.teachers[name].model_path
-    assert path is not None  # student.path is its default
-    alike = shown[0] == shown[1] and same_weights(context.student[1], path)
-    return check_rendered(shown[0], shown[1], same_weights=alike)
-
-
-def same_weights(student_path: str, teacher_path: str) -> bool:
-    """Whether two models are one: the same name, or folders whose files are equal."""
-    if student_path == teacher_path:
-        return True
-    folders = [Path(path).expanduser() for path in (student_path, teacher_path)]
-    if not all(folder.is_dir() for folder in folders):
-        return False
-    # Sizes first: a hash reads every byte.
-    sizes = [sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors")) for folder in folders]
-    return sizes[0] == sizes[1] and hash_of_model(folders[0]) == hash_of_model(folders[1])
+    sides = [context.prompt_tokens[column] for column in COLUMNS]
+    alike = sum(sides[0][number] == sides[1][number] for number in numbers)
+    same = alike > 0 and path is not None and same_weights(context.student[1], path)
+    return check_rendered(*shown, alike=alike, rows=len(numbers), same_weights=same)
 
 
 def check_same_tokenizer(student: Any, teacher: Any) -> None:
@@ -105,7 +94,7 @@ def check_templates(student: Any, teacher: Any, rows: Rows, template_kwargs: Map
             return Finding(FAIL, f"the {side} has none", f"add chat_template.jinja to {key}'s folder")
     for number, row in enumerate(rows):
         for column in COLUMNS:
-            left, right = (_text(t, row[column], template_kwargs) for t in (student, teacher))
+            left, right = (chat_text(t, row[column], template_kwargs) for t in (student, teacher))
             if left != right:
                 line, student_line, teacher_line = first_difference(left, right)
                 seen = f"row {number} {column}, line {line}: student {student_line!r}, teacher {teacher_line!r}"
@@ -185,18 +174,15 @@ def check_vocabulary(
     return Finding(OK, seen, numbers=numbers)
 
 
-def check_rendered(student_prompt: str, teacher_prompt: str, *, same_weights: bool) -> Finding:
-    """The first row as each side sees it, special tokens visible."""
+def check_rendered(student_prompt: str, teacher_prompt: str, *, alike: int, rows: int, same_weights: bool) -> Finding:
+    """The first row as each side sees it, special tokens visible. `alike`: the rows, of `rows`, whose prompts are."""
     seen = f"student {_shortened(student_prompt)}\nteacher {_shortened(teacher_prompt)}"
-    numbers = {"student": student_prompt, "teacher": teacher_prompt}
-    if student_prompt == teacher_prompt and same_weights:
-        fix = "equal prompts and weights leave nothing to learn: give teacher_messages the prompt, or another teacher"
-        return Finding(WARN, seen, fix, numbers)
+    numbers = {"student": student_prompt, "teacher": teacher_prompt, "alike": alike, "rows": rows}
+    if alike and same_weights:
+        seen = f"student and teacher are one model and see the same prompt in {alike} of {rows} rows\n{seen}"
+        what = "there is nothing to distil" if alike == rows else "these rows teach nothing"
+        return Finding(WARN, seen, f"{what}: give teacher_messages the prompt, or take another teacher", numbers)
     return Finding(OK, seen, numbers=numbers)
-
-
-def _text(tokenizer: Any, messages: Any, template_kwargs: Mapping[str, Any]) -> str:
-    return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **template_kwargs)
 
 
 def _shortened(text: str) -> str:

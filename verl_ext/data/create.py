@@ -26,6 +26,7 @@ from verl_ext.data.sentences import (
 )
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.outputs import is_complete
+from verl_ext.run.settings import above
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,21 @@ class RowsConfig:
     data_source: str = "language_id"
     """Name of the task in the column `data_source`, which rewards and evaluation go by: `math` reads \\boxed{}."""
     heldout_fraction: float = 0.15
-    """Share of the translation groups that is held out; above 0, below 1."""
+    """Share of the translation groups that is held out, in (0, 1)."""
     seed: int = 0
     """Which groups are held out; any integer."""
     max_chars: int = 0
-    """Cut sentences to this many characters, in both messages alike, at a space where there is one; 0 = no cut."""
+    """Cut sentences to this many characters, in both messages alike, at a space where there is one, >= 0; 0
+    for no cut."""
     max_sentence_tokens: int = 0
-    """Cut sentences to this many tokens of `tokenizer`, in both messages alike; 0 = no cut."""
+    """Cut sentences to this many tokens of `tokenizer`, in both messages alike, >= 0; 0 for no cut."""
     tokenizer: str = ""
     """Directory of the tokenizer that `max_sentence_tokens` counts with; only with it."""
     overwrite: bool = False
     """Replace outputs that were made with other settings; answers sampled under the same settings are kept."""
+
+    def __post_init__(self) -> None:
+        above("heldout_fraction", self.heldout_fraction, 0, below=1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def check_source(config: RowsConfig) -> None:
     if (config.source == "file") != bool(config.sentences):
         raise ValueError("sentences=PATH goes with source=file, and only with it")
     if config.max_chars < 0 or config.max_sentence_tokens < 0:
-        raise ValueError("max_chars and max_sentence_tokens must be 0 (no cut) or more")
+        key = "max_chars" if config.max_chars < 0 else "max_sentence_tokens"
+        raise ValueError(f"{key}={vars(config)[key]} must be >= 0; 0 for no cut")
     if bool(config.max_sentence_tokens) != bool(config.tokenizer):
         raise ValueError("max_sentence_tokens and tokenizer go together: set both or neither")
     if config.source != "hub":

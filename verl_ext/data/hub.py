@@ -30,7 +30,8 @@ class HubConfig:
     answer: str = "answer"
     """Column of the final answer alone, text or a number: no solution, no \\boxed{} around it."""
     max_chars: int = 0
-    """Leave out longer problems, characters; 0 keeps all. Training refuses a prompt over `data.max_prompt_length`."""
+    """Leave out longer problems, characters, >= 0; 0 keeps all. Training refuses a prompt over
+    `data.max_prompt_length`."""
     max_rows: int = 0
     """Keep this many problems, drawn with `seed` from all that can be used; 0 keeps all, else >= 2."""
 

@@ -12,7 +12,8 @@ from verl_ext.data.rows import MATH, MOST_LABELS, check_rows, label_set_of, with
 from verl_ext.evaluation.labels import Agreement, accuracy_by, agreement, evaluate_answers
 from verl_ext.evaluation.labels_report import ArmResult, plot_confusion, print_tables
 from verl_ext.evaluation.math_answers import MathResult, evaluate_math, math_table
-from verl_ext.sampling.types import Answer, EngineConfig, Request, SamplingConfig
+from verl_ext.run.settings import one_of, within
+from verl_ext.sampling.types import DTYPES, Answer, EngineConfig, Request, SamplingConfig
 from verl_ext.sampling.vllm import VllmSampler
 
 # arm name -> the column whose messages the model sees
@@ -52,21 +53,22 @@ class EvaluateConfig:
     enable_thinking: bool | None = None
     """Handed to the chat template; null leaves the choice to the template."""
     limit: int = 0
-    """Evaluate the first `limit` rows of each file only; 0 for all."""
+    """Evaluate the first `limit` rows of each file only, >= 0; 0 for all."""
     dtype: str = "auto"
-    """vLLM's dtype: `auto`, `float32`, `bfloat16`."""
+    """vLLM's dtype: `auto`, `float32`, `bfloat16`, `float16`."""
     tp: int = 1
     """Tensor-parallel ranks, >= 1; one GPU each."""
     gpu_memory_utilization: float = 0.8
     """vLLM's share of a GPU's memory, in (0, 1]; on a CPU of no effect."""
     seed: int = 0
-    """vLLM's seed."""
+    """vLLM's seed, >= 0."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens} must be >= 1")
-        if self.limit < 0:
-            raise ValueError(f"limit={self.limit} must be >= 0")
+        for key, least in (("max_tokens", 1), ("limit", 0), ("tp", 1), ("seed", 0)):
+            within(key, vars(self)[key], least, float("inf"))
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization={self.gpu_memory_utilization} must be above 0, at most 1")
+        one_of("dtype", self.dtype, DTYPES)
         for key, value in (("extract", self.extract), ("extract_prompted", self.extract_prompted)):
             if value not in labels.PATTERNS:
                 raise ValueError(f"{key}={value}: expected one of {', '.join(labels.PATTERNS)}")

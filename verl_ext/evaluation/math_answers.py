@@ -51,7 +51,7 @@ def evaluate_math(model: str, sees_prompt: bool, answers: Sequence[Answer], trut
         accuracy=Proportion(
             sum(int(math_match(answer.text, truth)) for answer, truth in zip(answers, truths, strict=True)), n
         ),
-        truncated=Proportion(sum(answer.finish == "length" for answer in answers), n),
+        truncated=Proportion(sum(answer.truncated for answer in answers), n),
         unboxed=Proportion(sum(not boxed_answer(answer.text) for answer in answers), n),
         mean_tokens=sum(answer.tokens for answer in answers) / n,
     )

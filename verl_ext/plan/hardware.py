@@ -6,6 +6,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationError
 
+from verl_ext.run.settings import above, check_sizes
+
 TEACHER_PLACES = ("own", "shared", "elsewhere")
 GIB = 2**30
 
@@ -36,8 +38,7 @@ class HardwareConfig:
 
     def __post_init__(self) -> None:
         for key in ("device_memory_gib", "host_memory_gib"):
-            if vars(self)[key] <= 0:
-                raise ValueError(f"hardware.{key}={vars(self)[key]} must be above 0 GiB")
+            above(f"hardware.{key}", vars(self)[key], 0)
         for key in ("devices_per_node", "nodes"):
             if vars(self)[key] < 1:
                 raise ValueError(f"hardware.{key}={vars(self)[key]} must be >= 1")
@@ -71,7 +72,8 @@ def hardware_of(node: Any) -> HardwareConfig:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(HardwareConfig), node))
     except (ConfigKeyError, MissingMandatoryValue, ValidationError) as error:
         raise ValueError(
-            f"hardware: {str(error).splitlines()[0]}; see HardwareConfig in verl_ext/plan/hardware.py"
+            f"hardware.{error.full_key}: {str(error).splitlines()[0]}; see HardwareConfig in verl_ext/plan/hardware.py"
         ) from None
     assert isinstance(settings, HardwareConfig)
+    check_sizes(settings, "hardware")
     return settings

@@ -1,11 +1,13 @@
-"""Where the project meets the machine: verl's CPU platform, and what installs it.
+"""Where the project meets the machine: what listens on it, verl's CPU platform, and what installs them.
 
-verl loads this module through the entry point `verl.plugins` in every process that imports verl.
-It does nothing unless the run asks for the CPU (`platform=cpu` sets `VERL_PLATFORM=cpu`), so a GPU
+verl loads this module through the entry point `verl.plugins` in every process that imports verl, and vLLM in each of
+its own. The CPU platform does nothing unless the run asks for it (`platform=cpu` sets `VERL_PLATFORM=cpu`), so a GPU
 machine never sees it. verl swallows plugin errors: `assert_platform` is what fails loud.
 """
 
 import os
+
+from verl_ext.platform import torch_store as torch_store  # importing it is the effect
 
 
 def load() -> None:

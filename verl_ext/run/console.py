@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     pass
 
 
+STEP = "global_step_"
+
+
 class RunConsole:
     """Follows a run's `metrics.jsonl` and `place.json`, which the trainer's process writes."""
 
@@ -115,13 +118,28 @@ class RunConsole:
             if key in first and key in last:
                 table.add_row(label, f"{first[key]:.4g}", f"{last[key]:.4g}")
         self.console.print(table)
+        step, total = round(last["step"]), round(last["training/total_steps"])
+        if step < total:
+            self.stage(f"the run ended after step {step} of {total}")
+        saved = step_of_student(self.run_dir)
+        if saved is None:
+            self.stage("no student: no checkpoint was saved (trainer.save_freq)")
+            return
         adapter = f", adapter: {self.run_dir}/adapter (PEFT)" if (self.run_dir / "adapter").is_dir() else ""
+        of = f" of step {saved}, not of the last one" if saved != step else ""
         for line in (
-            f"student: {self.run_dir}/student (Hugging Face format, with a model card){adapter}; next:",
+            f"student{of}: {self.run_dir}/student (Hugging Face format, with a model card){adapter}; next:",
             f"  python -m recipe.evaluate data=HELDOUT.parquet student={self.run_dir}/student",
             f"  vllm serve {self.run_dir}/student",
         ):
             self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def step_of_student(run_dir: Path) -> int | None:
+    """The step whose checkpoint `run_dir/student` leads to; None where there is no student."""
+    folder = (run_dir / "student").resolve()
+    steps = [int(part.removeprefix(STEP)) for part in folder.parts if part.startswith(STEP)]
+    return steps[-1] if steps and folder.is_dir() else None
 
 
 def _headline(row: dict[str, float]) -> str:

@@ -47,6 +47,18 @@ def hash_of_model(folder: Path, cache: Path | None = None, *, also: Sequence[str
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
+def same_weights(left: str, right: str) -> bool:
+    """Whether two models are one: the same name, or folders whose files are equal."""
+    if left == right:
+        return True
+    folders = [Path(path).expanduser() for path in (left, right)]
+    if not all(folder.is_dir() for folder in folders):
+        return False
+    # Sizes first: a hash reads every byte.
+    sizes = [sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors")) for folder in folders]
+    return sizes[0] == sizes[1] and hash_of_model(folders[0]) == hash_of_model(folders[1])
+
+
 def hash_files(paths: Sequence[Path], cache: Path) -> list[str]:
     """SHA-256 (hex) of each file, with a progress bar from 1 GiB on.
 

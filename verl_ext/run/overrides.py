@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 CLOSE = 0.62
 """Likeness in [0, 1] from which a key is worth showing."""
@@ -35,7 +35,7 @@ def check_overrides(
     Raises:
         ValueError: naming the word and the nearest valid ones.
     """
-    parsed = [each for each in (_parsed(word, usual, sweep) for word in words) if not each.is_sweep_override()]
+    parsed = [each for each in (parsed_word(word, usual, sweep) for word in words) if not each.is_sweep_override()]
     chosen = [each for each in parsed if is_group(name, each)]
     for each in chosen:
         _check_choice(name, added, each, usual)
@@ -48,7 +48,7 @@ def check_overrides(
     known = Known(config, usual)
     for each in parsed:
         if each not in chosen:
-            _check_key(known, each)
+            check_key(known, each)
 
 
 class Known:
@@ -155,7 +155,8 @@ def in_one_line(error: Exception) -> str:
     return f"{key}: {message}" if key and key not in message else message
 
 
-def _parsed(word: str, usual: Collection[str], sweep: bool) -> Override:
+def parsed_word(word: str, usual: Collection[str], sweep: bool = False) -> Override:
+    """An override as typed. Raises ValueError where it is none, or gives several values outside a sweep."""
     key, equals, value = word.partition("=")
     try:
         parsed = OverridesParser.create().parse_override(word)
@@ -204,7 +205,8 @@ def _check_group(name: str, added: Sequence[str], override: Override) -> None:
         raise ValueError(f"{word}: {placed} is {groups.get(placed) or 'not chosen'}; write ~{placed}")
 
 
-def _check_key(known: Known, override: Override) -> None:
+def check_key(known: Known, override: Override) -> None:
+    """Refuse an override of a key that there is not, or by a value of another type. Raises ValueError."""
     key, word = override.key_or_group, str(override.input_line)
     adds = override.is_add() or override.is_force_add()
     if not known.has(key):
@@ -234,15 +236,28 @@ def _check_value(known: Known, key: str, value: Any, adds: bool) -> None:
             elif not adds or known.is_closed(f"{key}.{inner}"):
                 raise ValueError(f"{key}={_shown(value)}: {known.unknown(f'{key}.{inner}')}")
     elif is_dataclass(kind := OmegaConf.get_type(node)):
+        expected = get_type_hints(kind)[str(name)]
         try:
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and bool in (expected, *get_args(expected))
+            ):
+                raise ValidationError("a number for a switch")  # 3 would be true
             OmegaConf.update(known.config, key, value)
         except OmegaConfBaseException as error:
-            expected = get_type_hints(kind)[str(name)]
             wanted = expected.__name__ if isinstance(expected, type) else str(expected)
             raise ValueError(f"{key}={_shown(value)}: expected {in_words(wanted)}") from error
-    elif isinstance(default, bool | int | float) and isinstance(value, str | list | dict):
+    elif isinstance(default, bool | int | float) and value is not None and not _is_like(value, default):
         wanted = "true or false" if isinstance(default, bool) else "a number"
         raise ValueError(f"{key}={_shown(value)}: expected {wanted}, as the default {_shown(default)}")
+
+
+def _is_like(value: Any, default: float) -> bool:
+    """A switch for a switch, a number (NaN is none) for a number."""
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, int | float) and value == value
 
 
 def _resolved(node: Any, name: str | int) -> Any:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ def run_verb(verb: Verb, job: Callable[[Any], None], words: list[str] | None = N
         show_help(verb)
         return
     debug = flags.debug or os.environ.get(FULL_ERROR) == "1"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: what was started is ended too
     elsewhere = (flags.config_dir, flags.config_path, flags.config_name, flags.hydra_help, flags.shell_completion)
     with one_line_errors(verb, debug):
         if not any(elsewhere) and not any("hydra.searchpath=" in word for word in flags.overrides):

@@ -133,7 +133,7 @@ def table_of(rows: pa.Table, samples: Sequence[Sample], n: int) -> pa.Table:
         "response_ids": [sample.ids for sample in samples],
         "rollout_logprobs": [sample.logprobs for sample in samples],
         "finish_reason": [sample.finish for sample in samples],
-        "truncated": [sample.finish == "length" for sample in samples],
+        "truncated": [sample.truncated for sample in samples],
     }
     table = rows.take(pa.array(numbers // n))
     for name, kind in COLUMNS.items():

@@ -17,6 +17,7 @@ from verl_ext.data import conversations as labels
 from verl_ext.data.rows import SPLITS, label_set_of, without_rows
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.outputs import is_complete
+from verl_ext.run.settings import above, within
 from verl_ext.sampling.resume import Journal
 from verl_ext.sampling.served import ServedSampler
 from verl_ext.sampling.types import Answer, EngineConfig, Request, Sampler, SamplingConfig
@@ -58,8 +59,9 @@ class LabelConfig:
             raise ValueError(f"labels.extract={self.extract}: expected one of {', '.join(labels.PATTERNS)}")
         if self.policy not in labels.POLICIES:
             raise ValueError(f"labels.policy={self.policy}: expected one of {', '.join(labels.POLICIES)}")
-        if self.max_concurrency < 1 or self.chunk < 1 or self.max_retries < 0 or self.request_timeout_s <= 0:
-            raise ValueError("labels: max_concurrency and chunk are >= 1, max_retries >= 0, request_timeout_s > 0")
+        for key, least in (("max_concurrency", 1), ("chunk", 1), ("max_retries", 0)):
+            within(f"labels.{key}", vars(self)[key], least, float("inf"))
+        above("labels.request_timeout_s", self.request_timeout_s, 0)
 
 
 def served_sampler(teacher: str, config: LabelConfig, sampling: SamplingConfig) -> ServedSampler:

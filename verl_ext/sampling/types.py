@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from verl_ext.run.settings import one_of, within
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 class SamplingError(RuntimeError):
     """A server does not answer, or refuses."""
@@ -28,13 +32,13 @@ class SamplingConfig:
     stop: list[str] = field(default_factory=lambda: ["<|im_end|>"])
     """Texts that end an answer and are no part of it; special tokens count as the text that they stand for."""
     seed: int = 0
-    """A row is sampled with this plus its index: a resumed run draws what the whole one would have drawn."""
+    """A row is sampled with this plus its index, >= 0: a resumed run draws what the whole one would have drawn."""
     enable_thinking: bool | None = False
     """Handed to the chat template, which may ignore it; null leaves the choice to the template."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"sampling.temperature={self.temperature} must be >= 0")
+        within("sampling.temperature", self.temperature, 0, float("inf"))
+        within("sampling.seed", self.seed, 0, float("inf"))
         if not 0 < self.top_p <= 1:
             raise ValueError(f"sampling.top_p={self.top_p} must be above 0, at most 1")
         if self.top_k != -1 and self.top_k < 1:
@@ -61,6 +65,7 @@ class EngineConfig:
     """Capture no CUDA graphs: starts faster, samples slower. On a CPU always so."""
 
     def __post_init__(self) -> None:
+        one_of("engine.dtype", self.dtype, DTYPES)
         if self.tp < 1:
             raise ValueError(f"engine.tp={self.tp} must be >= 1")
         if not 0 < self.gpu_memory_utilization <= 1:
@@ -75,6 +80,10 @@ class Request:
     messages: list[dict[str, str]]
 
 
+CUT_OFF = ("length", "abort")
+"""Reasons of an engine for an answer that did not come to its end."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the model said."""
@@ -83,6 +92,11 @@ class Answer:
     tokens: int
     finish: str
     """`stop`, or `length` where `max_tokens` or the context cut it off."""
+
+    @property
+    def truncated(self) -> bool:
+        """It was cut off before its end."""
+        return self.finish in CUT_OFF
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from verl_ext.run.file_hashes import CHAT_FILES, hash_of_model
+from verl_ext.run.loopback import ENVIRONMENT
 from verl_ext.run.models import load_tokenizer, render_chat
+from verl_ext.sampling.interrupts import ignore_signals, start_apart
 from verl_ext.sampling.types import Answer, EngineConfig, Request, Sample, SamplingConfig
 
 if TYPE_CHECKING:
@@ -63,23 +65,27 @@ class VllmSampler:
         limit = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
         if longest >= limit:
             raise ValueError(f"row {index}: its prompt has {longest} tokens, {model} takes {limit}; cut it (max_chars)")
-        self._llm = LLM(
-            model=model,
-            dtype=engine.dtype,  # pyright: ignore[reportArgumentType]  vLLM checks it
-            tensor_parallel_size=engine.tp,
-            gpu_memory_utilization=engine.gpu_memory_utilization,
-            max_model_len=min(limit, longest + sampling.max_tokens),
-            enforce_eager=engine.enforce_eager or not on_gpu,
-            # vLLM rewinds a request's generator after a part of its prompt, which a CPU generator cannot do.
-            enable_chunked_prefill=on_gpu,
-            generation_config="vllm",
-            seed=sampling.seed,
+        self._llm = start_apart(
+            lambda: LLM(
+                model=model,
+                dtype=engine.dtype,  # pyright: ignore[reportArgumentType]  vLLM checks it
+                tensor_parallel_size=engine.tp,
+                gpu_memory_utilization=engine.gpu_memory_utilization,
+                max_model_len=min(limit, longest + sampling.max_tokens),
+                enforce_eager=engine.enforce_eager or not on_gpu,
+                # vLLM rewinds a request's generator after a part of its prompt, which a CPU generator cannot do.
+                enable_chunked_prefill=on_gpu,
+                generation_config="vllm",
+                seed=sampling.seed,
+            )
         )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is KeyboardInterrupt:
+            ignore_signals()
         close(self._llm)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -141,6 +147,7 @@ def prepare_engine_environment() -> bool:
     """Call before vLLM is imported. Returns whether there is a GPU; without one, sets CPU_ENVIRONMENT."""
     import torch
 
+    os.environ.update(ENVIRONMENT)
     if torch.cuda.is_available():
         return True
     for key, value in CPU_ENVIRONMENT.items():

@@ -27,13 +27,16 @@ class DataReport:
     rows: int
     truncated: int
     """Rows that were cut to `data.max_length`."""
+    endless: int
+    """Those of them whose last trained token, the end of the answer, was cut off: there nothing teaches to stop."""
     tokens: int
     trained_tokens: int
     longest: int
     """Tokens of the longest row after truncation."""
 
     def as_line(self) -> str:
-        cut = f", {self.truncated} cut to data.max_length" if self.truncated else ""
+        lost = f", {self.endless} of them without the end of their answer" if self.endless else ""
+        cut = f", {self.truncated} cut to data.max_length{lost}" if self.truncated else ""
         trained = f"{self.tokens} tokens, {self.trained_tokens} of them trained"
         return f"{self.rows} rows, {trained}; the longest has {self.longest}{cut}"
 
@@ -65,7 +68,7 @@ def read_conversations(key: str, files: str | Sequence[str]) -> list[tuple[str, 
 
 
 def render_row(renderer: Qwen3InstructRenderer, place: str, messages: Any, max_length: int, truncation: str):
-    """One row rendered and cut to `max_length`; the tokens, what is trained, and whether it was cut.
+    """One row rendered and cut to `max_length`; the tokens, what is trained; was it cut, and was its end cut off?
 
     Raises:
         ValueError: naming the row, if it cannot be rendered exactly or nothing of it is left to train.
@@ -81,7 +84,7 @@ def render_row(renderer: Qwen3InstructRenderer, place: str, messages: Any, max_l
     if not sum(cut.trained):
         why = f"data.max_length={max_length} cuts all of them off" if sum(rendered.trained) else "no assistant turn"
         raise ValueError(f"{place}: no token is left to train on ({why})")
-    return cut, length > max_length
+    return cut, len(cut.tokens) < len(rendered.tokens), sum(cut.trained) < sum(rendered.trained)
 
 
 class ConversationDataset(Dataset):
@@ -106,15 +109,21 @@ class ConversationDataset(Dataset):
             render_row(renderer, place, messages, config["max_length"], truncation)
             for place, messages in (rows[:max_samples] if max_samples > 0 else rows)
         ]
-        self.examples = [example for example, _ in rendered]
+        self.examples = [example for example, _, _ in rendered]
         lengths = [len(example.tokens) for example in self.examples]
         self.report = DataReport(
             rows=len(lengths),
-            truncated=sum(cut for _, cut in rendered),
+            truncated=sum(cut for _, cut, _ in rendered),
+            endless=sum(endless for _, _, endless in rendered),
             tokens=sum(lengths),
             trained_tokens=sum(sum(example.trained) for example in self.examples),
             longest=max(lengths),
         )
+        if self.report.endless == len(lengths):
+            raise ValueError(
+                f"data.max_length={config['max_length']} cuts the end of the answer off all {len(lengths)} rows: the "
+                "student would not learn to stop; raise it"
+            )
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -12,7 +12,7 @@ from verl.workers.config import FSDPOptimizerConfig
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_ext.sft.schedule import linear_multiplier
+from verl_ext.sft.schedule import linear_multiplier, warmup_steps
 
 _Engine: Any = FSDPEngineWithLMHead  # verl's register decorator hides the class from pyright
 
@@ -33,16 +33,10 @@ class LinearOptimizerConfig(FSDPOptimizerConfig):
             self.lr_scheduler_type = LINEAR
 
 
-def warmup_steps(config: FSDPOptimizerConfig) -> int:
-    """As verl counts them: `lr_warmup_steps`, else the ratio, rounded down."""
-    if config.lr_warmup_steps is not None and config.lr_warmup_steps > 0:
-        return config.lr_warmup_steps
-    return int(config.lr_warmup_steps_ratio * config.total_training_steps)
-
-
 def linear_scheduler(optimizer: torch.optim.Optimizer, config: FSDPOptimizerConfig) -> LambdaLR:
     """The linear schedule as the LR scheduler that verl steps and saves."""
-    total, warmup = config.total_training_steps, warmup_steps(config)
+    total = config.total_training_steps
+    warmup = warmup_steps(config.lr_warmup_steps, config.lr_warmup_steps_ratio, total)
     # Called once more after the last step, where the multiplier is 0.
     return LambdaLR(optimizer, lambda step: linear_multiplier(step, total, warmup))
 

@@ -6,10 +6,9 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+from verl_ext.run.loopback import ENVIRONMENT, LOOPBACK
 
 SILENCE_S = 20
 """Seconds that the other ranks wait before they complain too: torchrun ends them when rank 0 has said it."""
@@ -24,10 +23,12 @@ def prepare_environment(environment: dict[str, Any]) -> tuple[int, int]:
         os.environ.setdefault(key, str(value))
     if "RANK" not in os.environ:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((LOOPBACK, 0))
             port = probe.getsockname()[1]
         single = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        os.environ.update(single | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+        os.environ.update(single | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port)})
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:  # all of them on this machine
+        os.environ.update(ENVIRONMENT)
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 

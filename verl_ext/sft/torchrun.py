@@ -3,9 +3,7 @@
 import os
 import sys
 
-from omegaconf import DictConfig
-
-from verl_ext.run.settings import check_given
+from verl_ext.run.loopback import LOOPBACK
 
 
 def processes(words: list[str]) -> tuple[int, list[str]]:
@@ -19,9 +17,12 @@ def processes(words: list[str]) -> tuple[int, list[str]]:
     return int(number), words[:place] + words[place + 2 :]
 
 
-def start_torchrun(config: DictConfig, number: int, module: str, words: list[str]) -> None:
+def start_torchrun(number: int, module: str, words: list[str]) -> None:
     """Become torchrun, which starts `module` with the same words in `number` processes."""
-    check_given(config, "student.path", "data.train_files")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    from verl_ext.platform import torch_store
+
+    # -P: a script's folder comes first in sys.path otherwise.
+    launcher = ["-P", torch_store.__file__, "torch.distributed.run", "--standalone", "--local-addr", LOOPBACK]
+    launcher += ["--nproc-per-node", str(number)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *words])

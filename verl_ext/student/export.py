@@ -1,8 +1,9 @@
 """A checkpoint as folders that transformers, vLLM and SGLang load: a PEFT adapter, and the merged model.
 
-    python -m verl_ext.student.export CHECKPOINT BASE OUT    # any checkpoint of a run: OUT/student, and OUT/adapter
+    python -m verl_ext.student.export CHECKPOINT OUT    # any checkpoint of a run: OUT/student, and OUT/adapter
 
-CHECKPOINT is `checkpoints/global_step_N` of an SFT run, `checkpoints/global_step_N/actor` of an on-policy one.
+CHECKPOINT is `checkpoints/global_step_N` of an SFT run, `checkpoints/global_step_N/actor` of an on-policy one. The
+model that it was trained from is in the run's config.yaml; `--base MODEL` says where it is now, if it was moved.
 
 verl's own `verl.model_merger` rounds every weight to bf16; here a weight leaves as it was trained, and the merged
 model in the dtype of the base.
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, Shard
 
+from verl_ext.run.file_hashes import same_weights
 from verl_ext.run.files import replacing
+from verl_ext.run.origin import latest_step
 
 LORA = "lora_train_meta.json"
 """verl's file of rank and alpha, in every checkpoint with adapters."""
@@ -130,6 +133,25 @@ def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:
         save_model(model, base, student)
 
 
+def base_of(checkpoint: Path, moved: str) -> str:
+    """The model that a checkpoint was trained from, by the config.yaml of its run.
+
+    `moved`: where it is now, or empty. An adapter merged over another model, such as the run's own student, is wrong.
+
+    Raises:
+        ValueError: if no config.yaml names it, or if `moved` is another model than the one named.
+    """
+    configs = [parent / "config.yaml" for parent in [*checkpoint.absolute().parents][:3]]
+    if (found := next((file for file in configs if file.is_file()), None)) is None:
+        if not moved:
+            raise ValueError(f"{checkpoint}: no config.yaml above it names the model that was trained; give --base")
+        return moved
+    trained = str(OmegaConf.load(found).student.path)
+    if moved and Path(trained).is_dir() and not same_weights(moved, trained):
+        raise ValueError(f"--base {moved} is not the model that was trained, {trained} ({found}); leave --base out")
+    return moved or trained
+
+
 def link(name: Path, target: Path) -> None:
     """Point `name` at `target`, both below one run's folder, at once: a reader finds the old one or the new one."""
     with replacing(name) as new:
@@ -159,11 +181,13 @@ def main() -> None:
     parser.add_argument(
         "checkpoint", type=Path, help="folder global_step_N of a run; of an on-policy run its folder actor"
     )
-    parser.add_argument("base", help="the model that was trained: folder or hub name")
     parser.add_argument("out", type=Path, help="folder for student/ and adapter/")
+    parser.add_argument(
+        "--base", default="", help="the model that was trained, where it was moved since: folder or name"
+    )
     options = parser.parse_args()
     try:
-        export_checkpoint(options.checkpoint, options.base, options.out)
+        export_checkpoint(options.checkpoint, base_of(options.checkpoint, options.base), options.out)
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
 
@@ -176,9 +200,8 @@ def export_what_is_missing(config: DictConfig) -> None:
     """The merged student of a finished LoRA run that was stopped while it was exported."""
 
     checkpoints, run_dir = Path(config.trainer.default_local_dir), Path(config.run_dir)
-    latest = checkpoints / "latest_checkpointed_iteration.txt"
-    if latest.is_file():
-        actor = checkpoints / f"global_step_{latest.read_text().strip()}" / "actor"
+    if (step := latest_step(checkpoints)) is not None:
+        actor = checkpoints / f"global_step_{step}" / "actor"
         if (run_dir / "student").resolve().parent != actor.resolve():
             link_merged(actor, config.student.path, run_dir)
 

@@ -10,10 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.metrics import read_metrics
+from verl_ext.run.origin import latest_step
 
 Row = Mapping[str, float]
 
@@ -52,6 +54,20 @@ SFT = {
     "seed": "sft.seed",
 }
 """The same of an SFT run."""
+MERGE = """## Merge it
+
+PEFT merges an adapter of the output head into the matrix that it shares with the input embedding, where the base ties
+the two, and so changes both. Give the head its own first (the run's folder `student` is merged so):
+
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained("{base}")
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    merged = PeftModel.from_pretrained(model, ".").merge_and_unload()"""
 UNREMARKABLE = (None, 0, 0.0, "none", "")
 EVALUATED = ("base", "base_prompted", "teacher", "student")
 PACKAGES = ("verl-opd", "verl", "torch", "transformers")
@@ -61,7 +77,7 @@ def write_cards(run_dir: Path) -> None:
     """Write `README.md` beside the weights of `run_dir/student` and `run_dir/adapter`, whichever there are."""
     config = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(config, DictConfig)
-    rows, file = rows_of(run_dir), run_dir / "eval.json"
+    rows, file = rows_of(run_dir, config), run_dir / "eval.json"
     evaluation = json.loads(file.read_text()) if file.is_file() else {}
     if evaluation.get("step") != last_step(rows):
         evaluation = {}  # of weights that have been trained since
@@ -70,10 +86,11 @@ def write_cards(run_dir: Path) -> None:
             write_atomically(run_dir / kind / "README.md", card(config, rows, evaluation, adapter=kind == "adapter"))
 
 
-def rows_of(run_dir: Path) -> list[dict[str, float]]:
-    """Of metrics.jsonl; empty where there is none."""
-    metrics = run_dir / "metrics.jsonl"
-    return read_metrics(metrics) if metrics.is_file() else []
+def rows_of(run_dir: Path, config: DictConfig) -> list[dict[str, float]]:
+    """Of metrics.jsonl, up to the newest checkpoint: what a run did after it is in no student. Empty without a file."""
+    metrics, saved = run_dir / "metrics.jsonl", latest_step(Path(config.trainer.default_local_dir))
+    rows = read_metrics(metrics) if metrics.is_file() else []
+    return [row for row in rows if saved is None or row["step"] <= saved]
 
 
 def last_step(rows: Sequence[Row]) -> float | None:
@@ -86,7 +103,9 @@ def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
     run_dir = student.absolute().parent
     if student.name != "student" or not (run_dir / "config.yaml").is_file():
         return False
-    write_json(run_dir / "eval.json", {**report, "step": last_step(rows_of(run_dir))})
+    config = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(config, DictConfig)
+    write_json(run_dir / "eval.json", {**report, "step": last_step(rows_of(run_dir, config))})
     write_cards(run_dir)
     return True
 
@@ -101,10 +120,12 @@ def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any],
     parts = [
         "\n".join(head),
         f"# {config.trainer.experiment_name}: {kind}\n\nMade with verl-opd; the licence is the base's.",
-        "## Serve it\n\nFrom this folder:\n\n"
-        + "\n".join(f"    {line}" for line in serve_lines(base, rank(config), adapter)),
+        "## Serve it\n\nFrom this folder:\n\n" + indented("\n".join(serve_lines(base, rank(config), adapter))),
+        *([MERGE.format(base=base)] if adapter and merges_head(config) else []),
         table("Settings", settings(config)),
     ]
+    if prompt := distilled_prompt(config):
+        parts.append(f"## The distilled prompt\n\nAs the teacher saw it:\n\n{indented(prompt)}")
     if rows:
         parts += [table("Training", training(rows)), table("Cost so far", cost(config, rows))]
     if evaluation:
@@ -139,6 +160,8 @@ def settings(config: DictConfig) -> dict[str, str]:
     found = {}
     for name, key in (ON_POLICY if is_on_policy(config) else SFT).items():
         value = OmegaConf.select(config, key)
+        if name == "LoRA alpha" and not rank(config):
+            continue  # the base's default: there are no adapters
         if value not in UNREMARKABLE or name == "seed":
             found[name] = ", ".join(map(str, value)) if isinstance(value, ListConfig) else str(value)
     return found
@@ -200,6 +223,37 @@ def accuracies(evaluation: Mapping[str, Any]) -> dict[str, str]:
             text = f"{evaluation[arm]['accuracy']:.3f} ({low:.3f}-{high:.3f}) of {evaluation[arm]['rows']} rows"
             found[f"{arm}, {prompt} the prompt"] = text
     return found
+
+
+def merges_head(config: DictConfig) -> bool:
+    """The adapter changes the output head, whose matrix many bases share with the input embedding."""
+    model = config.actor_rollout_ref.model if is_on_policy(config) else config.model
+    return "lm_head" in model.target_modules
+
+
+def distilled_prompt(config: DictConfig) -> str | None:
+    """The teacher's messages of the first row, {text} where they hold what the student is asked.
+
+    None where both see the same, or the rows are not there any more. SFT's conversations do not have the prompt; the
+    rows that `recipe.create_data` made them from are beside them.
+    """
+    files = config.data.train_files
+    path = Path(str(files if isinstance(files, str) else files[0])).expanduser()
+    path = path if is_on_policy(config) else path.with_name("train.parquet")
+    if not path.is_file():
+        return None
+    first = next(pq.ParquetFile(path).iter_batches(batch_size=1, columns=["prompt", "teacher_messages"])).to_pylist()[0]
+    if first["prompt"] == first["teacher_messages"]:
+        return None
+    asked = first["prompt"][-1]["content"]
+    return "\n".join(
+        f"{message['role']}: {message['content'].replace(asked, '{text}')}" for message in first["teacher_messages"]
+    )
+
+
+def indented(text: str) -> str:
+    """As Markdown shows code."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def table(title: str, values: Mapping[str, str]) -> str:

@@ -104,7 +104,7 @@ class TeacherConfig:
     probe_tolerance: float | None = None
     """Nats at the worst token by which the log-probs of fixed sequences may differ before a server counts as another
     model, > 0. The sequences are the canary in every request and the probe in the score store and in doctor.record.
-    None: as the precision allows, see `usual_probe_tolerance`."""
+    None: as the precision allows, see `usual_probe_tolerance`; for the store it narrows that and never widens it."""
     max_restarts: int = 3
     """Times a managed server that died or hangs is started again, >= 0."""
     watch_interval_s: float = 10.0

@@ -40,6 +40,9 @@ class AdaptedTrainer(PPOTrainerSync):
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
+        # verl leaves its loop after `total_epochs`, before the steps that were asked for, and saves nothing there.
+        trainer = self.config.trainer
+        trainer.total_epochs = max(trainer.total_epochs, -(-self.total_training_steps // len(self.train_dataloader)))
         reach_stage(self.config.run_dir, "data is loaded")
 
     def _build_replay_buffer(self) -> ReplayBuffer:
@@ -102,10 +105,7 @@ class AdaptedTrainer(PPOTrainerSync):
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
-        max_length = self.config.data.max_response_length
-        lengths = [tag["response_len"] for tag in batch.tags]
         metrics["training/total_steps"] = self.total_training_steps
-        metrics["response_length/truncated_share"] = sum(n >= max_length for n in lengths) / len(lengths)
         self.metrics_file.append(global_steps, metrics)
 
 

@@ -31,6 +31,8 @@ class Samples:
     """1 on tokens that are trained."""
     lengths_B: torch.Tensor
     """Response tokens of each row, tools' included."""
+    truncated_B: torch.Tensor
+    """True where the answer was cut off before its end, by whatever limit."""
     student_logprobs_BT: torch.Tensor
     """The sampler's, or the trainer's own with `method.student_logprobs=old`."""
     teacher_logprobs_BT: torch.Tensor
@@ -58,6 +60,7 @@ def fetch(batch: Any, method: MethodConfig) -> tuple[Samples, list[dict[str, Any
         token_ids_BT=data["responses"],
         mask_BT=data["response_mask"],
         lengths_B=lengths_B,
+        truncated_B=torch.tensor([note["truncated"] for note in notes]),
         student_logprobs_BT=data[student],
         # verl's synthetic padding samples keep the teacher's row of the sample that they were made from.
         teacher_logprobs_BT=data["teacher_logprobs"][:, : data["response_mask"].shape[1]],
@@ -78,9 +81,7 @@ def store_mask(batch: Any, samples: Samples) -> None:
     tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
 
-def guard(
-    samples: Samples, settings: GuardsConfig, *, step: int, max_response_length: int
-) -> tuple[Samples, dict[str, float]]:
+def guard(samples: Samples, settings: GuardsConfig, *, step: int) -> tuple[Samples, dict[str, float]]:
     """The samples with the guarded mask, and one metric a guard. `step` counts from 0."""
     mask_BT, metrics = samples.mask_BT, {}
     if settings.repetition_ngram:
@@ -89,7 +90,7 @@ def guard(
         )
         metrics |= found
     if settings.truncated_mask:
-        mask_BT, found = guards.truncation_mask(mask_BT, samples.lengths_B >= max_response_length)
+        mask_BT, found = guards.truncation_mask(mask_BT, samples.truncated_B)
         metrics |= found
     if settings.special_token_mask:
         mask_BT, found = guards.special_token_mask(mask_BT, samples.token_ids_BT, settings.special_token_mask)

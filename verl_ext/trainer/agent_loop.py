@@ -20,6 +20,7 @@ from verl_ext.data.rows import MATH
 from verl_ext.evaluation.match import math_match
 from verl_ext.run.models import render_chat
 from verl_ext.run.settings import settings_of
+from verl_ext.sampling.types import CUT_OFF
 from verl_ext.teacher.store.store import StoreError
 from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row, teachers_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
@@ -128,6 +129,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             output.response_mask = [0] * len(response_ids)
         sample_kwargs.update(top_fields(outcome, request))  # verl puts this row's fields into TransferQueue next
         output.extra_fields |= {
+            "truncated": cut_off(output, self.rollout_config.response_length),
             "teacher_logprobs": logprobs_or_zeros(outcome, request),
             "teacher_error": "" if isinstance(outcome, Score) else str(outcome),
             "teacher_from_store": isinstance(outcome, Score) and outcome.from_store,
@@ -152,6 +154,16 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         teacher_prompt_ids = render_chat(self.tokenizer, row["teacher_messages"], kwargs)
         name = teacher_of_row(row, self.teachers)
         return ScoreRequest(teacher_prompt_ids, response_ids, response_mask, name, top_k=self.top_k)
+
+
+def cut_off(output: AgentLoopOutput, response_length: int) -> bool:
+    """Whether an answer was cut off before its end, by any limit: vLLM's own word for it (`sampler.py`).
+
+    Of several turns, whose loop keeps the first one's word, also where together they fill `response_length`.
+    """
+    several_turns = output.num_turns > 2
+    full = len(output.response_ids) >= response_length
+    return output.extra_fields["finish_reason"] in CUT_OFF or (several_turns and full)
 
 
 def logprobs_or_zeros(outcome: Score | TeacherError, request: ScoreRequest) -> torch.Tensor:

@@ -31,12 +31,12 @@ class PolicyLossConfig:
         `truncated_importance_sampling` (a ratio past a bound counts as the bound) or `masked_importance_sampling` (a
         token past a bound is dropped).
     low: smallest ratio of student to sampler left alone, in [0, 1]; not read by `importance_sampling`.
-    high: largest ratio left alone, >= 1; not read by `importance_sampling`.
+    high: largest ratio left alone, >= 1, .inf for no bound; not read by `importance_sampling`.
     """
 
     kind: str = "importance_sampling"
     low: float = 0.8
-    high: float = 1.2
+    high: float = field(default=1.2, metadata={"largest": float("inf")})
 
     def __post_init__(self) -> None:
         one_of("method.policy_loss.kind", self.kind, POLICY_LOSSES)
@@ -81,14 +81,14 @@ class LabelReadingConfig:
 class GuardsConfig:
     """What keeps training away from bad tokens and samples (`verl_ext.method.guards`); all off by default.
 
-    truncated_mask: leave out samples that reached `data.max_response_length`.
-    special_token_mask: token ids to leave out.
-    repetition_ngram: tokens in an n-gram for the repetition metrics; 0 turns them off.
+    truncated_mask: leave out samples that were cut off before their end, by whatever limit.
+    special_token_mask: token ids to leave out, each >= 0.
+    repetition_ngram: tokens in an n-gram for the repetition metrics, >= 1; 0 turns them off.
     repetition_limit: share of repeated n-grams above which a sample is counted as flagged, in [0, 1].
     reference_kl_coef: weight of the reverse KL to the frozen first student in the advantage, >= 0. Above 0, verl keeps
         a reference model.
     prefix_start: share of each response that is trained on in the first step, in (0, 1].
-    prefix_steps: steps until the whole response is, linearly; 0 trains on all of it from the start.
+    prefix_steps: steps until the whole response is, linearly, >= 0; 0 trains on all of it from the start.
     """
 
     truncated_mask: bool = False
@@ -130,7 +130,7 @@ class MethodConfig:
     labels: see LabelReadingConfig.
     top_k: teacher's most likely tokens a position, >= 1; 0 asks for none; -1 for the whole vocabulary (small ones).
     tail: a direct loss counts the rest of the vocabulary as one more token. False may be negative.
-    mix: weight of the mixture in `jensen_shannon` (0, 1) and the skewed losses [0, 1); others do not read it.
+    mix: weight of the mixture, in [0, 1), not 0 for `jensen_shannon`; read by it and the skewed losses alone.
     chunk_tokens: positions whose logits a direct loss holds in fp32 at once, >= 1.
     guards: see GuardsConfig.
     control: breaks one thing on purpose, to show where the learning comes from: `flipped_sign` negates the advantage,
@@ -195,12 +195,12 @@ class MethodConfig:
             raise ValueError("method.control=constant_negative takes its size from method.coef: set it above 0")
 
     def _check_mix(self) -> None:
+        if not 0.0 <= self.mix < 1.0 and self.loss != "jensen_shannon":
+            raise ValueError(f"method.mix={self.mix} must be in [0, 1)")
         if self.loss == "jensen_shannon" and not 0.0 < self.mix < 1.0:
             raise ValueError(
                 f"method.mix={self.mix} must be in (0, 1) for jensen_shannon; its limits are forward_kl and reverse_kl"
             )
-        if self.loss.startswith("skewed") and not 0.0 <= self.mix < 1.0:
-            raise ValueError(f"method.mix={self.mix} must be in [0, 1) for {self.loss}")
 
     def _check_direct(self) -> None:
         """A direct loss reads no advantage: what shapes one would be ignored in silence."""
@@ -248,6 +248,11 @@ def check_method(config: Any) -> MethodConfig:
         raise ValueError(
             f"method.guards.reference_kl_coef={reference} needs verl's reference model, which FSDP2 keeps in pinned "
             "memory, and a machine with no accelerator has none: set it to 0 there"
+        )
+    if config.actor_rollout_ref.actor.use_kl_loss and config.trainer.device == "cpu":
+        raise ValueError(
+            "actor_rollout_ref.actor.use_kl_loss=true needs verl's reference model, which a machine with no "
+            "accelerator has no memory for: set it to false there"
         )
     if method.is_direct and config.actor_rollout_ref.actor.use_kl_loss:
         raise ValueError(

@@ -7,7 +7,9 @@ import ray
 from omegaconf import DictConfig
 from ray.exceptions import RayError
 
+from verl_ext.platform.ray_address import keep_to_loopback
 from verl_ext.run.console import RunConsole
+from verl_ext.run.loopback import open_doors
 from verl_ext.run.metrics import mark_stage
 from verl_ext.run.ray_session import as_actor, ray_session
 from verl_ext.run.settings import mapping_of
@@ -25,10 +27,18 @@ def launch(config: DictConfig, started: float) -> None:
         print(error, file=sys.stderr)
         sys.exit(
             f"error: the run failed: {str(error).strip().splitlines()[-1]}\n"
-            f"every process' output is in {config.run_dir}/logs; the same command resumes from the last checkpoint"
+            f"every process' output is in {config.run_dir}/logs; {how_to_go_on(config)}"
         )
     except KeyboardInterrupt:
-        sys.exit(f"interrupted; the same command resumes from the last checkpoint in {config.run_dir}")
+        sys.exit(f"interrupted; {how_to_go_on(config)}")
+
+
+def how_to_go_on(config: DictConfig) -> str:
+    """What the same command would do now."""
+    tracker = Path(config.trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
+    if config.trainer.resume_mode == "disable" or not tracker.is_file():
+        return "no checkpoint to resume from: the same command starts over"
+    return f"the same command resumes after step {tracker.read_text().strip()}"
 
 
 def train(config: DictConfig, started: float) -> None:
@@ -36,9 +46,11 @@ def train(config: DictConfig, started: float) -> None:
     from verl_ext.trainer.runner import Runner  # verl's trainer, read while Ray starts nothing yet
 
     run_dir = Path(config.run_dir)
-    ray_init = mapping_of(config.ray_kwargs.ray_init)
+    ray_init = keep_to_loopback(mapping_of(config.ray_kwargs.ray_init))
     with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
         console.stage("Ray is up")
+        if doors := open_doors([node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]):
+            console.stage(doors)
         mark_stage(run_dir, "Ray is up")
         teachers, worker_config = start_teachers(config)
         if any(teacher.share_device for teacher in teachers_of(config).values()):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from verl.trainer.ppo.v1 import register_trainer
+from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from verl_ext.method.reverse_kl import teacher_kl
 from verl_ext.trainer.adapted import AdaptedTrainer
@@ -42,10 +43,11 @@ class OnPolicyDistillationTrainer(AdaptedTrainer):
         samples, notes = fetch(batch, self.method)
         metrics.update(teacher_metrics(notes))
         self._check_unscored([note["teacher_error"] for note in notes])
-        step, max_length = self.global_steps - 1, self.config.data.max_response_length
+        metrics["response_length/truncated_share"] = samples.truncated_B.float().mean().item()
+        step = self.global_steps - 1
         taught = with_controlled_teacher(samples, self.method.control, step=step, vocabulary=len(self.tokenizer))
         metrics["teacher_kl"] = teacher_kl(taught.student_logprobs_BT, taught.teacher_logprobs_BT, taught.mask_BT)
-        guarded, found = guard(taught, self.method.guards, step=step, max_response_length=max_length)
+        guarded, found = guard(taught, self.method.guards, step=step)
         metrics.update(found)
         if guarded.mask_BT is not samples.mask_BT:
             store_mask(batch, guarded)
@@ -81,5 +83,12 @@ class OnPolicyDistillationTrainer(AdaptedTrainer):
 
 
 def register() -> None:
-    """Make the trainer known to verl as `trainer.v1.trainer_mode=on_policy_distillation`."""
+    """Make the trainer known to verl as `trainer.v1.trainer_mode=on_policy_distillation`, and its vLLM as `vllm`."""
     register_trainer(NAME)(OnPolicyDistillationTrainer)
+    RolloutReplicaRegistry.register("vllm", _replica)
+
+
+def _replica() -> type:
+    from verl_ext.trainer.sampler import FinishReasonReplica  # vLLM, which takes seconds to import
+
+    return FinishReasonReplica

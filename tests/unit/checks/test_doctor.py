@@ -115,10 +115,18 @@ def test_vocabulary(departure, fix):
 
 
 def test_equal_prompts_and_weights_have_nothing_to_teach():
-    assert check_rendered("p", "q", same_weights=True).verdict == OK
-    assert check_rendered("p", "p", same_weights=False).verdict == OK
-    assert check_rendered("p", "p", same_weights=True).verdict == WARN
-    long = check_rendered("p" * 1000, "q", same_weights=False)
+    def seen(teacher: str, alike: int, *, same_weights: bool) -> Finding:
+        return check_rendered("p", teacher, alike=alike, rows=4, same_weights=same_weights)
+
+    assert seen("q", 0, same_weights=True).verdict == OK
+    assert seen("p", 4, same_weights=False).verdict == OK
+    nothing, little = seen("p", 4, same_weights=True), seen("q", 1, same_weights=True)
+    assert (nothing.verdict, little.verdict) == (WARN, WARN)
+    assert "the same prompt in 4 of 4 rows" in nothing.line
+    assert "there is nothing to distil" in nothing.fix
+    assert "the same prompt in 1 of 4 rows" in little.line
+    assert "these rows teach nothing" in little.fix
+    long = check_rendered("p" * 1000, "q", alike=0, rows=1, same_weights=False)
     assert len(long.seen) < 300
     assert long.numbers["student"] == "p" * 1000
 

@@ -1,81 +1,28 @@
 """The list of checks, through its callers: training refuses by what the doctor shows, before anything is started."""
 
-import copy
-import functools
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from omegaconf import DictConfig, OmegaConf
-from tiny_student import ROW, write_student
+from fake_sglang import FakeSGLang
+from model_pair import Pair
+from tiny_student import ROW
 
 from recipe.on_policy_distillation import main
 from verl_ext.checks import context as context_module
-from verl_ext.checks import memory
 from verl_ext.checks.check import DOCTOR, TRAIN
-from verl_ext.checks.config import DoctorConfig
 from verl_ext.checks.context import context_of_run
 from verl_ext.checks.diagnose import diagnose
 from verl_ext.checks.finding import FAIL, OK, SKIPPED, WARN, Finding, failed
 from verl_ext.checks.registry import checks_of
 from verl_ext.checks.run import CHEAP, check, look
-from verl_ext.run.hydra import schema_of
-
-
-class Pair(NamedTuple):
-    """A run on a tiny student that teaches itself, and a folder to spoil copies in."""
-
-    student: Path
-    rows: Path
-    scratch: Path
-
-    def copy(self, name: str) -> Path:
-        return Path(shutil.copytree(self.student, self.scratch / name))
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("pair")
-    pq.write_table(pa.Table.from_pylist([ROW] * 32), folder / "rows.parquet")
-    return write_student(folder / "base"), folder / "rows.parquet"
-
-
-@pytest.fixture
-def pair(built, tmp_path, monkeypatch) -> Pair:
-    monkeypatch.setattr(memory, "CPU_BASE_GIB", 0.0)  # what else runs on this machine is not under test
-    monkeypatch.delenv("TEACHER_API_KEY", raising=False)
-    return Pair(*built, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def composed(compose_run) -> Callable[[str], DictConfig]:
-    return functools.cache(lambda group: compose_run("platform=cpu", "task=demo", *([group] if group else [])))
-
-
-@pytest.fixture
-def compose_pair(composed, pair) -> Callable[..., DictConfig]:
-    """`compose_pair("hardware=cpu", "teacher.tp=0", ...)`: composed once a group: verl has many keys."""
-
-    def run(*overrides: str) -> DictConfig:
-        groups = [word for word in overrides if word.startswith("hardware=")]
-        config = copy.deepcopy(composed("".join(groups)))
-        OmegaConf.set_struct(config, False)
-        own = [f"student.path={pair.student}", f"teacher.python={sys.executable}", f"run_dir={pair.scratch}/run"]
-        own += [f"data.train_files={pair.rows}", f"data.val_files={pair.rows}"]
-        config.merge_with_dotlist([*own, *(word for word in overrides if word not in groups)])
-        config.doctor = schema_of(DoctorConfig)
-        return config
-
-    return run
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -129,9 +76,94 @@ def words(*overrides: str) -> Callable[[Pair], list[str]]:
     return lambda _: list(overrides)
 
 
+def lost_role(pair: Pair) -> list[str]:
+    """A template that knows two roles, as Qwen3's does."""
+    folder = pair.copy("drops")
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("in messages", "in messages if message.role in ('system', 'user')"))
+    hidden = [{"role": "developer", "content": "Answer in one word."}, *ROW["prompt"]]
+    return [f"student.path={folder}", f"data.train_files={pair.write_rows(ROW, ROW | {'teacher_messages': hidden})}"]
+
+
+def refused_role(pair: Pair) -> list[str]:
+    """A template that raises, as Gemma 2's does, and held-out rows that nobody renders before the validation."""
+    folder = pair.copy("raises")
+    file = folder / "chat_template.jinja"
+    file.write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + file.read_text()
+    )
+    told = [{"role": "system", "content": "Answer."}, *ROW["prompt"]]
+    return [f"student.path={folder}", f"data.val_files={pair.write_rows(ROW, ROW | {'prompt': told})}"]
+
+
+def served(*, right_model: bool, **info: str) -> Callable[[Pair], list[str]]:
+    """An external server whose tokenizer has other ids."""
+
+    def override(pair: Pair) -> list[str]:
+        fake = pair.serve(FakeSGLang(vocabulary=2, tokenize=lambda text: [0] * len(text)))
+        fake.info |= info | ({"model_path": str(pair.student)} if right_model else {})
+        return ["teacher.mode=external", f"teacher.urls=[{fake.url}]"]
+
+    return override
+
+
+def begun_otherwise(pair: Pair) -> list[str]:
+    """A folder that holds another run, which has a checkpoint."""
+    checkpoints = pair.scratch / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("1")
+    (checkpoints.parent / "origin.json").write_text("{}")
+    return []
+
+
 NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
 BROKEN = [
     ("required settings", words("data.val_files=null"), r"data\.val_files is not set"),
+    ("ranges", words("actor_rollout_ref.rollout.n=0"), r"actor_rollout_ref\.rollout\.n=0 must be a whole number >= 1"),
+    ("ranges", words("data.train_batch_size=-1"), r"data\.train_batch_size=-1 must be a whole number >= 1"),
+    ("ranges", words("actor_rollout_ref.actor.optim.lr=.nan"), r"optim\.lr=nan must be a number > 0, at most 1"),
+    ("keys of the method", words("actor_rollout_ref.rollout.ignore_eos=true"), r"ignore_eos=true must be false \(else"),
+    ("keys of the method", words("algorithm.adv_estimator=grpo"), r"adv_estimator=grpo must be reverse_kl"),
+    (
+        "keys of the method",
+        words("actor_rollout_ref.actor.policy_loss.loss_mode=vanilla"),
+        r"loss_mode=vanilla is not method\.policy_loss\.kind=importance_sampling: leave it out",
+    ),
+    (
+        "sizes",
+        words("actor_rollout_ref.rollout.max_model_len=163"),
+        r"max_model_len=163 is less than data\.max_prompt_length=160 \+ data\.max_response_length=4; raise it to 164",
+    ),
+    (
+        "sizes",
+        words("actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=100"),
+        r"actor\.ppo_max_token_len_per_gpu=100 is less than",
+    ),
+    (
+        "sizes",
+        words("actor_rollout_ref.rollout.tensor_model_parallel_size=2"),
+        r"tensor_model_parallel_size.*=2 does not divide trainer\.nnodes=1 x trainer\.n_gpus_per_node=1",
+    ),
+    ("sizes", words("actor_rollout_ref.actor.ppo_mini_batch_size=64"), r"ppo_mini_batch_size=64 is more than data\.tr"),
+    ("sizes", words("trainer.n_gpus_per_node=3"), r"data\.train_batch_size=32: a mini-batch .* the 3 ranks"),
+    ("sizes", words("actor_rollout_ref.rollout.max_num_batched_tokens=8"), r"max_num_batched_tokens=8 is less than"),
+    (
+        "checkpoint",
+        words("trainer.resume_mode=resume_path", "trainer.resume_from_path=/nowhere/global_step_3"),
+        r"trainer\.resume_from_path=/nowhere/global_step_3: no checkpoint folder",
+    ),
+    ("loggers", words("trainer.logger=[console,wandbb]"), r"trainer\.logger=wandbb: expected some of console"),
+    ("loggers", words("trainer.logger=[mlflow]"), r"trainer\.logger=mlflow: the package is not installed"),
+    ("loggers", words("trainer.logger=wandb"), r"trainer\.logger=wandb: nobody is logged in.*WANDB_MODE=offline"),
+    ("devices", words("trainer.n_gpus_per_node=2"), r"trainer\.n_gpus_per_node=2 is more than the 1 slots of this CPU"),
+    ("devices", words("trainer.nnodes=2"), r"trainer\.nnodes=2: this run starts a Ray of its own.*address=auto"),
+    ("devices", words("trainer.device=cuda"), r"trainer\.n_gpus_per_node=1: torch sees no GPU.*set platform=cpu"),
+    ("teacher device", words("teacher.device=cuda"), r"teacher\.device=cuda.*no GPU.*set teacher\.device=cpu"),
+    (
+        "context length",
+        words("data.max_response_length=100000", "actor_rollout_ref.rollout.max_model_len=null"),
+        r"data\.max_prompt_length \+ data\.max_response_length=100160 tokens, and student\.path=.* takes \d+; lower",
+    ),
     ("method", words("method.student_logprobs=old"), r"method\.student_logprobs=old.*set it to false"),
     ("teacher settings", words("teacher.tp=0"), r"teacher\.tp: 0 is below 1"),
     ("memory plan", words("hardware=cpu", "trainer.nnodes=2"), r"on CPU trainer\.nnodes=2, trainer"),
@@ -140,7 +172,13 @@ BROKEN = [
     ("sampling", words("actor_rollout_ref.rollout.top_k=20"), r"actor_rollout_ref\.rollout\.top_k=20"),
     ("models", words("student.path=/nowhere/m"), r"student\.path=/nowhere/m: no such folder"),
     ("data", words("data.train_files=none.parquet"), r"data\.train_files=none\.parquet: no such file"),
+    (
+        "run folder",
+        begun_otherwise,
+        r"begun with other settings: .* None there, .*; go on with those, or take",
+    ),
     ("held-out data", words("data.val_files=none.parquet"), r"data\.val_files=none\.parquet: no such file"),
+    ("batch", words("data.train_max_samples=31"), r"data\.train_max_samples=31 leaves no batch"),
     ("labels", words("method.labels.label_set=[klingon]"), r"method\.labels\.label_set: the data also has en"),
     (
         "batch",
@@ -173,6 +211,27 @@ BROKEN = [
         words("teacher.context_length=20"),
         r"row 0: teacher_messages .*raise teacher\.context_length=20",
     ),
+    (
+        "roles",
+        lost_role,
+        r"data\.train_files row 1, teacher_messages: the chat template .* leaves out what the developer",
+    ),
+    (
+        "roles",
+        refused_role,
+        r"data\.val_files row 1, prompt: the chat template refuses a conversation of system, user \(no",
+    ),
+    (
+        "served model",
+        served(right_model=False),
+        r"http://\S+ serves /models/teacher, and teacher\.model_path=.*; give teacher\.model_path",
+    ),
+    (
+        "served model",
+        served(right_model=True, dtype="bfloat16"),
+        r"teacher\.dtype=float32: http://\S+ serves in bfloat16, .*; set",
+    ),
+    ("served tokenizer", served(right_model=True), r"makes other tokens than student\.path's of 17 of 17 texts"),
     (
         "teacher tokenizer",
         teacher(lambda folder: (folder / "tokenizer.json").unlink()),
@@ -258,7 +317,7 @@ def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_shown(compose_pair
     assert shown["tokenizer"].verdict == OK
     skipped = shown["not looked at"]
     assert skipped.verdict == SKIPPED
-    assert skipped.seen.startswith("labels, batch, teacher names, prompt lengths, chat template, vocabulary, prompts:")
+    assert skipped.seen.startswith("labels, batch, teacher names, roles, served tokenizer, prompt lengths,")
 
 
 def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair):

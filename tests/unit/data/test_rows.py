@@ -199,7 +199,7 @@ def test_create_is_repeatable_and_never_overwrites_silently(tmp_path):
         ({"source": "file"}, "sentences=PATH"),
         ({"sentences": "x.txt"}, "sentences=PATH"),
         ({"max_sentence_tokens": 8}, "go together"),
-        ({"max_chars": -1}, "0 \\(no cut\\) or more"),
+        ({"max_chars": -1}, "max_chars=-1 must be >= 0; 0 for no cut"),
         ({"hub": HubConfig(split="test")}, "hub.* is read with source=hub only"),
         ({"source": "hub"}, "prompt=math student_prompt=math data_source=math"),
         ({"source": "hub", "prompt": "math", "data_source": "math", "max_chars": 9}, "half a problem"),

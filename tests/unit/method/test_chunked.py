@@ -92,11 +92,12 @@ def test_order_of_tokens_and_chunks_change_nothing(seed, kind, chunk_tokens):
         torch.testing.assert_close(left[order_N], right)
 
 
-@pytest.mark.parametrize("chunk_tokens", [2, 7])
-def test_the_whole_vocabulary_as_support_leaves_no_tail(chunk_tokens):
+@pytest.mark.parametrize(("chunk_tokens", "missing"), [(2, 0), (7, 0), (7, 1), (7, 2)])
+def test_the_whole_vocabulary_as_support_leaves_no_tail_and_less_leaves_one(chunk_tokens, missing):
     leaves, _, _ = problem(2)
     hidden_ND, weight_VD, bias_V = leaves
     teacher_NV, ids_NV = problem(3)[0][0].detach().matmul(weight_VD.detach().T).log_softmax(-1).sort()
+    teacher_NV, ids_NV = teacher_NV[:, missing:], ids_NV[:, missing:]
     how = {"kind": "jensen_shannon", "mix": 0.5, "tail": True}
     expected = topk_divergence(logits_of(leaves), ids_NV, teacher_NV, **how)
     chunks = {"chunk_tokens": chunk_tokens, "bias": bias_V}

@@ -9,6 +9,7 @@ import pytest
 
 from recipe import CONFIGS
 from recipe.__main__ import completions, main, overview
+from verl_ext.platform import torch_store
 from verl_ext.run.command import VERBS, as_typed
 from verl_ext.run.field_docs import doc_of, field_docs
 from verl_ext.sft.torchrun import processes
@@ -143,19 +144,20 @@ def test_a_key_that_is_named_like_a_folder_of_configs(monkeypatch, capsys):
 def test_what_must_be_given_has_no_default_of_verls(name):
     words = {"student.path": "student.path=x", "data.train_files": "data.train_files=x"}
     del words[name]
-    missing = start("sft", "--nproc", "2", *words.values())
+    missing = start("sft", "--nproc", "2", "platform=cpu", *words.values())
     assert (missing.returncode, missing.stderr) == (1, f"error: {name} is not set: give {name}=...\n")
 
 
 def test_sft_starts_torchrun_for_as_many_processes_as_asked(monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda program, words: started.append((program, words)))
-    typed(monkeypatch, "sft", "student.path=x", "--nproc", "3", "data.train_files=y")
+    typed(monkeypatch, "sft", "platform=cpu", "student.path=a/x", "--nproc", "3", "data.train_files=y")
     ((program, words),) = started
     assert program == words[0] == sys.executable
     assert words[1:] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"),
-        *("-m", "recipe.sft", "student.path=x", "data.train_files=y"),
+        *("-P", torch_store.__file__, "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        *("--nproc-per-node", "3"),
+        *("-m", "recipe.sft", "platform=cpu", "student.path=a/x", "data.train_files=y"),
     ]
     assert processes(["a=1"]) == (1, ["a=1"])
     with pytest.raises(SystemExit, match="error: --nproc 0: expected the number of processes"):

@@ -48,6 +48,13 @@ def row(teacher_kl: float, **more: float) -> dict[str, float]:
     }
 
 
+def save_student(run_dir: Path, step: int) -> None:
+    """As `LinkStudent` leaves it."""
+    folder = run_dir / "checkpoints" / f"global_step_{step}" / "actor" / "huggingface"
+    folder.mkdir(parents=True)
+    (run_dir / "student").symlink_to(folder.relative_to(run_dir))
+
+
 def test_every_step_is_a_line_in_a_log_file_and_is_printed_once(tmp_path: Path, clock: Clock, capsys):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     with RunConsole(tmp_path, clock.now) as console:
@@ -130,6 +137,7 @@ def test_the_end_shows_what_changed_and_what_to_type_next(tmp_path: Path, clock:
     metrics.append(1, row(2.0, **{"actor/grad_norm": 5.0, "teacher/seconds": 1.5}))
     console.update()
     metrics.append(2, row(0.5, **{"actor/grad_norm": 4.0, "critic/rewards/mean": 0.75}))
+    save_student(tmp_path, step=2)
     console.update()
     clock.now += 8
     console.finish()
@@ -169,6 +177,7 @@ def test_what_is_to_be_typed_is_one_line_however_narrow_the_window(tmp_path: Pat
     monkeypatch.setenv("COLUMNS", "40")
     console = RunConsole(tmp_path, clock.now)
     MetricsFile(tmp_path / "metrics.jsonl").append(1, row(1.0))
+    save_student(tmp_path, step=1)
     console.update()
     console.finish()
     SftConsole().finish(OmegaConf.create({"run_dir": str(tmp_path), "model": {"lora_rank": 0}}), trained=True)
@@ -181,9 +190,27 @@ def test_the_end_of_a_lora_run_names_the_adapter(tmp_path: Path, clock: Clock, c
     console = RunConsole(tmp_path, clock.now)
     MetricsFile(tmp_path / "metrics.jsonl").append(1, row(1.0))
     (tmp_path / "adapter").mkdir()
+    save_student(tmp_path, step=1)
     console.update()
     console.finish()
     assert f", adapter: {tmp_path}/adapter (PEFT); next:" in capsys.readouterr().out
+
+
+def test_the_end_names_no_student_that_is_not_there(tmp_path: Path, clock: Clock, capsys):
+    """`trainer.save_freq=-1` saves none; a run that ended early has that of its last checkpoint."""
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    console = RunConsole(tmp_path, clock.now)
+    metrics.append(1, row(1.0))
+    metrics.append(2, row(1.0))
+    console.update()
+    console.finish()
+    printed = capsys.readouterr().out
+    assert "the run ended after step 2 of 3" in printed
+    assert "no student: no checkpoint was saved (trainer.save_freq)" in printed
+    assert "student=" not in printed
+    save_student(tmp_path, step=1)
+    console.finish()
+    assert f"student of step 1, not of the last one: {tmp_path}/student" in capsys.readouterr().out
 
 
 def test_a_run_that_was_complete_says_so_and_leaves_its_record(tmp_path: Path, clock: Clock, capsys):

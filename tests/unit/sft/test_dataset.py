@@ -101,7 +101,15 @@ def test_right_truncation_is_counted_and_the_rest_of_the_answer_shares_the_weigh
     assert rows.report.truncated == 1
     assert rows.report.longest == len(rows[1]["input_ids"]) == 64
     assert rows[1]["loss_mask"].sum().item() == pytest.approx(1.0, abs=1e-6)
-    assert "1 cut to data.max_length" in rows.report.as_line()
+    assert "1 cut to data.max_length, 1 of them without the end of their answer" in rows.report.as_line()
+
+
+def test_a_row_that_is_cut_behind_its_answer_keeps_its_end(tokenizer, tmp_path):
+    after = {"role": "user", "content": "and this? " * 20}
+    file = write(tmp_path / "rows.jsonl", [*chat("a", "en"), after])
+    rows = ConversationDataset(str(file), tokenizer, CONFIG)
+    assert (rows.report.truncated, rows.report.endless) == (1, 0)
+    assert rows.report.as_line().endswith("1 cut to data.max_length")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +120,7 @@ def test_right_truncation_is_counted_and_the_rest_of_the_answer_shares_the_weigh
         ([chat("a", "en"), chat("b", "")], {}, "line 2: the assistant turn is empty"),
         ([[{"role": "user", "content": "x"}]], {}, "line 1: no token is left to train on"),
         ([chat("a" * 200, "en")], {}, r"line 1: no token is left to train on \(data\.max_length=64"),
+        ([chat("a", "en " * 60)] * 2, {}, r"data\.max_length=64 cuts the end of the answer off all 2 rows"),
         ([chat("a" * 200, "en")], {"truncation": "error"}, r"line 1: \d+ tokens; raise data\.max_length=64"),
         ([chat("a", "en")], {"truncation": "left"}, r"data\.truncation=left"),
         ([[{"role": "robot", "content": "x"}]], {}, "role is 'robot'"),

@@ -10,9 +10,13 @@ from lora_checkpoint import ALPHA, RANK, write_checkpoint, write_lora_checkpoint
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl_ext.student import export
+from verl_ext.student.model_card import MERGE
 from verl_ext.trainer.checkpoint import LinkStudent
 
 IDS = torch.tensor([[1, 20, 30, 40]])
@@ -107,7 +111,7 @@ def test_any_checkpoint_of_whole_weights_can_be_exported_over_an_earlier_one(tmp
     (out / "elsewhere").mkdir(parents=True)
     (out / "student").symlink_to("elsewhere")  # as a run links its newest checkpoint
     for _ in range(2):
-        monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "actor"), str(base), str(out)])
+        monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "actor"), str(out), "--base", str(base)])
         export.main()
         assert not (out / "student").is_symlink()
         torch.testing.assert_close(logits(loaded(out / "student")), logits(model))
@@ -141,7 +145,7 @@ def test_a_lora_checkpoint_is_exported_as_adapter_and_merged_model(tmp_path, bas
 
 
 def test_what_is_no_checkpoint_or_not_all_of_one_is_said_in_one_line(tmp_path, base, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["export", str(tmp_path), str(base), str(tmp_path / "out")])
+    monkeypatch.setattr("sys.argv", ["export", str(tmp_path), str(tmp_path / "out"), "--base", str(base)])
     with pytest.raises(SystemExit, match="1"):
         export.main()
     assert capsys.readouterr().err == f"error: {tmp_path}: no checkpoint of verl's FSDP engine (no fsdp_config.json)\n"
@@ -164,3 +168,49 @@ def test_a_lora_run_that_was_stopped_while_it_exported_is_exported_at_the_next_s
     before = merged.stat().st_ino
     export.export_what_is_missing(run.config)
     assert merged.stat().st_ino == before  # once is enough
+
+
+def test_the_base_is_the_runs_and_no_other_model(run, base, monkeypatch, capsys):
+    """Merged over the run's own student, the adapter would act twice."""
+    adapted = write_lora_checkpoint(run.actor(2), base)
+    run.config.trainer.default_local_dir = str(run.folder / "checkpoints")
+    (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(run.config))
+    out = run.folder / "out"
+    monkeypatch.setattr("sys.argv", ["export", str(run.actor(2)), str(out)])
+    export.main()
+    torch.testing.assert_close(logits(loaded(out / "student")), logits(adapted), atol=1e-4, rtol=0)
+    monkeypatch.setattr("sys.argv", ["export", str(run.actor(2)), str(out), "--base", str(out / "student")])
+    with pytest.raises(SystemExit, match="1"):
+        export.main()
+    said = capsys.readouterr().err
+    assert f"error: --base {out}/student is not the model that was trained, {base}" in said
+    moved = shutil.copytree(base, run.folder / "moved")
+    assert export.base_of(run.actor(2), str(moved)) == str(moved)
+    (run.folder / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"no config\.yaml above it names the model that was trained; give --base"):
+        export.base_of(run.actor(2), "")
+
+
+def test_the_cards_lines_merge_an_adapter_of_a_tied_head_right(tmp_path, base):
+    """`merge_and_unload` alone would change the input embedding too."""
+    adapted = write_lora_checkpoint(tmp_path / "actor", base)
+    export.export_adapter(tmp_path / "actor", str(base), tmp_path / "adapter")
+    code = "\n".join(line[4:] for line in MERGE.format(base=base).splitlines() if line.startswith("    "))
+    there: dict = {}
+    exec(code.replace('"."', repr(str(tmp_path / "adapter"))), there)
+    torch.testing.assert_close(logits(there["merged"]), logits(adapted), atol=1e-4, rtol=0)
+    naive = PeftModel.from_pretrained(loaded(base), tmp_path / "adapter").merge_and_unload()
+    assert (logits(naive) - logits(adapted)).abs().max() > 1e-2
+
+
+def test_shards_are_joined_and_replicas_are_not():
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = DeviceMesh("cpu", [0, 1])
+        halves = torch.arange(12.0).reshape(3, 4).split(2, dim=1)
+        shards = [DTensor.from_local(half, mesh, [Shard(1)], run_check=False) for half in halves]
+        copies = [DTensor.from_local(torch.ones(2), mesh, [Replicate()], run_check=False) for _ in range(2)]
+        assert export._whole(shards).tolist() == torch.arange(12.0).reshape(3, 4).tolist()
+        assert export._whole(copies).tolist() == [1, 1]
+    finally:
+        torch.distributed.destroy_process_group()

@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from verl_ext.data.rows import make_row
+from verl_ext.data.sentences import Sentence
 from verl_ext.student.model_card import keep_evaluation, teachers_devices, write_cards
 
 ROWS = [
@@ -100,6 +104,33 @@ def test_an_evaluation_of_the_student_is_shown_until_the_student_changes(run_dir
         file.write(json.dumps(ROWS[-1] | {"step": 3}) + "\n")
     write_cards(run_dir)
     assert line not in lines_of(run_dir / "student" / "README.md")
+
+
+def test_steps_after_the_newest_checkpoint_are_in_no_student(run_dir):
+    (run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
+    write_cards(run_dir)
+    card = lines_of(run_dir / "student" / "README.md")
+    assert "| steps | 1 |" in card
+    assert "| seconds in steps | 1,800 |" in card
+
+
+def test_the_distilled_prompt_is_shown_with_a_place_for_what_is_asked(run_dir):
+    rows = [make_row(Sentence(0, "Hola", "es", 0, "all", "es"), "Name the {lang}uage:\n{text}", "train", "id")]
+    pq.write_table(pa.Table.from_pylist(rows), run_dir / "rows.parquet")
+    config = OmegaConf.load(run_dir / "config.yaml")
+    config.data.train_files = str(run_dir / "rows.parquet")
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    write_cards(run_dir)
+    card = (run_dir / "student" / "README.md").read_text()
+    assert "## The distilled prompt\n\nAs the teacher saw it:\n\n    user: Name the {lang}uage:\n    {text}\n" in card
+
+
+def test_a_whole_model_has_no_alpha(run_dir):
+    config = OmegaConf.load(run_dir / "config.yaml")
+    config.actor_rollout_ref.model.lora_rank = 0
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    write_cards(run_dir)
+    assert not [line for line in lines_of(run_dir / "student" / "README.md") if "LoRA" in line]
 
 
 def test_an_evaluation_of_a_model_of_no_run_is_kept_nowhere(tmp_path):

@@ -93,7 +93,7 @@ def test_works_as_a_hydra_structured_config() -> None:
 
 def test_server_arguments_for_cpu_and_gpu() -> None:
     cpu = build_arguments(make(context_length=512, extra_args=["--x", "1"]), port=9)
-    assert cpu[:4] == ["-m", "sglang.launch_server", "--model-path", "some/model"]
+    assert cpu[1:4] == ["sglang.launch_server", "--model-path", "some/model"]
     assert cpu[-2:] == ["--x", "1"]
     assert cpu[cpu.index("--attention-backend") + 1] == "torch_native"
     assert "--quantization" not in cpu

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_sglang
 import pytest
 from aiohttp import web
+from fake_sglang import MODEL_INFO
 from tiny_teacher import VOCAB, BrokenScorer, TransformersScorer, edit_byte, with_noise
 from transformers import Qwen3ForCausalLM
 
@@ -42,14 +44,7 @@ async def serve(model_info: Any, server_info: Any, authorizations: list[str | No
     return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
 
 
-MODEL_INFO = {"model_path": "/models/teacher", "weight_version": "default", "tokenizer_path": "/models/teacher"}
-SERVER_INFO = {
-    "api_key": SECRET,
-    "quantization": None,
-    "dtype": "float32",
-    "kv_cache_dtype": "auto",
-    "version": "0.5.21",
-}
+SERVER_INFO = fake_sglang.SERVER_INFO | {"api_key": SECRET}
 
 
 async def test_what_a_server_says_of_itself_without_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +88,11 @@ async def test_an_external_teacher_is_recognised_by_its_probe(store: ScoreStore,
     assert near == first
     assert len({first.id, far.id, other.id}) == 3
     assert list(store.teachers()) == [first.id, far.id, other.id]
+    store_before = set(store.teachers())
     assert await recognise(SERVED, TransformersScorer(model), VOCAB, store) == first  # the nearest, not the last
-    assert await recognise(SERVED, TransformersScorer(with_noise(model, 1e-3)), VOCAB, store, 50.0) == far
+    nearly = TransformersScorer(with_noise(model, 3e-4))
+    assert (await recognise(SERVED, nearly, VOCAB, store, 50.0)).id not in store_before  # a tolerance never widens
+    assert await recognise(SERVED, TransformersScorer(with_noise(model, 1e-6)), VOCAB, store, 1e-12) != first
     loose = dataclasses.replace(SERVED, dtype="bfloat16")
     bf16 = await recognise(loose, TransformersScorer(model), VOCAB, store)
     assert await recognise(loose, TransformersScorer(with_noise(model, 1e-3)), VOCAB, store) == bf16

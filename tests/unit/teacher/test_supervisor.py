@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.server import serve
 from verl_ext.teacher.server.process import SGLangServer
 from verl_ext.teacher.server.prometheus import MetricsServer
+from verl_ext.teacher.server.serve import report_until_down
 from verl_ext.teacher.server.supervisor import FIRST_PAUSE_S, RETRY_S, Supervisor
 
 
@@ -216,3 +218,25 @@ def test_a_taken_metrics_port_is_said_by_key(make) -> None:
     with pytest.raises(ValueError, match=rf"teacher\.metrics_port: cannot listen on 127\.0\.0\.1:{port} \(Address"):
         MetricsServer(second)
     metrics.close()
+
+
+def test_a_server_in_the_foreground_says_where_it_is_and_why_it_ended(tmp_path, monkeypatch, capsys) -> None:
+    made: list[ScriptedServer] = []
+
+    def build(config: TeacherConfig, log_path: Path) -> ScriptedServer:
+        made.append(ScriptedServer(config, log_path))
+        return made[0]
+
+    def end(supervisor: Supervisor) -> None:
+        made[0].fate = 137
+        report_until_down(supervisor)
+
+    monkeypatch.setattr(serve, "SGLangServer", build)
+    monkeypatch.setattr(serve, "report_until_down", end)
+    config = TeacherConfig(model_path="m", port=30001, metrics_port=0, watch_interval_s=0.01, max_restarts=0)
+    with pytest.raises(RuntimeError, match=r"(?s)the teacher ended with status 137: .*last words"):
+        serve.serve(config, tmp_path / "teacher.log")
+    said = capsys.readouterr().out
+    assert "metrics: http://127.0.0.1:" in said
+    assert "teacher.mode=external 'teacher.urls=[http://127.0.0.1:30001]'" in said
+    assert made[0].stops > 0

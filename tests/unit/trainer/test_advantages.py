@@ -11,6 +11,7 @@ SAMPLES = Samples(
     token_ids_BT=torch.tensor([[5, 5, 5], [6, 7, 0], [8, 0, 0]]),
     mask_BT=torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]]),
     lengths_B=torch.tensor([3, 2, 1]),
+    truncated_B=torch.tensor([True, False, False]),
     student_logprobs_BT=torch.tensor([[-1.0, -1.0, -1.0], [-2.0, -1.0, NAN], [-1.0, NAN, NAN]]),
     teacher_logprobs_BT=torch.tensor([[-2.0, -1.0, -4.0], [-1.0, -1.0, NAN], [-3.0, NAN, NAN]]),
     rewards_B=torch.tensor([1.0, 0.0, 1.0]),
@@ -99,12 +100,12 @@ def test_controlled_teachers():
 
 
 def guarded(step: int = 0, **settings) -> tuple[list[list[int]], dict[str, float]]:
-    samples, metrics = guard(SAMPLES, GuardsConfig(**settings), step=step, max_response_length=3)
+    samples, metrics = guard(SAMPLES, GuardsConfig(**settings), step=step)
     return samples.mask_BT.tolist(), metrics
 
 
 def test_no_guard_leaves_the_mask_itself():
-    samples, metrics = guard(SAMPLES, GuardsConfig(), step=0, max_response_length=3)
+    samples, metrics = guard(SAMPLES, GuardsConfig(), step=0)
     assert samples.mask_BT is SAMPLES.mask_BT
     assert metrics == {}
 
@@ -129,7 +130,7 @@ def test_the_prefix_grows_with_the_steps():
 
 
 def test_masked_samples_do_not_enter_baselines_or_metrics():
-    samples, _ = guard(SAMPLES, GuardsConfig(truncated_mask=True), step=0, max_response_length=3)
+    samples, _ = guard(SAMPLES, GuardsConfig(truncated_mask=True), step=0)
     assert found(samples, baseline="group")[1] == [1.0, 0.0, 0.0]
     _, metrics = advantages(samples, MethodConfig())
     assert metrics["advantage/mean"] == pytest.approx(-1 / 3)

@@ -24,6 +24,7 @@ class Cluster:
         self.looks = list(looks)
         self.given: Any = None
         self.waited_for: list[str] = []
+        self.addresses = ["127.0.0.1"]
 
     def start_training(self, config: Any) -> str:
         self.given = config
@@ -40,6 +41,13 @@ class Cluster:
             self.waited_for = reference
         return "http://127.0.0.1:9"
 
+    def session(self, ray_init: dict, _: Path) -> contextlib.AbstractContextManager:
+        assert ray_init["kept"]
+        return contextlib.nullcontext()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeManagerAddress": address, "Alive": True} for address in self.addresses]
+
 
 @pytest.fixture
 def run(monkeypatch, tmp_path: Path, compose_run):
@@ -50,7 +58,9 @@ def run(monkeypatch, tmp_path: Path, compose_run):
         OmegaConf.save(config, tmp_path / "config.yaml")
         workers = OmegaConf.create({"for": "workers"})
         actor = SimpleNamespace(remote=lambda: SimpleNamespace(run=SimpleNamespace(remote=cluster.start_training)))
-        monkeypatch.setattr(driver, "ray_session", lambda *_: contextlib.nullcontext())
+        monkeypatch.setattr(driver, "keep_to_loopback", lambda ray_init: ray_init | {"kept": True})
+        monkeypatch.setattr(driver, "ray_session", cluster.session)
+        monkeypatch.setattr(driver.ray, "nodes", cluster.nodes)
         monkeypatch.setattr(driver, "start_teachers", lambda _: ({TEACHER: ("default", object())}, workers))
         monkeypatch.setattr(driver, "as_actor", lambda _: actor)
         monkeypatch.setattr(driver.ray, "wait", cluster.wait)
@@ -80,18 +90,31 @@ def test_a_run_that_stands_still_is_given_up_with_the_place_where_it_stands(run,
         run(Cluster(place), "stall_timeout_s=0")
     first, second = str(ended.value).splitlines()
     assert first.endswith("no step ended for stall_timeout_s=0 seconds; the run is at step 3: samples and scores")
-    assert second.endswith("the same command resumes from the last checkpoint")
+    assert second.endswith("no checkpoint to resume from: the same command starts over")
 
 
 def test_ctrl_c_says_how_to_go_on(run, tmp_path):
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit, match=f"interrupted; the same command resumes .* {tmp_path}"):
+    with pytest.raises(SystemExit, match=r"^interrupted; no checkpoint to resume from: the same command starts over$"):
         run(Cluster(interrupt))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("7")
+    with pytest.raises(SystemExit, match=r"^interrupted; the same command resumes after step 7$"):
+        run(Cluster(interrupt))
+    with pytest.raises(SystemExit, match="the same command starts over"):
+        run(Cluster(interrupt), "trainer.resume_mode=disable")
 
 
 def test_a_teacher_on_the_trainers_device_is_up_before_the_trainer_starts(run):
     cluster = Cluster(lambda: TEACHER, lambda: TRAINING)
     run(cluster, "platform=cuda", "teacher.share_device=true")
     assert cluster.waited_for == [TEACHER]
+
+
+def test_a_cluster_that_other_machines_reach_is_warned_about(run, capsys):
+    cluster = Cluster(lambda: TRAINING)
+    cluster.addresses.append("10.0.0.7")
+    run(cluster)
+    assert "warning: the run listens on 10.0.0.7" in capsys.readouterr().out.replace("\n", " ")

@@ -9,6 +9,7 @@ from local_run import write_rows
 from transfer_queue.metadata import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+from verl_ext.run.console import step_of_student
 from verl_ext.run.metrics import read_place
 
 FOUR = [[5, 6, 7, 8]]
@@ -59,6 +60,20 @@ def test_every_step_leaves_one_row_of_metrics(make_run):
         assert row["teacher/scored"] == 4
         assert row["timing_s/step"] > 0
         assert row["actor/grad_norm"] == 1
+
+
+@pytest.mark.parametrize("steps", [3, 7])
+def test_as_many_steps_as_asked_are_trained_over_as_many_epochs_as_they_take(make_run, steps):
+    """Six rows are three steps an epoch. verl would end after `total_epochs`, with status 0 and no checkpoint."""
+    run = make_run(f"trainer.total_training_steps={steps}", "trainer.total_epochs=1", "trainer.save_freq=100").fit()
+    assert [row["step"] for row in run.metrics] == list(range(1, steps + 1))
+    assert run.actor.saved == [steps]
+    assert step_of_student(Path(run.config.run_dir)) == steps
+
+
+def test_without_a_number_of_steps_the_epochs_say_it(make_run):
+    run = make_run("trainer.total_training_steps=null", "trainer.total_epochs=2", "trainer.save_freq=100").fit()
+    assert (run.metrics[-1]["step"], run.actor.saved) == (6, [6])
 
 
 def test_each_stage_is_marked_when_it_is_reached(make_run):
@@ -126,6 +141,22 @@ def test_a_shuffled_teacher_is_shuffled_anew_every_step(make_run, tmp_path):
         torch.testing.assert_close(taught.sort().values, own.sort().values, atol=1e-5, rtol=0)
         places.append(taught.sort().indices.tolist())
     assert len({str(place) for place in places}) > 1
+
+
+@pytest.mark.parametrize(
+    ("finish", "share", "masks"),
+    [
+        ({4: "stop"}, 0.0, [[1] * 4, [1, 1], [1, 1, 1], [1, 1]]),  # its end is the last token allowed
+        ({4: "stop", 3: "length"}, 0.25, [[1] * 4, [1, 1], [0, 0, 0], [1, 1]]),  # rollout.max_model_len cuts earlier
+    ],
+)
+def test_an_answer_is_cut_off_where_the_engine_says_so_whatever_its_length(make_run, finish, share, masks):
+    run = make_run("method.guards.truncated_mask=true")
+    run.sampler.answers, run.sampler.finish = MIXED, finish
+    run.fit()
+    (metrics,) = run.metrics
+    assert metrics["response_length/truncated_share"] == metrics["guards/truncated_share"] == share
+    assert sorted(sample["response_mask"].tolist() for sample in run.samples) == sorted(masks)
 
 
 def test_truncated_samples_are_masked_in_what_the_actor_reads(make_run):

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from verl_ext.teacher.config import TeacherConfig
 
+LAUNCHER = Path(__file__).parents[2] / "platform" / "torch_store.py"
+"""Runs a module in the teacher's environment, which has torch and nothing of ours."""
+
 # What belongs to the trainer's interpreter or engine and would break the teacher's.
 LEAKS = (
     "PYTHONPATH",
@@ -23,7 +26,7 @@ def build_arguments(config: TeacherConfig, port: int) -> list[str]:
     assert config.model_path is not None  # TeacherConfig refuses mode=managed without it
     model = Path(config.model_path).expanduser()
     arguments = [
-        "-m",
+        str(LAUNCHER),
         "sglang.launch_server",
         "--model-path",
         str(model.absolute()) if model.is_dir() else config.model_path,
@@ -79,6 +82,8 @@ def build_environment(config: TeacherConfig, python: Path) -> dict[str, str]:
     environment.pop(config.api_key_env, None)
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"  # JIT builds look for ninja there
     environment["PYTHONSAFEPATH"] = "1"  # `-m` would put the working directory, our checkout, first
+    # A server is on one machine; left alone, gloo and NCCL listen on any of its addresses.
+    environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     # Without it SGLang 0.5.12 to 0.5.15 (first name) keep fp32 logits of a whole prefill: 8,192 tokens at a vocabulary
     # of 152k are 5 GB a copy, ~17 GB in all. From 0.5.17 (second name) it is the default; we do not leave it to that.
     environment |= {"SGLANG_ENABLE_LOGITS_PROCESSER_CHUNK": "1", "SGLANG_ENABLE_LOGPROB_CHUNK": "1"}

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -28,6 +29,7 @@ STOP_TIMEOUT_S = 30.0
 LOG_TAIL_LINES = 25
 OWN_PORTS = range(20000, 32000)  # below those that systems give to connections, which one may get while SGLang imports
 PORT_TRIES = 20
+PORT_WAIT_S = 3.0  # for a port that the user named
 LOG_READ_BYTES = 1 << 18
 METRICS_TIMEOUT_S = 5.0  # half of Prometheus' own default for a scrape
 # Lines that say why a server ended, the most telling first.
@@ -204,15 +206,27 @@ def group_members(group: int) -> list[int]:
 
 
 def _claim_port(host: str, port: int) -> int:
-    """A port that is free now: `port`, or any of `OWN_PORTS` where it is 0."""
+    """A port that is free now: `port`, or any of `OWN_PORTS` where it is 0.
+
+    A named one is waited for: it may be that of a server killed just now, which the system has not closed yet.
+    """
     problem = ""
-    for candidate in [port] if port else random.sample(OWN_PORTS, PORT_TRIES):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, candidate))
-            except OSError as error:
-                problem = error.strerror
-                continue
-        return candidate
+    deadline = time.monotonic() + PORT_WAIT_S
+    for candidate in random.sample(OWN_PORTS, PORT_TRIES) if port == 0 else itertools.repeat(port):
+        if not (problem := _port_problem(host, candidate)):
+            return candidate
+        if port and time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S if port else 0)
     raise ValueError(f"teacher.port: cannot listen on {host}:{port} ({problem}); use another, or 0")
+
+
+def _port_problem(host: str, port: int) -> str:
+    """Why nothing can listen there; empty if something can."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""

@@ -9,21 +9,17 @@ import asyncio
 import dataclasses
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-from verl_ext.run.api_key import bearer_header
 from verl_ext.run.file_hashes import hash_of_model
+from verl_ext.teacher.client.served import ServerInfo
 from verl_ext.teacher.config import TeacherConfig, usual_probe_tolerance
 from verl_ext.teacher.store.fingerprint import KV_CACHE_DTYPE, TeacherFingerprint, fingerprint_of_files
 from verl_ext.teacher.store.probe_record import ProbeRecord, probe_sequences, take_probe
 from verl_ext.teacher.store.store import ScoreStore
-from verl_ext.teacher.types import Scorer, TeacherResponseError, TeacherUnavailableError
-
-INFO_TIMEOUT_S = 30.0
+from verl_ext.teacher.types import Scorer, TeacherUnavailableError
 
 
 async def fingerprint_for_store(
@@ -79,19 +75,22 @@ async def served_fingerprint(urls: Sequence[str], api_key_env: str) -> TeacherFi
         TeacherResponseError: if an answer is not SGLang's.
     """
     error: Exception | None = None
-    timeout = aiohttp.ClientTimeout(INFO_TIMEOUT_S)
-    async with aiohttp.ClientSession(headers=bearer_header(api_key_env), timeout=timeout) as session:
-        for url in urls:
+    for url in urls:
+        async with ServerInfo(url, api_key_env) as server:
             try:
-                model = await _get(session, f"{url.rstrip('/')}/model_info")
-                server = await _get(session, f"{url.rstrip('/')}/server_info")
-            except (aiohttp.ClientError, TimeoutError) as failure:
+                found = await server.served()
+            except TeacherUnavailableError as failure:
                 error = failure
                 continue
-            return _read_info(url, model, server)
-    raise TeacherUnavailableError(
-        f"teacher.urls: none of {', '.join(urls)} reports what it serves: {type(error).__name__}: {error}"
-    )  # no `from error`, no repr: they hold the Authorization header
+        return TeacherFingerprint(
+            model="",
+            quantization=found.quantization,
+            dtype=found.dtype,
+            kv_cache_dtype=found.kv_cache_dtype,
+            sglang_version=found.version,
+            served_as=f"{found.model_path} {found.weight_version}",
+        )
+    raise TeacherUnavailableError(f"teacher.urls: none of {', '.join(urls)} reports what it serves: {error}")
 
 
 async def recognise(
@@ -99,14 +98,14 @@ async def recognise(
 ) -> TeacherFingerprint:
     """The fingerprint under which this server's scores are in `store`; a new one is recorded there.
 
-    `scorer` asks the server itself. `tolerance` in nats at the worst token (`teacher.probe_tolerance`); None: what is
-    usual at the precision that the server says it has.
+    `scorer` asks the server itself. `tolerance` in nats at the worst token (`teacher.probe_tolerance`). It may narrow
+    what is usual at the precision that the server says it has, and never widen it: a look-alike would take the scores.
 
     Raises:
         TeacherError: if it does not score the probe.
     """
-    if tolerance is None:
-        tolerance = usual_probe_tolerance(served.dtype, served.quantization)
+    usual = usual_probe_tolerance(served.dtype, served.quantization)
+    tolerance = usual if tolerance is None else min(tolerance, usual)
     now = await take_probe(scorer, served, probe_sequences(vocab_size))
     known = [record for record in _records(store) if dataclasses.replace(record.fingerprint, model="") == served]
     near = [record for record in known if record.sequences == now.sequences]
@@ -148,27 +147,3 @@ def fingerprint_for_replay(config: TeacherConfig, store: ScoreStore) -> TeacherF
 
 def _records(store: ScoreStore) -> list[ProbeRecord]:
     return [ProbeRecord.from_json(record) for record in store.teachers().values()]
-
-
-async def _get(session: aiohttp.ClientSession, url: str) -> Any:
-    async with session.get(url) as response:
-        response.raise_for_status()
-        try:
-            return await response.json()
-        except ValueError as error:
-            raise TeacherResponseError(f"{url} does not answer in JSON: {error}") from error
-
-
-def _read_info(url: str, model: Mapping[str, Any], server: Mapping[str, Any]) -> TeacherFingerprint:
-    """Only the fields named here are read: `/server_info` also holds the API key in clear."""
-    try:
-        return TeacherFingerprint(
-            model="",
-            quantization=server["quantization"],
-            dtype=server["dtype"],
-            kv_cache_dtype=server["kv_cache_dtype"],
-            sglang_version=server["version"],
-            served_as=f"{model['model_path']} {model['weight_version']}",
-        )
-    except (KeyError, TypeError) as error:
-        raise TeacherResponseError(f"{url} does not report its settings as SGLang does: {error!r}") from error

@@ -1,0 +1,80 @@
+"""A real Ray of a run's own with a real TransferQueue, as verl starts it: nobody gets in from outside the machine."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from doors import attack, listeners, outside, outside_address, refuses
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parents[2]
+RUN = """
+import json, sys, ray, transfer_queue as tq
+from omegaconf import OmegaConf
+from pathlib import Path
+from verl_ext.platform.ray_address import keep_to_loopback
+from verl_ext.run.ray_session import ray_session
+config = OmegaConf.create(json.loads(sys.argv[1]))
+ray_init = OmegaConf.to_container(config.ray_kwargs.ray_init)
+with ray_session(keep_to_loopback(ray_init), Path(sys.argv[2])):
+    tq.init(config.transfer_queue)
+    controller = ray.get_actor("TransferQueueController", namespace="transfer_queue")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Running:
+    pid: int
+    ports: list[int]
+    """Of TransferQueue's controller."""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, composed_config) -> Iterator[Running]:
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.masked_copy(composed_config, ["ray_kwargs", "transfer_queue"])
+    words = [json.dumps(OmegaConf.to_container(config)), str(tmp_path_factory.mktemp("ray") / "logs")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *words],
+        cwd=ROOT,
+        env=os.environ | {"RAY_agent_register_timeout_ms": "300000"},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        assert any(line.strip() == "ready" for line in process.stdout)
+        found = listeners(process.pid)
+        yield Running(process.pid, [port for (_, port), name in found.items() if "TransferQueueController" in name])
+    finally:
+        process.stdin.close()
+        process.wait(60)
+
+
+def test_nothing_listens_outside_loopback(running: Running):
+    found = listeners(running.pid)
+    assert {name for name in found.values() if "TransferQueue" in name or "StorageUnit" in name or "raylet" in name}
+    assert len(running.ports) >= 2  # its handshake and its requests, and Ray's own
+    assert not outside(found)
+
+
+def test_code_from_outside_does_not_get_in(running: Running, tmp_path: Path):
+    """The same message does from loopback, which shows that it is one that would be unpickled."""
+    address = outside_address()
+    if address is None:
+        pytest.skip("this machine has no outside address")
+    for port in running.ports:
+        assert refuses(address, port)
+        assert not attack(address, port, tmp_path / "outside", 1)
+    assert any(attack("127.0.0.1", port, tmp_path / "loopback", 3) for port in running.ports)

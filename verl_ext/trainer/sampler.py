@@ -1,0 +1,53 @@
+"""verl's vLLM server, whose answers also say why they ended.
+
+verl's calls an end token and a cut the same, `completed`. A length does not tell them apart: an end token may be the
+last token allowed, and `rollout.max_model_len` may cut earlier.
+"""
+
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+
+
+class FinishReasonServer(vLLMHttpServer):
+    """`extra_fields["finish_reason"]` of an answer is vLLM's own: `stop`, `length` or `abort`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reasons: dict[str, str | None] = {}
+
+    async def run_server(self, args: Namespace) -> None:
+        await super().run_server(args)
+        self.engine.generate = self._noting(self.engine.generate)
+
+    async def generate(self, *args: Any, request_id: str, **kwargs: Any) -> TokenOutput:
+        self._reasons[request_id] = None
+        try:
+            output = await super().generate(*args, request_id=request_id, **kwargs)
+        finally:
+            reason = self._reasons.pop(request_id)
+        output.extra_fields["finish_reason"] = reason or "abort"
+        return output
+
+    def _noting(self, theirs: Any) -> Any:
+        """vLLM's `generate`, which notes the reason of the requests that are verl's; others come over HTTP."""
+
+        async def generate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            async for output in theirs(*args, **kwargs):
+                if output.request_id in self._reasons and output.outputs:
+                    self._reasons[output.request_id] = output.outputs[0].finish_reason
+                yield output
+
+        return generate
+
+
+class FinishReasonReplica(vLLMReplica):
+    """verl's replica of that server."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(FinishReasonServer)
