@@ -72,9 +72,7 @@ def guess_distribution(
     return guess_V / guess_V.sum()
 
 
-def train(
-    config: TinyPairConfig, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]]
-) -> Qwen3ForCausalLM:
+def train(config: TinyPairConfig, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]]) -> Qwen3ForCausalLM:
     """Right answers with the prompt, guesses without it."""
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
