@@ -41,6 +41,7 @@ CHECKS = (
     Check("server", MODELS, (*RUN, SCORE), inputs.server, TEACHER, each_teacher=True),
     # Student and teacher: the same tokens, and the prompts that they should see?
     Check("student tokenizer", MODELS, (*RUN, SFT, GENERATE, SCORE), inputs.student_tokenizer, ("models",)),
+    Check("special tokens", MODELS, (*RUN, GENERATE, SCORE), data.special_tokens, ("data", "student tokenizer")),
     Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, ("data", "student tokenizer", *TEACHER)),
     Check("teacher tokenizer", MODELS, (*RUN, SCORE), inputs.teacher_tokenizer, ("teacher model",), each_teacher=True),
     Check("tokenizer", MODELS, (*RUN, SCORE), tokens.tokenizers, BOTH, each_teacher=True),

@@ -105,10 +105,12 @@ def test_prompt_takes_the_sentence_literally():
     ("line", "message"),
     [
         ("{'text': 1}", "not JSON"),
-        ("[]", 'key "text"'),
+        ("[]", "expected an object, found a list"),
         ('{"label": "en"}', 'key "text"'),
         ('{"text": "  "}', "empty"),
         ('{"text": 3}', "expected str"),
+        ('{"text": "a", "label": true}', "label is True, expected text or a number"),
+        ('{"text": "a", "label": ["x"]}', "expected text or a number"),
         ('{"text": "a", "group": true}', "expected int"),
         ('{"text": "a", "lable": "en"}', "unknown key 'lable'"),
         ('{"text": "a", "slice": "test"}', "slice"),
