@@ -47,11 +47,13 @@ def tinker_prompt() -> str:
 
 
 def read_prompt(key: str, name: str, shipped: Path) -> str:
-    """A prompt template: `tinker`, a file of the folder `shipped` (`short`), or the path of a text file; with {text}.
+    """A prompt template with {text}: `tinker`, `none`, a file of the folder `shipped` (`short`), or a path.
 
     Raises:
         FileNotFoundError, ValueError: naming `key`, the setting that asked for it.
     """
+    if name == "none":
+        return PLACEHOLDER
     if name == "tinker":
         template = tinker_prompt()
     else:
@@ -59,7 +61,7 @@ def read_prompt(key: str, name: str, shipped: Path) -> str:
         path = named.get(name, Path(name))
         if not path.is_file():
             raise FileNotFoundError(
-                f"{key}={name}: expected {', '.join(sorted(named))}, tinker, or the path of a text file"
+                f"{key}={name}: expected {', '.join(sorted(named))}, tinker, none, or the path of a text file"
             )
         template = read_text(path).removesuffix("\n")
     if not template.strip():
@@ -70,12 +72,18 @@ def read_prompt(key: str, name: str, shipped: Path) -> str:
 
 
 def make_row(
-    sentence: Sentence, template: str, split_name: str, data_source: str, student_template: str = PLACEHOLDER
+    sentence: Sentence,
+    template: str,
+    split_name: str,
+    data_source: str,
+    student_template: str = PLACEHOLDER,
+    system: str = "",
 ) -> dict[str, Any]:
-    """One parquet row, in verl's columns plus `teacher_messages`."""
+    """One parquet row, in verl's columns plus `teacher_messages`, which begin with `system` where there is one."""
+    before = [{"role": "system", "content": system}] if system else []
     return {
         "prompt": [{"role": "user", "content": student_template.replace(PLACEHOLDER, sentence.text)}],
-        "teacher_messages": [{"role": "user", "content": template.replace(PLACEHOLDER, sentence.text)}],
+        "teacher_messages": [*before, {"role": "user", "content": template.replace(PLACEHOLDER, sentence.text)}],
         "label": sentence.label,
         "data_source": data_source,
         "reward_model": {"style": "rule", "ground_truth": sentence.label},

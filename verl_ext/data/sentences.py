@@ -11,7 +11,9 @@ of a held-out sentence is trained on, and neither is the same text under another
 import hashlib
 import importlib.util
 import random
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -208,8 +210,26 @@ def split(sentences: Sequence[Sentence], heldout_fraction: float, seed: int) -> 
     }
 
 
+def same_text(text: str) -> str:
+    """What two texts share that are equal but for white space, and for how their characters are composed."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def repeated(splits: Mapping[str, Sequence[Sentence]]) -> list[str]:
+    """Lines about texts that occur more than once, white space aside."""
+    counts = Counter(same_text(s.text) for name in ("train", "heldout") for s in splits[name])
+    more = sum(count - 1 for count in counts.values())
+    edge = sum(same_text(s.text) in counts for s in splits["edge"])
+    lines = (
+        [f"texts that are there once more, white space aside: {more}; equal ones are on one side of the split"]
+        if more
+        else []
+    )
+    return [*lines, *([f"warning: {edge} edge texts are among the other rows too"] if edge else [])]
+
+
 def merge_equal_texts(sentences: Sequence[Sentence]) -> list[Sentence]:
-    """Groups that share a text become one group, so that the text cannot lie on both sides of a split."""
+    """Groups that share a text, white space aside, become one, so that it cannot lie on both sides of a split."""
     parent = {s.group: s.group for s in sentences}
 
     def root(group: int) -> int:
@@ -219,6 +239,6 @@ def merge_equal_texts(sentences: Sequence[Sentence]) -> list[Sentence]:
 
     seen: dict[str, int] = {}
     for sentence in sentences:
-        first, second = sorted((root(sentence.group), root(seen.setdefault(sentence.text, sentence.group))))
+        first, second = sorted((root(sentence.group), root(seen.setdefault(same_text(sentence.text), sentence.group))))
         parent[second] = first
     return [replace(s, group=root(s.group)) for s in sentences]

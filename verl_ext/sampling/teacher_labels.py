@@ -57,6 +57,8 @@ class LabelConfig:
     def __post_init__(self) -> None:
         if not self.splits or not set(self.splits) <= set(SPLITS):
             raise ValueError(f"labels.splits={self.splits}: expected some of {', '.join(SPLITS)}")
+        if len(set(self.splits)) != len(self.splits):
+            raise ValueError(f"labels.splits={self.splits}: names a split twice; its rows would count twice")
         if self.extract not in labels.PATTERNS:
             raise ValueError(f"labels.extract={self.extract}: expected one of {', '.join(labels.PATTERNS)}")
         if self.policy not in labels.POLICIES:

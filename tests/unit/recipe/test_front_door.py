@@ -99,7 +99,7 @@ def test_help_of_training_reads_texts_and_defaults_where_they_are_written(monkey
     text = " ".join(capsys.readouterr().out.split())
     for expected in (
         "Must be given: student.path=... ",
-        "data.train_files=... Parquet",
+        "data.train_files=... Rows",
         "actor_rollout_ref.actor.optim.lr=0.0001 Learning rate",
         "method.coef=1 Weight of the reverse KL",
         "platform= cpu, cuda (default)",

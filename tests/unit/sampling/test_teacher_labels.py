@@ -115,6 +115,7 @@ def test_parquet_errors():
     [
         (LabelConfig, {"splits": []}, r"labels\.splits"),
         (LabelConfig, {"splits": ["test"]}, r"labels\.splits"),
+        (LabelConfig, {"splits": ["train", "train"]}, r"labels\.splits=.*twice"),
         (LabelConfig, {"extract": "regex"}, r"labels\.extract"),
         (LabelConfig, {"policy": "loose"}, r"labels\.policy"),
         (LabelConfig, {"chunk": 0}, "chunk"),
