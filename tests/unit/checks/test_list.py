@@ -256,6 +256,21 @@ def test_special_tokens_and_labels_that_no_row_has_are_said(compose_pair, pair):
     assert "1 of 32 rows hold special tokens as text (first: row 31, <|im_end|>)" in lines[1]
 
 
+def test_the_labels_of_the_data_stand_in_the_runs_configuration(pair, monkeypatch):
+    """The reward reads them out of responses; a worker of Ray has no rows to look at."""
+    rows = [ROW | {"reward_model": {"ground_truth": label}} for label in ("C++", "C", "", None)] * 8
+    pq.write_table(pa.Table.from_pylist(rows), pair.scratch / "code.parquet")
+    own = [f"student.path={pair.student}", f"teacher.python={sys.executable}", f"run_dir={pair.scratch}/run"]
+    files = [
+        f"data.train_files={pair.scratch}/code.parquet",
+        f"data.val_files=[{pair.scratch}/code.parquet,{pair.rows}]",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train", *own, *files, "platform=cpu", "task=demo"])
+    monkeypatch.setattr("verl_ext.trainer.launch.launch", lambda *_: None)
+    main()
+    assert OmegaConf.load(pair.scratch / "run" / "config.yaml").method.labels.label_set == ["C", "C++", "en"]
+
+
 def test_a_store_that_answers_needs_no_interpreter(compose_pair, pair):
     """Training and the doctor said two things about this one."""
     replay = ("teacher.store_mode=replay", f"teacher.store_path={pair.scratch}", "teacher.python=/nowhere/python")
