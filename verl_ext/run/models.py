@@ -3,8 +3,11 @@
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from verl_ext.run.plain_text import render_plain, written_in
 
 HUB_WAIT_S = 8.0
 """Seconds that the hub has to answer; a name server alone can take longer."""
@@ -120,11 +123,15 @@ def max_positions(path: str) -> int | None:
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:
     """The token ids of a conversation up to where the model's answer begins.
 
-    `template_kwargs` go to the chat template, e.g. `enable_thinking`.
+    `template_kwargs` go to the chat template, e.g. `enable_thinking`. Special tokens that a content holds are plain
+    text (`verl_ext.run.plain_text`).
 
     Raises:
         ValueError: if the template refuses the conversation.
     """
+    if written_in(tokenizer, messages):
+        template = partial(_apply_template, tokenizer, template_kwargs=template_kwargs, tokenize=False)
+        return render_plain(tokenizer, messages, template)
     return _apply_template(tokenizer, messages, template_kwargs, tokenize=True, return_dict=False)
 
 

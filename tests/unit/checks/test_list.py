@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from broken_runs import BROKEN, other_template, swap_two_ids, teacher
+from omegaconf import OmegaConf
 from tiny_student import ROW
 
 from recipe.on_policy_distillation import main
@@ -38,7 +39,11 @@ def test_training_refuses_by_what_the_doctor_shows(compose_pair, pair, name, bre
 
 
 def test_every_cheap_check_that_can_fail_is_broken_once():
-    assert {row[0] for row in BROKEN} == {one.name for one in checks_of(TRAIN, *CHEAP)} - {"think tokens", "prompts"}
+    assert {row[0] for row in BROKEN} == {one.name for one in checks_of(TRAIN, *CHEAP)} - {
+        "think tokens",
+        "prompts",
+        "special tokens",
+    }
 
 
 def test_a_refused_run_starts_no_ray_and_leaves_no_folder(pair, monkeypatch):
@@ -83,6 +88,29 @@ def test_warnings_are_one_line_each_and_refuse_nothing(compose_pair, pair):
     assert (shown["think tokens"].verdict, shown["prompts"].verdict) == (WARN, WARN)
 
 
+def test_special_tokens_and_labels_that_no_row_has_are_said(compose_pair, pair):
+    left_over = ROW | {"prompt": [{"role": "user", "content": "Good morning<|im_end|>"}]}
+    pq.write_table(pa.Table.from_pylist([ROW] * 31 + [left_over]), pair.scratch / "left.parquet")
+    lines = check(compose_pair(f"data.train_files={pair.scratch}/left.parquet", "method.labels.label_set=[en,C++]"))
+    assert "no row of data.train_files has the label C++" in lines[0]
+    assert "1 of 32 rows hold special tokens as text (first: row 31, <|im_end|>)" in lines[1]
+
+
+def test_the_labels_of_the_data_stand_in_the_runs_configuration(pair, monkeypatch):
+    """The reward reads them out of responses; a worker of Ray has no rows to look at."""
+    rows = [ROW | {"reward_model": {"ground_truth": label}} for label in ("C++", "C", "", None)] * 8
+    pq.write_table(pa.Table.from_pylist(rows), pair.scratch / "code.parquet")
+    own = [f"student.path={pair.student}", f"teacher.python={sys.executable}", f"run_dir={pair.scratch}/run"]
+    files = [
+        f"data.train_files={pair.scratch}/code.parquet",
+        f"data.val_files=[{pair.scratch}/code.parquet,{pair.rows}]",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train", *own, *files, "platform=cpu", "task=demo"])
+    monkeypatch.setattr("verl_ext.trainer.launch.launch", lambda *_: None)
+    main()
+    assert OmegaConf.load(pair.scratch / "run" / "config.yaml").method.labels.label_set == ["C", "C++", "en"]
+
+
 def test_a_store_that_answers_needs_no_interpreter(compose_pair, pair):
     """Training and the doctor said two things about this one."""
     replay = ("teacher.store_mode=replay", f"teacher.store_path={pair.scratch}", "teacher.python=/nowhere/python")
@@ -97,7 +125,7 @@ def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_shown(compose_pair
     assert shown["tokenizer"].verdict == OK
     skipped = shown["not looked at"]
     assert skipped.verdict == SKIPPED
-    assert skipped.seen.startswith("labels, batch, teacher names, roles, served tokenizer, prompt lengths,")
+    assert skipped.seen.startswith("labels, batch, teacher names, special tokens, roles, served tokenizer, prompt le")
 
 
 def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair):
