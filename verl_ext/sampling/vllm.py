@@ -147,7 +147,8 @@ def prepare_engine_environment() -> bool:
     """Call before vLLM is imported. Returns whether there is a GPU; without one, sets CPU_ENVIRONMENT."""
     import torch
 
-    os.environ.update(ENVIRONMENT)
+    # Forked, an engine would skip what `recipe` and vLLM's plugins do in a process of their own.
+    os.environ.update(ENVIRONMENT | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
     if torch.cuda.is_available():
         return True
     for key, value in CPU_ENVIRONMENT.items():
