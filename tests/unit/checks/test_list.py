@@ -100,6 +100,40 @@ def changed_config(**changes) -> Callable[[Path], None]:
     return change
 
 
+def student(change: Callable[[Path], None]) -> Callable[[Pair], list[str]]:
+    """The override that trains a changed copy of the student, taught by the student itself."""
+
+    def override(pair: Pair) -> list[str]:
+        change(folder := pair.copy("student"))
+        return [f"student.path={folder}", f"teacher.model_path={pair.student}"]
+
+    return override
+
+
+def replaced_config(**content) -> Callable[[Path], None]:
+    return lambda folder: (folder / "config.json").write_text(json.dumps(content)) and None
+
+
+def composite(folder: Path) -> None:
+    """The text model as the text part of one that sees pictures too."""
+    text = json.loads((folder / "config.json").read_text()) | {"model_type": "qwen2_5_vl_text"}
+    replaced_config(model_type="qwen2_5_vl", text_config=text)(folder)
+
+
+def changed_tokenizer(folder: Path, **changes) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def other_eos(folder: Path) -> None:
+    """As the tokenizer of SmolLM2 is after its conversion from GGUF."""
+    changed_tokenizer(folder, eos_token="<|im_start|>")
+
+
+def no_eos(folder: Path) -> None:
+    changed_tokenizer(folder, eos_token=None)
+
+
 def swap_two_ids(folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     vocab = content["model"]["vocab"]
@@ -163,12 +197,32 @@ BROKEN = [
     ("server", words(*NOBODY), r"teacher\.urls: a server does not score: http://127\.0\.0\.1:9: ClientConnectorError"),
     ("student tokenizer", without_template, r"student\.path=.* has no chat template; add chat_template\.jinja"),
     (
+        "student model",
+        student(composite),
+        r"student\.path=.* is a composite model \(model_type qwen2_5_vl, .*text models",
+    ),
+    ("student model", student(replaced_config(model_type="t5")), r"student\.path=.* is an encoder-decoder"),
+    ("student model", student(changed_config(model_type="new")), r"student\.path=.*its config\.json cannot be read"),
+    ("end of answer", student(other_eos), r"ends with '<\|im_start\|>' for its tokenizer, with '<\|im_end\|>' for the"),
+    ("end of answer", student(no_eos), r"student\.path=.*: its tokenizer has no eos_token; name"),
+    ("weight transfer", student(changed_config(vocab_size=1 << 50)), r"MiB of shared memory, .*--shm-size"),
+    (
+        "student context",
+        student(changed_config(max_position_embeddings=8)),
+        r"row 0: prompt has \d+ tokens \(\+4 of response\), student\.path=.* reads 8 .*lower data\.max_resp",
+    ),
+    (
+        "teacher context",
+        teacher(changed_config(max_position_embeddings=12)),
+        r"row 0: teacher_messages .*teacher\.model_path=.* reads 12 \(max_position_embeddings\): shorten the prompt",
+    ),
+    (
         "prompt lengths",
         words("data.max_prompt_length=3"),
         r"row 0: prompt has \d+ tokens.*raise data\.max_prompt_length=3",
     ),
     (
-        "prompt lengths",
+        "teacher context",
         words("teacher.context_length=20"),
         r"row 0: teacher_messages .*raise teacher\.context_length=20",
     ),
@@ -257,7 +311,9 @@ def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_shown(compose_pair
     assert shown["tokenizer"].verdict == OK
     skipped = shown["not looked at"]
     assert skipped.verdict == SKIPPED
-    assert skipped.seen.startswith("batch, teacher names, prompt lengths, chat template, vocabulary, prompts:")
+    assert skipped.seen.startswith(
+        "batch, teacher names, prompt lengths, student context, teacher context, chat template, vocabulary, "
+    )
 
 
 def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair):
@@ -266,8 +322,9 @@ def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair
     shown = by_name(look(context_of_run(compose_pair(*two))))
     assert [name for name, finding in shown.items() if finding.verdict == FAIL] == ["b: teacher model"]
     assert shown["a: vocabulary"].verdict == OK
-    skipped = "b: teacher weights, b: teacher tokenizer, b: tokenizer, b: chat template, b: think tokens, "
-    assert shown["not looked at"].seen.startswith(f"{skipped}b: vocabulary, b: prompts:")
+    skipped = ("teacher weights", "teacher tokenizer", "teacher context", "tokenizer", "chat template", "think tokens")
+    names = ", ".join(f"b: {name}" for name in (*skipped, "vocabulary", "prompts"))
+    assert shown["not looked at"].seen.startswith(f"{names}:")
 
 
 def test_each_of_several_teachers_is_named(compose_pair, pair):
