@@ -7,8 +7,8 @@
     python -m recipe.evaluate data=heldout.parquet teacher=TEACHER student=RUN/student
 
 The base answers without the prompt (and, as `base_prompted`, with it), the teacher with it, the
-student without it, all with vLLM. Writes eval.json and, beside it, eval.png: a confusion matrix for
-each arm.
+student without it, all with vLLM. Writes eval.json and, beside it, answers.jsonl: every answer, what
+was read in it, and whether it is right; and eval.png: a confusion matrix for each arm.
 
 Rows with data_source=math are problems. The training's reward scores the last \\boxed{} of an
 answer; `max_tokens` is the training's longest response. `extract`, `labels`, `edge` and the picture
@@ -48,12 +48,12 @@ def evaluate_arms(config: Any) -> None:
         models=settings.models, rows=lambda: list(chain(*read_rows(settings))), ranks_of_vllm={"tp": settings.tp}
     )
     refuse(EVALUATE, context)
-    results = evaluate(settings)
+    found = evaluate(settings)
     seconds = time.perf_counter() - started
-    report = {"config": asdict(settings), "seconds": seconds} | {arm: r.as_dict() for arm, r in results.items()}
+    report = {"config": asdict(settings), "seconds": seconds} | found.as_dict()
     write_json(Path(settings.out), report)
-    pictures = show(results, Path(settings.out).with_suffix(".png"))
-    print(f"{settings.out}{pictures} written after {seconds:.0f} s")
+    files = show(found, Path(settings.out))
+    print(f"{settings.out}{files} written after {seconds:.0f} s")
     if settings.student and keep_evaluation(Path(settings.student), report):
         print(f"the model card has it too: {settings.student}/README.md")
 

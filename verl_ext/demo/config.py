@@ -60,8 +60,8 @@ class TinyPairConfig:
     """Rows a step, >= 1."""
     prompted_share: float = 0.75
     """Share of a batch that carries the prompt and the right label; the rest has neither. In (0, 1)."""
-    guess_label: str = "ot"
-    """The label that the model prefers when it has to guess; "" for none."""
+    guess_label: str = ""
+    """The label that the model prefers when it has to guess; empty: the most frequent of the rows."""
     guess_weight: float = 2.0
     """How many times likelier it is than any other label, >= 1. At 1 greedy decoding of the unprompted model
     follows whatever trace of the prompted task leaks into a flat distribution, and is right far above chance."""

@@ -31,7 +31,7 @@ def run_stages(config: DemoConfig, package: str) -> dict[str, float]:
     data, base, run = f"{out}/data", f"{out}/models/base", f"{out}/run"
     return {
         "data": run_verb(f"{package}.create_data", f"out_dir={data}", "max_chars=64"),
-        "tiny_pair": run_verb(f"{package}.tiny_pair", f"data_dir={data}", f"out_dir={base}"),
+        "tiny_pair": run_verb(f"{package}.tiny_pair", f"data_dir={data}", f"out_dir={base}", "guess_label=ot"),
         "on_policy_distillation": run_verb(
             f"{package}.on_policy_distillation",
             "platform=cpu",

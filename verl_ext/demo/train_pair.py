@@ -4,6 +4,8 @@ import hashlib
 import json
 import random
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,23 +61,24 @@ def encode_both(
     return teacher, tiny_pair.encode(tokenizer, [row["prompt"] for row in rows], labels)
 
 
-def guess_distribution(config: TinyPairConfig, tokenizer: PreTrainedTokenizerFast, labels: list[str]) -> torch.Tensor:
-    """(V,) probabilities of the answers of the model that has to guess."""
+def guess_distribution(
+    config: TinyPairConfig, tokenizer: PreTrainedTokenizerFast, counts: Mapping[str, int]
+) -> torch.Tensor:
+    """(V,) probabilities of the answers of the model that has to guess; `counts`: rows of each label."""
     guess_V = torch.zeros(len(tokenizer))
-    for label in labels:
-        guess_V[token_id(tokenizer, label)] = config.guess_weight if label == config.guess_label else 1.0
+    preferred = config.guess_label or max(counts, key=lambda label: (counts[label], label))
+    for label in counts:
+        guess_V[token_id(tokenizer, label)] = config.guess_weight if label == preferred else 1.0
     return guess_V / guess_V.sum()
 
 
-def train(
-    config: TinyPairConfig, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], labels: list[str]
-) -> Qwen3ForCausalLM:
+def train(config: TinyPairConfig, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]]) -> Qwen3ForCausalLM:
     """Right answers with the prompt, guesses without it."""
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
     model = build_model(tokenizer, {name: asdict(config)[name] for name in SHAPE})
     teacher, student = encode_both(tokenizer, rows)
-    guess_V = guess_distribution(config, tokenizer, labels)
+    guess_V = guess_distribution(config, tokenizer, Counter(row["label"] for row in rows))
     end = token_id(tokenizer, TURN_END)
     optimizers = tiny_pair.optimizers(model, config.muon_lr, config.lr)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -142,7 +145,7 @@ def create_pair(config: TinyPairConfig) -> None:
         raise ValueError(f"guess_label={config.guess_label}: not a label of the rows, which are {', '.join(labels)}")
     texts = [row["teacher_messages"][0]["content"] for row in rows]
     tokenizer = train_tokenizer(texts, labels, config.vocab_size)
-    model = train(config, tokenizer, rows, labels)
+    model = train(config, tokenizer, rows)
     end = token_id(tokenizer, TURN_END)
     views = zip(("with_prompt", "without_prompt"), encode_both(tokenizer, heldout), strict=True)
     scores = {name: accuracy(model, view, end) for name, view in views}

@@ -1,16 +1,19 @@
 """What each arm answers, and how good that is: against the right answers, and against the teacher's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from verl_ext.data import conversations as labels
 from verl_ext.data.rows import MATH, MOST_LABELS, check_rows, label_set_of, without_rows
+from verl_ext.evaluation.answers import Judged, answers_file, print_wrong, report_of, write_answers
 from verl_ext.evaluation.labels import Agreement, accuracy_by, agreement, evaluate_answers
 from verl_ext.evaluation.labels_report import ArmResult, plot_confusion, print_tables
+from verl_ext.evaluation.match import boxed_answer, math_match
 from verl_ext.evaluation.math_answers import MathResult, evaluate_math, math_table
 from verl_ext.run.settings import one_of, within
 from verl_ext.sampling.types import DTYPES, Answer, EngineConfig, Request, SamplingConfig
@@ -20,6 +23,18 @@ from verl_ext.sampling.vllm import VllmSampler
 ARMS = {"base": "prompt", "base_prompted": "teacher_messages", "teacher": "teacher_messages", "student": "prompt"}
 
 Rows = list[dict[str, Any]]
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation found, by arm."""
+
+    results: Mapping[str, ArmResult | MathResult]
+    judged: Mapping[str, Sequence[Judged]]
+    """Row by row, edge cases behind the others."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report: each arm's numbers, and its first wrong answers."""
+        return {arm: one.as_dict() | {"wrong": report_of(self.judged[arm])} for arm, one in self.results.items()}
 
 
 @dataclass(frozen=True)
@@ -99,26 +114,61 @@ def answer(model: str, arms: list[str], rows: Rows, config: EvaluateConfig) -> d
     return {arm: answers[number * len(rows) : (number + 1) * len(rows)] for number, arm in enumerate(arms)}
 
 
-def read_labels(arm: str, answers: list[Answer], config: EvaluateConfig) -> list[str]:
-    """The labels in an arm's answers; "" where one holds none."""
-    extract = config.extract_prompted if ARMS[arm] == "teacher_messages" else config.extract
-    return [labels.read_label(one.text, extract, config.policy, config.labels).label for one in answers]
+def judge_answers(
+    config: EvaluateConfig, arm: str, answers: Sequence[Answer], rows: Rows, *, problems: bool, edge: bool = False
+) -> list[Judged]:
+    """What is read in an arm's answers, and whether it is right, row by row."""
+    column = ARMS[arm]
+    extract = config.extract_prompted if column == "teacher_messages" else config.extract
+    judged = []
+    for answer, row in zip(answers, rows, strict=True):
+        truth = "" if edge else row["reward_model"]["ground_truth"]
+        if problems:
+            read, right = boxed_answer(answer.text) or "", bool(math_match(answer.text, truth))
+        else:
+            read = labels.read_label(answer.text, extract, config.policy, config.labels).label
+            right = None if edge else read == truth
+        judged.append(
+            Judged(
+                arm=arm,
+                row=row["row"],
+                edge=edge,
+                prompt=row[column][-1]["content"],
+                answer=answer.text,
+                read=read,
+                truth=truth,
+                right=right,
+                finish=answer.finish,
+                truncated=answer.truncated,
+                tokens=answer.tokens,
+            )
+        )
+    return judged
 
 
 def read_rows(config: EvaluateConfig) -> tuple[Rows, Rows]:
-    """Rows with a right answer, and edge cases. ValueError if a file cannot be used."""
-    rows = [row for row in check_rows("data", config.data) if row["reward_model"]["ground_truth"]]
+    """Rows with a right answer, and edge cases, each with its number in the file as `row`.
+
+    Raises:
+        ValueError: if a file cannot be used.
+    """
+    rows = [row for row in numbered("data", config.data) if row["reward_model"]["ground_truth"]]
     if not rows:
         raise ValueError(f"data={config.data}: no row has a label to judge by")
-    edge = check_rows("edge", config.edge) if config.edge else []
+    edge = numbered("edge", config.edge) if config.edge else []
     return rows[: config.limit or None], edge[: config.limit or None]
 
 
-def judge(config: EvaluateConfig, given: dict[str, list[str]], rows: Rows) -> dict[str, ArmResult]:
-    """The arms' labels, `rows` first and edge cases behind them, as results."""
+def numbered(key: str, path: str) -> Rows:
+    return [row | {"row": number} for number, row in enumerate(check_rows(key, path))]
+
+
+def judge(config: EvaluateConfig, judged: Mapping[str, Sequence[Judged]], rows: Rows) -> dict[str, ArmResult]:
+    """The arms' labels, of `rows` first and of edge cases behind them, as results."""
     models, n = config.models(), len(rows)
+    given = {arm: [each.read for each in answers] for arm, answers in judged.items()}
     gold = [row["reward_model"]["ground_truth"] for row in rows]
-    languages = [row["extra_info"]["language"] for row in rows]
+    languages = [(row.get("extra_info") or {}).get("language") or "" for row in rows]
 
     def compared(arm: str, part: slice) -> Agreement | None:
         if arm == "teacher" or "teacher" not in given or not given[arm][part]:
@@ -138,12 +188,11 @@ def judge(config: EvaluateConfig, given: dict[str, list[str]], rows: Rows) -> di
     }
 
 
-def judge_math(config: EvaluateConfig, said: dict[str, list[Answer]], rows: Rows) -> dict[str, MathResult]:
+def judge_math(config: EvaluateConfig, judged: Mapping[str, Sequence[Judged]], rows: Rows) -> dict[str, MathResult]:
     """The arms' answers to problems as results."""
-    truths = [row["reward_model"]["ground_truth"] for row in rows]
     same_prompt = all(row["prompt"] == row["teacher_messages"] for row in rows)
     return {
-        arm: evaluate_math(model, same_prompt or ARMS[arm] == "teacher_messages", said[arm], truths)
+        arm: evaluate_math(model, same_prompt or ARMS[arm] == "teacher_messages", judged[arm])
         for arm, model in config.models().items()
     }
 
@@ -169,39 +218,47 @@ def with_labels(config: EvaluateConfig, rows: Rows) -> EvaluateConfig:
     label_set = config.labels or label_set_of(rows)
     if not label_set:
         raise ValueError(
-            f"data={config.data}: {MOST_LABELS} different answers or more are no labels; give labels=[...]"
+            f"data={config.data}: {MOST_LABELS} different answers or more are no labels; give labels=[...], or "
+            f"data_source={MATH} in rows whose answer stands in a box"
         )
     if unseen := without_rows(label_set, (row["reward_model"]["ground_truth"] for row in rows)):
         print(f"warning: no row has the label {', '.join(unseen)}: nothing is known about it", flush=True)
     return replace(config, labels=label_set)
 
 
-def evaluate(config: EvaluateConfig) -> Mapping[str, ArmResult | MathResult]:
-    """Evaluate every arm; a model that several arms share is loaded once.
+def evaluate(config: EvaluateConfig) -> Evaluated:
+    """Evaluate every arm; a model that several arms share is loaded once. Each one's answers are kept when it is done.
 
     Raises:
         ValueError: on a missing file, or rows that cannot be judged.
     """
     models = config.models()
     rows, edge = read_rows(config)
+    if unknown := sum(not row["reward_model"]["ground_truth"] for row in numbered("data", config.data)):
+        print(f"data={config.data}: {unknown} rows have no right answer and are left out", flush=True)
     problems = is_math(config, rows)
     if not problems:
         config = with_labels(config, rows)
-    said: dict[str, list[Answer]] = {}
+    judged: dict[str, list[Judged]] = {}
     for model in dict.fromkeys(models.values()):
-        said |= answer(model, [arm for arm in models if models[arm] == model], rows + edge, config)
-    if problems:
-        return judge_math(config, said, rows)
-    return judge(config, {arm: read_labels(arm, answers, config) for arm, answers in said.items()}, rows)
+        said = answer(model, [arm for arm in models if models[arm] == model], rows + edge, config)
+        for arm, answers in said.items():
+            judged[arm] = judge_answers(config, arm, answers[: len(rows)], rows, problems=problems)
+            judged[arm] += judge_answers(config, arm, answers[len(rows) :], edge, problems=False, edge=True)
+        write_answers(answers_file(Path(config.out)), chain(*judged.values()))
+    return Evaluated(judge_math(config, judged, rows) if problems else judge(config, judged, rows), judged)
 
 
-def show(results: Mapping[str, ArmResult | MathResult], picture: Path) -> str:
-    """Print the tables, draw what can be drawn; what to call the files written beside the report."""
+def show(found: Evaluated, report: Path) -> str:
+    """Print the tables and a few wrong answers, draw what can be drawn; what to call the files beside the report."""
+    results, picture, answers = found.results, report.with_suffix(".png"), answers_file(report)
     problems = {arm: result for arm, result in results.items() if isinstance(result, MathResult)}
     if problems:
         Console().print(math_table(problems))
-        return ""
+        print_wrong(found.judged)
+        return f" and {answers}"
     labelled = {arm: result for arm, result in results.items() if isinstance(result, ArmResult)}
     print_tables(labelled)
+    print_wrong(found.judged)
     plot_confusion(labelled, picture)
-    return f" and {picture}"
+    return f", {answers} and {picture}"

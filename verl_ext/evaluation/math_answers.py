@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
+from verl_ext.evaluation.answers import Judged
 from verl_ext.evaluation.labels import Proportion
 from verl_ext.evaluation.labels_report import table_of, with_interval
-from verl_ext.sampling.types import Answer
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,16 @@ class MathResult:
         }
 
 
-def evaluate_math(model: str, sees_prompt: bool, answers: Sequence[Answer], truths: Sequence[str]) -> MathResult:
-    """Score `answers` against `truths`, row by row; at least one row."""
-    from verl_ext.evaluation.match import boxed_answer, math_match
-
-    n = len(truths)
+def evaluate_math(model: str, sees_prompt: bool, judged: Sequence[Judged]) -> MathResult:
+    """What `judged`, at least one answer, come to."""
+    n = len(judged)
     return MathResult(
         model=model,
         sees_prompt=sees_prompt,
-        accuracy=Proportion(
-            sum(int(math_match(answer.text, truth)) for answer, truth in zip(answers, truths, strict=True)), n
-        ),
-        truncated=Proportion(sum(answer.truncated for answer in answers), n),
-        unboxed=Proportion(sum(not boxed_answer(answer.text) for answer in answers), n),
-        mean_tokens=sum(answer.tokens for answer in answers) / n,
+        accuracy=Proportion(sum(bool(each.right) for each in judged), n),
+        truncated=Proportion(sum(each.truncated for each in judged), n),
+        unboxed=Proportion(sum(not each.read for each in judged), n),
+        mean_tokens=sum(each.tokens for each in judged) / n,
     )
 
 

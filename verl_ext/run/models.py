@@ -3,8 +3,11 @@
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from verl_ext.run.plain_text import render_plain, written_in
 
 HUB_WAIT_S = 8.0
 """Seconds that the hub has to answer; a name server alone can take longer."""
@@ -119,6 +122,38 @@ def _asked_hub(name: str) -> Exception | None:
     return answer[0] if answer else TimeoutError(f"no answer in {HUB_WAIT_S:.0f} s")
 
 
+def read_config(key: str, path: str, *, trust_remote_code: bool = False) -> Any:
+    """A model's configuration, as transformers has it. ValueError naming `key` if there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{key}={path}: its config.json cannot be read ({first}); give a model that it knows"
+        ) from None
+
+
+def context_length(key: str, path: str, *, trust_remote_code: bool = False) -> int | None:
+    """Tokens that a model reads at once, by its configuration; None where that names no limit."""
+    config = read_config(key, path, trust_remote_code=trust_remote_code).get_text_config()
+    return config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+
+
+def end_tokens(key: str, path: str) -> set[int]:
+    """Ids that end an answer for the model itself: engines stop at them, beside the tokenizer's own; may be empty."""
+    from transformers import GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # it has no generation_config.json
+        ids = None
+    if ids is None:
+        ids = read_config(key, path).get_text_config().eos_token_id
+    return {ids} if isinstance(ids, int) else set(ids or ())
+
+
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a model folder or hub name, with its chat template. ValueError if there is none to read."""
     from transformers import PreTrainedTokenizerFast
@@ -129,30 +164,18 @@ def load_tokenizer(path: str) -> Any:
         raise ValueError(str(error).strip().partition("\n")[0]) from error
 
 
-def max_positions(key: str, path: str) -> int | None:
-    """Longest context of a model in tokens, as its configuration says; None where it says none.
-
-    Raises:
-        ValueError: naming `key`, if transformers knows no such model.
-    """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{key}={path}: config.json cannot be used ({reason}); take another model") from error
-    return config.get_text_config().to_dict().get("max_position_embeddings")
-
-
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:
     """The token ids of a conversation up to where the model's answer begins.
 
-    `template_kwargs` go to the chat template, e.g. `enable_thinking`.
+    `template_kwargs` go to the chat template, e.g. `enable_thinking`. Special tokens that a content holds are plain
+    text (`verl_ext.run.plain_text`).
 
     Raises:
         ValueError: if the template refuses the conversation.
     """
+    if written_in(tokenizer, messages):
+        template = partial(_apply_template, tokenizer, template_kwargs=template_kwargs, tokenize=False)
+        return render_plain(tokenizer, messages, template)
     return _apply_template(tokenizer, messages, template_kwargs, tokenize=True, return_dict=False)
 
 

@@ -7,8 +7,8 @@ from verl_ext.trainer.config import DIRECT_LOSSES, POLICY_GRADIENT
 
 KEYS = {
     "student.path": "Model folder or hub name that is trained.",
-    "data.train_files": "Parquet of rows (data/README.md).",
-    "data.val_files": "Parquet of held-out rows.",
+    "data.train_files": "Rows (docs/data.md): one file or a list.",
+    "data.val_files": "Held-out rows: one file or a list.",
     "run_dir": "Everything of the run; the same command resumes it.",
     "data.train_batch_size": "Prompts a step, >= 1.",
     "data.max_prompt_length": "Longest prompt, tokens; a longer one is refused.",
@@ -17,8 +17,8 @@ KEYS = {
     "actor_rollout_ref.rollout.gpu_memory_utilization": "vLLM's share of a GPU's memory, in (0, 1].",
     "actor_rollout_ref.actor.optim.lr": "Learning rate of Adam, > 0.",
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "Tokens of a micro-batch on a GPU, at most.",
-    "trainer.total_training_steps": "Steps, >= 1; null goes by trainer.total_epochs.",
-    "trainer.total_epochs": "Passes over data.train_files, >= 1, without a number of steps.",
+    "trainer.total_training_steps": "Steps, >= 1, whatever epochs they take; null: total_epochs.",
+    "trainer.total_epochs": "Passes over the rows, >= 1, where no steps are set.",
     "trainer.save_freq": "Steps between checkpoints; -1 for none.",
     "trainer.test_freq": "Steps between evaluations of data.val_files; -1 for none.",
     "trainer.n_gpus_per_node": "GPUs of a node for the trainer, >= 1.",

@@ -1,7 +1,6 @@
-"""Problems from the hub's kind of files, and the scorer that reads an answer out of a response."""
+"""Problems from the hub's kind of files."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,8 +11,6 @@ from recipe import PROMPTS
 from verl_ext.data.create import RowsConfig, create_rows
 from verl_ext.data.hub import HubConfig, load_problems
 from verl_ext.data.rows import check_rows
-from verl_ext.data.sentences import file_sentences
-from verl_ext.evaluation.match import math_match, verifier
 
 SAMPLE = Path(__file__).parents[3] / "data" / "math_sample.jsonl"
 OWN = {"path": str(SAMPLE), "text": "text", "answer": "label"}
@@ -109,7 +106,7 @@ def test_an_error_is_one_line_and_names_the_key(settings, message):
 
 
 def test_answers_that_are_no_text_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"hub\.answer=answer: row 1 holds \['3'\], expected text or a number"):
+    with pytest.raises(ValueError, match=r"hub\.answer=answer: row 1 is \['3'\], expected text or a number"):
         load_problems(hub_of(tmp_path, problem("a", ["2"]) | {"answer": None}, problem("b", ["3"])), seed=0)
     with pytest.raises(ValueError, match="1 problems with an answer"):
         load_problems(hub_of(tmp_path, problem("a", "2")), seed=0)
@@ -143,57 +140,3 @@ def test_the_students_prompt_is_its_own(tmp_path):
     row = check_rows("data", str(tmp_path / "heldout.parquet"))[0]
     assert row["prompt"][0]["content"].startswith("Which language")
     assert row["teacher_messages"][0]["content"].endswith("\\boxed{}.")
-
-
-@pytest.mark.parametrize(
-    ("text", "truth", "expected"),
-    [
-        # what verl's normalisation makes equal
-        ("\\boxed{1} no, \\boxed{43}", "43", 1.0),
-        ("In \\boxed form: $\\boxed{43}$", "43", 1.0),
-        ("\\boxed{\\dfrac34}", "\\frac{3}{4}", 1.0),
-        ("\\boxed{60\\text{ km/h}}", "60", 1.0),
-        ("\\boxed{50\\%}", "50", 1.0),
-        ("\\boxed{70^\\circ}", "70", 1.0),
-        # what only math-verify does
-        ("\\boxed{0.75}", "\\frac{3}{4}", 1.0),
-        ("\\boxed{1,024}", "2^{10}", 1.0),
-        ("\\boxed{2\\sqrt{3}}", "\\sqrt{12}", 1.0),
-        ("\\boxed{1+2x}", "2x+1", 1.0),
-        ("\\boxed{\\{2, 1\\}}", "\\{1,2\\}", 1.0),
-        # wrong
-        ("\\boxed{44}", "43", 0.0),
-        ("\\boxed{43, 44}", "43", 0.0),
-        ("\\boxed{0.333}", "\\frac{1}{3}", 0.0),
-        ("\\boxed{(1,2)}", "(2,1)", 0.0),
-        # no answer
-        ("43", "43", 0.0),
-        ("$43$", "43", 0.0),
-        ("\\fbox{43}", "43", 0.0),
-        ("\\boxed{43", "43", 0.0),
-        ("\\boxed{}", "43", 0.0),
-        ("\\boxed{}", "", 0.0),
-        ("", "43", 0.0),
-    ],
-)
-def test_the_value_in_the_last_box_counts(text, truth, expected):
-    assert math_match(text, truth) == expected
-
-
-def test_a_comparison_that_does_not_end_is_given_up_and_the_next_one_works(monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(verifier, "timeout_s", 0.5)
-        assert math_match("\\boxed{9^{9^{9}}}", "3") == 0.0  # sympy would take hours
-    assert math_match("\\boxed{0.75}", "\\frac{3}{4}") == 1.0
-
-
-def test_threads_may_compare():
-    pairs = [("\\boxed{0.25}", "\\frac{1}{4}"), ("\\boxed{4}", "\\frac{1}{4}")] * 4
-    with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(math_match, *zip(*pairs, strict=True))) == [1.0, 0.0] * 4
-
-
-def test_every_sample_has_an_answer_that_its_own_solution_matches():
-    problems = file_sentences(SAMPLE)
-    assert len(problems) == len({problem.text for problem in problems}) == 20
-    assert all(math_match(f"So it is \\boxed{{{problem.label}}}.", problem.label) == 1.0 for problem in problems)

@@ -20,7 +20,7 @@ from verl_ext.demo.tiny_pair import (
     token_id,
     train_tokenizer,
 )
-from verl_ext.demo.train_pair import TinyPairConfig, create_pair
+from verl_ext.demo.train_pair import TinyPairConfig, create_pair, guess_distribution
 
 ROOT = Path(__file__).parents[3]
 SMALL = {
@@ -188,3 +188,11 @@ def test_rows_without_label_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="row 0 has no label"):
         create_pair(TinyPairConfig(data_dir=str(tmp_path), out_dir=str(tmp_path / "base")))
+
+
+@pytest.mark.parametrize(("asked", "preferred"), [("", "fr"), ("de", "de")])
+def test_a_model_that_has_to_guess_prefers_one_label(tokenizer, asked, preferred):
+    """Unless one is named, the most frequent, and of several the last."""
+    guess_V = guess_distribution(TinyPairConfig(guess_label=asked), tokenizer, {"de": 1, "en": 2, "fr": 2})
+    of_label = {label: float(guess_V[token_id(tokenizer, label)]) for label in ("de", "en", "fr")}
+    assert of_label == pytest.approx({"de": 0.25, "en": 0.25, "fr": 0.25} | {preferred: 0.5})

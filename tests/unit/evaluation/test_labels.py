@@ -1,9 +1,16 @@
-import numpy as np
-import pytest
+from dataclasses import replace
 
-from verl_ext.evaluation.arms import EvaluateConfig, is_math, judge, judge_math, show
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_student import ROW
+
+from verl_ext.evaluation import arms
+from verl_ext.evaluation.answers import Judged
+from verl_ext.evaluation.arms import EvaluateConfig, Evaluated, is_math, judge, judge_answers, judge_math, show
 from verl_ext.evaluation.labels import Z_95, Agreement, ClassRow, Proportion, accuracy_by, agreement, evaluate_answers
-from verl_ext.evaluation.labels_report import languages_apart, plot_confusion, print_tables
+from verl_ext.evaluation.labels_report import ArmResult, languages_apart, plot_confusion, print_tables
 from verl_ext.sampling.types import Answer
 
 #         en en en en  de de de  fr
@@ -86,13 +93,17 @@ def test_bad_input(answers, gold, message):
         evaluate_answers(answers, gold, LABELS)
 
 
+def judged_as(arm: str, read: str) -> Judged:
+    return Judged(arm, 0, False, "", read, read, "", None, "stop", False, 1)
+
+
 @pytest.fixture
 def judged():
     """Two Russian rows, one of them Bulgarian, and two edge cases; the teacher names the first and one edge case."""
     config = EvaluateConfig(data="d", edge="e", base="b", teacher="t", student="s", labels=["en", "ot", "ru"])
     rows = [{"reward_model": {"ground_truth": "ru"}, "extra_info": {"language": language}} for language in ("bg", "ru")]
     given = {"base": ["", "en", "", ""], "teacher": ["ru", "en", "", "ot"], "student": ["ru", "ru", "en", "ot"]}
-    return judge(config, given, rows)
+    return judge(config, {arm: [judged_as(arm, read) for read in labels] for arm, labels in given.items()}, rows)
 
 
 def test_gold_and_agreement_are_apart(judged):
@@ -133,10 +144,21 @@ def test_an_error_names_the_key(settings, key):
         EvaluateConfig(**settings)
 
 
+ASKED = [{"role": "user", "content": "How much?"}]
 PROBLEMS = [
-    {"reward_model": {"ground_truth": truth}, "data_source": "math", "prompt": [], "teacher_messages": []}
-    for truth in ("43", "\\frac{3}{4}", "7")
+    {
+        "row": row,
+        "reward_model": {"ground_truth": truth},
+        "data_source": "math",
+        "prompt": ASKED,
+        "teacher_messages": ASKED,
+    }
+    for row, truth in enumerate(("43", "\\frac{3}{4}", "7"))
 ]
+
+
+def judged_problems(config: EvaluateConfig, said: dict[str, list[Answer]]) -> dict[str, list[Judged]]:
+    return {arm: judge_answers(config, arm, answers, PROBLEMS, problems=True) for arm, answers in said.items()}
 
 
 def test_problems_are_scored_by_the_last_box():
@@ -145,7 +167,8 @@ def test_problems_are_scored_by_the_last_box():
         "base": [Answer("43", 1, "stop"), Answer("\\boxed{", 16, "length"), Answer("\\boxed{8}", 4, "stop")],
         "teacher": [Answer("\\boxed{43}", 3, "stop"), Answer("\\boxed{0.75}", 6, "stop"), Answer("7", 0, "length")],
     }
-    results = judge_math(config, said, PROBLEMS)
+    answers = judged_problems(config, said)
+    results = judge_math(config, answers, PROBLEMS)
     base, teacher = results["base"], results["teacher"]
     assert (base.accuracy, base.truncated, base.unboxed) == (Proportion(0, 3), Proportion(1, 3), Proportion(2, 3))
     assert (teacher.accuracy.hits, teacher.truncated.hits, teacher.unboxed.hits, teacher.mean_tokens) == (2, 1, 1, 3.0)
@@ -155,17 +178,34 @@ def test_problems_are_scored_by_the_last_box():
     assert (report["model"], report["rows"]) == ("t", 3)
     assert base.sees_prompt  # the teacher's is its own
     apart = [row | {"teacher_messages": [{"role": "user", "content": "more"}]} for row in PROBLEMS]
-    assert not judge_math(config, said, apart)["base"].sees_prompt
+    assert not judge_math(config, answers, apart)["base"].sees_prompt
 
 
 def test_the_table_of_problems_fits_80_columns_and_there_is_no_picture(tmp_path, capsys):
     config = EvaluateConfig(data="d", base_prompted="b")
-    results = judge_math(config, {"base_prompted": [Answer("\\boxed{7}", 4096, "length")] * 3}, PROBLEMS)
-    assert show(results, tmp_path / "eval.png") == ""
+    answers = judged_problems(config, {"base_prompted": [Answer("\\boxed{7}", 4096, "length")] * 3})
+    found = Evaluated(judge_math(config, answers, PROBLEMS), answers)
+    assert show(found, tmp_path / "eval.json") == f" and {tmp_path}/answers.jsonl"
     printed = capsys.readouterr().out
+    assert "row 0: right '43', read '7', cut off: \\boxed{7}" in printed
     assert "0.333 (0.061-0.792)" in printed
     assert max(len(line) for line in printed.splitlines()) <= 80
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("policy", "right"), [("strict", 3), ("exact", 1)])
+def test_labels_are_those_of_the_rows_and_read_as_the_policy_says(tmp_path, monkeypatch, capsys, policy, right):
+    rows = [ROW | {"reward_model": {"style": "rule", "ground_truth": label}} for label in ("C++", "C", "non-toxic")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    said = [Answer(text, 1, "stop") for text in ("**C++**", "C", "<think>toxic</think> Non-toxic.")]
+    monkeypatch.setattr(arms, "answer", lambda *_: {"base": said})
+    config = EvaluateConfig(data=str(tmp_path / "rows.parquet"), base="b", policy=policy)
+    result = arms.evaluate(config)["base"]
+    assert isinstance(result, ArmResult)
+    assert result.gold.labels == ("C", "C++", "non-toxic")
+    assert result.gold.accuracy.hits == right
+    arms.evaluate(replace(config, labels=["C", "C++", "non-toxic", "toxic"]))
+    assert "warning: no row has the label toxic" in capsys.readouterr().out
 
 
 def test_one_task_a_file():

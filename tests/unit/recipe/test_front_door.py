@@ -9,6 +9,7 @@ import pytest
 
 from recipe import CONFIGS
 from recipe.__main__ import completions, main, overview
+from verl_ext.platform import torch_store
 from verl_ext.run.command import VERBS, as_typed
 from verl_ext.run.field_docs import doc_of, field_docs
 from verl_ext.sft.torchrun import processes
@@ -99,7 +100,7 @@ def test_help_of_training_reads_texts_and_defaults_where_they_are_written(monkey
     text = " ".join(capsys.readouterr().out.split())
     for expected in (
         "Must be given: student.path=... ",
-        "data.train_files=... Parquet",
+        "data.train_files=... Rows",
         "actor_rollout_ref.actor.optim.lr=0.0001 Learning rate",
         "method.coef=1 Weight of the reverse KL",
         "platform= cpu, cuda (default)",
@@ -156,7 +157,8 @@ def test_sft_starts_torchrun_for_as_many_processes_as_asked(monkeypatch, tmp_pat
     ((program, words),) = started
     assert program == words[0] == sys.executable
     assert words[1:] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"),
+        *("-P", torch_store.__file__, "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        *("--nproc-per-node", "3"),
         *("-m", "recipe.sft", "platform=cpu", f"student.path={tmp_path}", "data.train_files=y"),
     ]
     assert processes(["a=1"]) == (1, ["a=1"])

@@ -159,24 +159,29 @@ def test_every_combination_plans_and_is_refused_only_for_a_known_reason(plain_ba
         assert all(pool.total(phase) > 0 for pool in pools(run, hardware) for phase in PHASES)
 
 
-ONE_DEVICE = ("consumer_24gb", "gb10_128gb", "h200_1x")
+SMALL = ("a100_1x", "consumer_24gb", "l40s_1x", "rtx4090_1x")  # too small for the 30B teacher, or without FP8
+LARGE = ("b200_1x", "gb10_128gb", "h100_1x", "h200_1x", "rtx_pro_6000_1x")
 NODES = ("a100_8x", "h100_8x", "ray_cluster")
+
+
+def test_every_machine_with_gpus_is_tried_below():
+    assert {*SMALL, *LARGE, *NODES} == {name for name in names("hardware") if not name.startswith("cpu")}
 
 
 @pytest.mark.parametrize(
     ("model", "update", "teacher", "fitting"),
     [
-        ("qwen3_0p6b_from_1p7b", "full", "bf16", {*ONE_DEVICE, *NODES}),
-        ("qwen3_4b_from_30b", "lora", "fp8", {"gb10_128gb", "h200_1x", "h100_8x", "ray_cluster"}),
+        ("qwen3_0p6b_from_1p7b", "full", "bf16", {*SMALL, *LARGE, *NODES}),
+        ("qwen3_4b_from_30b", "lora", "fp8", {*LARGE, "h100_8x", "ray_cluster"}),
         ("qwen3_4b_from_30b", "lora", "bf16", {*NODES}),  # 57 GiB of teacher fit no share of 24 GB, nor 0.3 of GB10
         ("qwen3_30b_a3b_self", "lora", "bf16", {*NODES}),
         ("qwen3_30b_a3b_self", "full", "bf16", {"ray_cluster"}),
-        ("qwen3_8b_base_from_32b", "lora", "fp8", {"h200_1x", "h100_8x", "ray_cluster"}),
+        ("qwen3_8b_base_from_32b", "lora", "fp8", {"b200_1x", "h200_1x", "h100_8x", "ray_cluster"}),
     ],
 )
 def test_which_machines_a_model_fits(plain_base, model, update, teacher, fitting):
     fits = set()
-    for name in (*ONE_DEVICE, *NODES):
+    for name in (*SMALL, *LARGE, *NODES):
         groups = {"model": model, "update": update, "teacher": teacher, "task": "prompt_distillation"}
         run, hardware, _ = plan_of(plain_base, **groups, hardware=name)
         if not problems(run, hardware) and not overflows(run, hardware):

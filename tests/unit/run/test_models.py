@@ -70,8 +70,8 @@ def test_a_broken_file_of_a_model_is_named(tmp_path, name, content, says):
 def test_what_transformers_cannot_read_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
-    with pytest.raises(ValueError, match=r"^student\.path=[^\n]*config\.json cannot be used \([^\n]*nonesuch[^\n]*$"):
-        models.max_positions("student.path", str(tmp_path))
+    with pytest.raises(ValueError, match=r"^student\.path=[^\n]*config\.json cannot be read \([^\n]*nonesuch[^\n]*$"):
+        models.context_length("student.path", str(tmp_path))
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
         models.load_tokenizer(str(tmp_path))
 

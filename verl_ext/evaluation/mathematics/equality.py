@@ -42,7 +42,7 @@ def same(one: Value, other: Value) -> bool:
 
 def compare(one: Value, other: Value) -> bool:
     if one == other:
-        return True
+        return one != Words("")
     for this, that in ((one, other), (other, one)):
         if isinstance(this, Relation) and not isinstance(that, Relation) and is_equation(this):
             value = assigned(this)
@@ -57,6 +57,8 @@ def compare(one: Value, other: Value) -> bool:
         return same_items(one, other)
     for this, that in ((one, other), (other, one)):
         if isinstance(this, Items) and this.kind == "set" and len(this.values) == 1 and isinstance(that, Expression):
+            if that.latex in SETS:
+                return False
             return isinstance(this.values[0], Expression) and compare(this.values[0], that)
     if isinstance(one, Expression) and isinstance(other, Expression) and not {one.latex, other.latex} & set(SETS):
         return same_letters(one, other) or same_formula(one.latex, other.latex)
@@ -88,7 +90,7 @@ def same_words(one: Value, other: Value) -> bool:
     formulas = [each.latex for each in (one, other) if isinstance(each, Expression)]
     if not words or not formulas:
         return False
-    if folded(words[0]) == folded(formulas[0]):
+    if folded(words[0]) == folded(formulas[0]) != "":
         return True
     if folded(words[0]) in NUMBERS:
         return same_formula(formulas[0], str(NUMBERS[folded(words[0])]))
@@ -174,7 +176,7 @@ def assigned(value: Relation) -> Value | None:
     """What `x=5`, `2+3=5`, `A=2\\pi r=6` or `\\pi\\approx 3.14` say; None where the sides do not agree."""
     sides, signs = value.sides, value.signs
     if is_name(sides[-1]) and not is_name(sides[0]):
-        sides = sides[::-1]
+        sides = tuple(reversed(sides))
     if signs[-1] == "\\approx":
         exact = sides[-2]
         if not is_name(exact):
@@ -185,7 +187,7 @@ def assigned(value: Relation) -> Value | None:
     middle = [side for side in sides[1:-1] if not expression(side).free_symbols]
     if any(not same(read_value(side), read_value(sides[-1])) for side in middle):
         return None
-    if len(sides) > 2 and any(expression(side).has(sympy.Symbol(sides[0])) for side in sides[1:-1]):
+    if any(expression(side).has(sympy.Symbol(sides[0])) for side in sides[1:-1]):
         return None
     return read_value(sides[-1])
 
@@ -230,6 +232,10 @@ def same_items(one: Items, other: Items) -> bool:
         pair, items = (one, other) if ordered[0] else (other, one)
         named = by_name(items)
         return pair.kind == "()" and named is not None and same_items(pair, Items("()", named))
+    names = [by_name(each) for each in (one, other)]
+    if (names[0] is None) != (names[1] is None):  # x=3,y=2 is 3,2 in this order
+        mine, theirs = (named or each.values for named, each in zip(names, (one, other), strict=True))
+        return len(mine) == len(theirs) and all(map(same, mine, theirs))
     mine, theirs = list(one.values), list(other.values)
     if "set" in (one.kind, other.kind):
         mine, theirs = distinct(mine), distinct(theirs)

@@ -28,6 +28,7 @@ SCIENTIFIC = re.compile(r"(?<![A-Za-z\d])(\d+\.?\d*|\.\d+) ?[eE]([+-]?\d+)(?![\d
 DIGITS = 50
 POINTS = 6
 KINKED = (sympy.Abs, sympy.Max, sympy.Min, sympy.floor, sympy.ceiling)
+GROWING = (sympy.exp, sympy.factorial, sympy.gamma, sympy.binomial)
 LARGEST = 300_000
 """Digits of a number that is worked out; one with more is compared with nothing."""
 
@@ -43,7 +44,7 @@ def readable(latex: str) -> str:
         Unreadable: if it holds what the parser does not know or would read as something else.
     """
     text = re.sub(r"(?<=\d) ?x ?(?=10\^)", r"\\cdot ", latex)
-    text = SCIENTIFIC.sub(r"\1\\cdot10^{\2}", text)
+    text = SCIENTIFIC.sub(lambda match: f"{match[1]}\\cdot10^{{{int(match[2])}}}", text)
     text = REPEATING.sub(repeating, text)
     text = MIXED.sub(mixed, text)
     text = re.sub(r"\\sqrt\[([3579])\]\{-(\d+)\}", r"(-\\sqrt[\1]{\2})", text)  # real, unlike (-8)^{1/3}
@@ -100,7 +101,7 @@ def expression(latex: str) -> sympy.Expr:
     if not parsed.has(sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit):
         parsed = parsed.xreplace({sympy.Symbol("i"): sympy.I})
     parsed = parsed.xreplace({each: sympy.Symbol(f"call {each}") for each in parsed.atoms(AppliedUndef)})
-    if digits(parsed) > LARGEST:
+    if digits(parsed) > LARGEST or tower(parsed) > 2:
         raise Unreadable(latex)
     value = sympy.sympify(parsed.doit())
     if not isinstance(value, sympy.Expr) or value.has(sympy.nan, sympy.zoo):
@@ -126,6 +127,13 @@ def digits(value: sympy.Basic) -> float:
     return sum(below)
 
 
+def tower(value: sympy.Basic) -> int:
+    """How many powers with a variable in the exponent stand on each other: 2 for 2^{2^x}."""
+    if isinstance(value, sympy.Pow | sympy.exp) and value.args[-1].free_symbols:
+        return 1 + tower(value.args[-1])
+    return max(map(tower, value.args), default=0)
+
+
 def same_expression(one: sympy.Expr, other: sympy.Expr) -> bool:
     """Whether both are the same for every real value of their variables."""
     if one == other:
@@ -138,10 +146,7 @@ def same_expression(one: sympy.Expr, other: sympy.Expr) -> bool:
         return bool((one - other).equals(0))
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     compared = 0
-    kinked = any(
-        each.has(*KINKED) or any(not power.exp.is_Integer for power in each.atoms(sympy.Pow)) for each in (one, other)
-    )
-    for point in points(symbols, wide=kinked):
+    for point in points(symbols, scales(one, other)):
         values = [sympy.N(each.xreplace(point), DIGITS + 10) for each in (one, other)]
         if not all(value.is_number and value.is_finite for value in values):
             continue
@@ -156,8 +161,20 @@ def close(one: sympy.Expr, other: sympy.Expr) -> bool:
     return bool(abs(one - other) <= size * sympy.Float(10, DIGITS) ** -DIGITS)
 
 
-def points(symbols: Sequence[sympy.Basic], wide: bool) -> list[dict[sympy.Basic, sympy.Basic]]:
-    """Rational points, the same ones each time, positive and negative; `wide`: also far from 0, where |x+9| is not x+9.
+def scales(one: sympy.Expr, other: sympy.Expr) -> tuple[int, ...]:
+    """How far from 0 to look: |x+9| is x+9 near it. Not far where something grows like 2^x."""
+    powers = [power for each in (one, other) for power in each.atoms(sympy.Pow)]
+    if not (
+        any(each.has(*KINKED) for each in (one, other))
+        or any(power.exp.is_Rational and not power.exp.is_Integer for power in powers)
+    ):
+        return (1,)
+    grows = any(each.has(*GROWING) for each in (one, other)) or any(power.exp.free_symbols for power in powers)
+    return (1, 10, 100) if grows else (1, 100, 10**4, 10**8)
+
+
+def points(symbols: Sequence[sympy.Basic], sizes: Sequence[int]) -> list[dict[sympy.Basic, sympy.Basic]]:
+    """Rational points, the same ones each time, positive and negative, of each of `sizes`.
 
     z and w are complex: |z|^2 is not z^2.
     """
@@ -165,11 +182,11 @@ def points(symbols: Sequence[sympy.Basic], wide: bool) -> list[dict[sympy.Basic,
         return [{}]
     draw = random.Random(0)
 
-    def coordinate(scale: int) -> sympy.Expr:
-        return sympy.Rational(draw.randint(1000, 40000), 9973) * draw.choice((1, -1)) * scale
+    def coordinate(size: int) -> sympy.Expr:
+        return sympy.Rational(draw.randint(1000, 40000), 9973) * draw.choice((1, -1)) * size
 
     return [
-        {s: coordinate(scale) + (sympy.I * coordinate(scale) if str(s) in ("z", "w") else 0) for s in symbols}
-        for scale in (1, *((100, 10**4, 10**8) if wide else ()))
+        {s: coordinate(size) + (sympy.I * coordinate(size) if str(s) in ("z", "w") else 0) for s in symbols}
+        for size in sizes
         for _ in range(POINTS)
     ]

@@ -56,7 +56,7 @@ SAME = (
 )
 SAME_SPELLING = tuple((re.compile(pattern + r"(?![A-Za-z])\s*"), new) for pattern, new in SAME)
 
-BOLD = r"mathbf|boldsymbol|mathit|mathsf|mathtt|mathcal|pmb|underline|bm|displaystyle"
+BOLD = r"mathbf|boldsymbol|mathit|mathsf|mathtt|mathcal|pmb|underline|bm|boxed|fbox"
 WORDS = r"text|textbf|textit|textrm|textsf|texttt|textnormal|textup|emph|mbox|hbox|mathrm|operatorname\*?"
 FONT = re.compile(rf"\\(?:(?P<bold>{BOLD})|(?P<words>{WORDS}))\s*\{{(?P<inside>[^{{}}]*)\}}")
 LETTER, CHOICE = re.compile("[A-Za-z]"), re.compile(r"\s*\(?[A-J][).:]+\s*")

@@ -24,7 +24,7 @@ from verl_ext.evaluation.mathematics.spelling import one_spelling
 
 START_S = 120.0  # until the process has imported sympy; 2 s on an idle machine
 LONGEST = 2000  # characters of an answer that is read as mathematics; a longer or deeper one is compared as text
-DEEPEST = 50  # braces within braces
+DEEPEST = 30  # brackets within brackets
 MEMORY = 2 << 30  # bytes of address space for one pair
 PLAIN = re.compile(r"([+-]?)(?:\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+)|(\d+\.?\d*|\.\d+))")
 WARM = (
@@ -46,6 +46,11 @@ class MathVerifier:
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._owner = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None before it started."""
+        return self._server.pid if self._server else None
 
     def equal(self, answer: str, truth: str) -> bool:
         """Whether `answer` is the same answer as `truth`, both without a box."""
@@ -99,8 +104,8 @@ class MathVerifier:
 
 
 def depth(text: str) -> int:
-    """The most braces that are open at once."""
-    return max(accumulate((c == "{") - (c == "}") for c in text), default=0)
+    """The most brackets that are open at once."""
+    return max(accumulate((c in "([{") - (c in ")]}") for c in text), default=0)
 
 
 def plain_number(text: str) -> Fraction | None:
