@@ -4,16 +4,19 @@
     python -m recipe.create_data
     python -m recipe.create_data source=file sentences=my.jsonl prompt=my_prompt.txt
     python -m recipe.create_data source=hub prompt=math student_prompt=math data_source=math
+    python -m recipe.create_data --from sharegpt chats.json out_dir=outputs/chats
     # on a GPU: the prompted teacher's labels too, to train on
     python -m recipe.create_data prompt=tinker teacher=Qwen/Qwen3-4B-Instruct-2507
 
 Writes train.parquet, heldout.parquet, edge.parquet and manifest.json; with a teacher also
 conversations.jsonl (Tinker's format), conversations.parquet (verl's), labels_manifest.json, and
 answers.jsonl, from which an interrupted run goes on. A second run with the same settings changes
-nothing; one with other settings is refused.
+nothing; one with other settings is refused. Chats (`--from openai|sharegpt|verl FILE`): the teacher
+sees the system message, the student does not (docs/data.md).
 """
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +24,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
 from verl_ext.checks.values import check_vllm
+from verl_ext.data.chats import with_source
 from verl_ext.data.create import RowsConfig, create_rows, package_version
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.models import check_model
@@ -87,7 +91,7 @@ def create_data(config: DictConfig) -> None:
 
 
 def main() -> None:
-    run_verb(VERB, create_data)
+    run_verb(VERB, create_data, with_source(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from verl_ext.checks.check import GENERATE
 from verl_ext.checks.context import Context
-from verl_ext.checks.run import refuse
+from verl_ext.checks.run import refuse, warnings
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, as_typed, run_verb
@@ -82,7 +82,8 @@ def generate_answers(config: Any) -> None:
         rows=lambda: run.rows.to_pylist(),
         ranks_of_vllm={"engine.tp": settings.engine.tp},
     )
-    refuse(GENERATE, context)
+    for line in warnings(refuse(GENERATE, context)):
+        print(line)
     answers, took = generate(run, Path(settings.out), settings.chunk, settings.overwrite)
     Console().print(summary(answers, took))
     print(f"{settings.out} written; next, what a teacher thinks of every token:")

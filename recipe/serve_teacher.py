@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from verl_ext.checks.values import check_teacher_device
 from verl_ext.run.hydra import register_verb
+from verl_ext.run.models import check_model
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, run_verb
 from verl_ext.teacher.config import TeacherConfig
@@ -53,6 +54,8 @@ def serve_teacher(config: DictConfig) -> None:
 
     settings = settings_of(config, ServeConfig)
     check_teacher_device(settings.teacher)
+    if settings.teacher.model_path:
+        check_model("teacher.model_path", settings.teacher.model_path)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the server as Ctrl-C does
     try:
         serve(settings.teacher, Path(settings.log_path))

@@ -25,13 +25,14 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import validate_config
+from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import get_rollout_replica_class
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.trainer import adapted, agent_loop, runner, sampler, trainer
+from verl_ext.trainer import adapted, agent_loop, dataset, runner, sampler, trainer
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 
@@ -46,6 +47,8 @@ OVERRIDES = [
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_teacher_logprobs"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_agent_loop"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_prompt"),
+    (agent_loop.PlainTextLoop, SingleTurnAgentLoop, "ct_build_initial_tokens"),
+    (dataset.CheckedRows, RLHFDataset, "_read_files_and_tokenize"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_build_replay_buffer"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_init_dataloader"),
@@ -68,6 +71,8 @@ def test_our_overrides_are_all_listed():
     listed = {(ours, name) for ours, _, name in OVERRIDES}
     for ours, theirs in (
         (agent_loop.DistillationAgentLoopWorker, WORKER),
+        (agent_loop.PlainTextLoop, SingleTurnAgentLoop),
+        (dataset.CheckedRows, RLHFDataset),
         (adapted.AdaptedTrainer, PPOTrainerSync),
         (trainer.OnPolicyDistillationTrainer, PPOTrainerSync),
     ):

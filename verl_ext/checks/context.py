@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.data.rows import check_rows
 from verl_ext.run.models import load_tokenizer, render_chat
@@ -79,6 +79,14 @@ class Context:
     def heldout(self) -> Rows:
         """Of a training run."""
         return check_rows("data.val_files", self.config.data.val_files)
+
+    @property
+    def offline(self) -> bool:
+        """The run's workers will not ask the hub for a model."""
+        if self.config is None or "ray_kwargs" not in self.config:
+            return False
+        variables = OmegaConf.select(self.config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+        return str(variables.get("HF_HUB_OFFLINE")) == "1"
 
     @property
     def student(self) -> tuple[str, str]:

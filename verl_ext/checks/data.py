@@ -2,9 +2,10 @@
 
 from omegaconf import DictConfig
 
-from verl_ext.checks.context import Context, context_of_run
+from verl_ext.checks.context import COLUMNS, Context, context_of_run
 from verl_ext.checks.finding import OK, WARN, Finding
 from verl_ext.data.rows import MOST_LABELS, label_set_of, without_rows
+from verl_ext.run.plain_text import written_in
 from verl_ext.run.settings import settings_of
 from verl_ext.trainer.config import LabelReadingConfig
 
@@ -26,6 +27,21 @@ def labels(context: Context) -> Finding:
     if not known:
         return Finding(OK, "the right answers are not known: no reward")
     return Finding(OK, f"{len(known)} labels" if len(known) <= MOST_LABELS else f"{len(known)} answers, each its own")
+
+
+def special_tokens(context: Context) -> Finding:
+    """Special tokens that the rows hold as text are counted: they are read as plain text."""
+    found = {
+        number: tokens
+        for number, row in enumerate(context.rows)
+        if (tokens := [t for column in COLUMNS for t in written_in(context.student_tokenizer, row[column])])
+    }
+    if not found:
+        return Finding(OK, "none in the rows")
+    number, tokens = next(iter(found.items()))
+    shown = ", ".join(sorted(set(tokens))[:4])
+    seen = f"{len(found)} of {len(context.rows)} rows hold special tokens as text (first: row {number}, {shown})"
+    return Finding(WARN, seen, "they are read as plain text and end no turn; take them out where they are left-overs")
 
 
 def label_set_of_run(config: DictConfig) -> list[str]:

@@ -54,7 +54,7 @@ def sampling(context: Context) -> str:
 def models(context: Context) -> str:
     """Every model is a folder that holds one, or has a hub name."""
     for key, path in context.models.items():
-        check_model(key, path)
+        check_model(key, path, offline=context.offline)
     return ", ".join(dict.fromkeys(context.models.values()))
 
 
@@ -101,7 +101,7 @@ def teacher_model(context: Context, name: str) -> str:
     path = context.teachers[name].model_path
     if path is None:
         return "not here: the server has it"
-    check_model("teacher.model_path", path)
+    check_model("teacher.model_path", path, offline=context.offline)
     return path
 
 

@@ -51,6 +51,7 @@ CHECKS = (
     Check("server", MODELS, (*RUN, SCORE), inputs.server, TEACHER, each_teacher=True),
     # Student and teacher: the same tokens, and the prompts that they should see?
     Check("student tokenizer", MODELS, (*RUN, SFT, GENERATE, SCORE), inputs.student_tokenizer, ("models",)),
+    Check("special tokens", MODELS, (*RUN, GENERATE, SCORE), data.special_tokens, ("data", "student tokenizer")),
     Check("roles", MODELS, (*RUN, GENERATE, SCORE), roles.roles, ("data", "student tokenizer")),
     Check("served model", MODELS, (*RUN, SCORE), served.model, ("server",), each_teacher=True),
     Check("served tokenizer", MODELS, (*RUN, SCORE), served.tokenizer, ("server", *ROLES), each_teacher=True),

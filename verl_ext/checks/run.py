@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -11,6 +12,7 @@ from verl_ext.checks.context import Context, context_of_run
 from verl_ext.checks.finding import FAIL, OK, SKIPPED, WARN, Finding, refused
 from verl_ext.checks.registry import checks_of
 from verl_ext.checks.sft import SftContext
+from verl_ext.run.origin import goes_on, latest_step
 
 if TYPE_CHECKING:
     from verl_ext.sft.dataset import DataReport
@@ -86,14 +88,28 @@ def _look(check: Check, context: Context, teacher: str | None) -> Finding:
 
 
 def check(config: DictConfig) -> list[str]:
-    """Refuse an on-policy run that cannot work; else what to tell its user: how it fits in memory, and warnings.
+    """Refuse an on-policy run that cannot work; else what to tell its user: what is planned, and warnings.
 
     Raises:
         ValueError: naming the key and the fix.
     """
-    findings = refuse(TRAIN, context_of_run(config))
-    planned = [f.seen for f in findings if f.name == "memory plan" and config.get("hardware") is not None]
-    return planned + warnings(findings)
+    context = context_of_run(config)
+    findings = refuse(TRAIN, context)
+    memory = [f.seen for f in findings if f.name == "memory plan" and config.get("hardware") is not None]
+    return [planned(config, len(context.rows), len(context.heldout)), *memory, *warnings(findings)]
+
+
+def planned(config: DictConfig, rows: int, heldout: int) -> str:
+    """What a run will do, where it begins included; how long a step takes is said from the second one on."""
+    prompts, samples = config.data.train_batch_size, config.actor_rollout_ref.rollout.n
+    an_epoch = rows // prompts
+    steps = config.trainer.total_training_steps or config.trainer.total_epochs * an_epoch
+    done = latest_step(Path(config.trainer.default_local_dir)) if goes_on(config) else None
+    where = f"resumes after step {done}" if done is not None else "from the start"
+    return (
+        f"{where}: {rows} rows, {heldout} held out; {prompts} prompts x {samples} samples a step, {steps} steps "
+        f"({steps / an_epoch:.1f} epochs, {steps * prompts * samples:,} samples)"
+    )
 
 
 def check_sft(config: DictConfig, ranks: int) -> "DataReport":

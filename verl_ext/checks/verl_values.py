@@ -47,7 +47,7 @@ class Number:
         kind = "a whole number" if self.whole else "a number"
         bound = f"> {self.low:g}" if self.open_low else f">= {self.low:g}"
         most = "below" if self.open_high else "at most"
-        largest = "" if self.high in (math.inf, LARGEST) else f", {most} {self.high:g}"
+        largest = "" if self.high in (math.inf, LARGEST) else f", {most} {self.high}"
         return " or ".join([f"{kind} {bound}{largest}", *("null" if each is None else str(each) for each in self.also)])
 
 
@@ -198,6 +198,11 @@ FIXED: Mapping[str, Choice] = {
     "actor_rollout_ref.actor.clip_ratio_high": Choice((0.2,), f"{OURS_SAYS_IT}; set method.policy_loss.high"),
     "critic.enable": Choice((None, False), "the method has no critic"),
     "reward.reward_model.enable": Choice((False,), "the teacher is the reward"),
+    "reward_model.enable": Choice((None, False), "the teacher is the reward"),
+    **{
+        f"skip.{name}.enable": Choice((False,), "kept answers are not samples of the student as it is")
+        for name in ("rollout", "rollout_tq", "async_rollout")
+    },
     "distillation.enabled": Choice((False,), "verl's own distillation; `teacher` is this plugin's"),
     "data.prompt_key": Choice(("prompt",), "the rows' own column"),
     "data.reward_fn_key": Choice(("data_source",), "the rows' own column"),

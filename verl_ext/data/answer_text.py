@@ -1,5 +1,6 @@
 """What of an answer is looked at, and how: thinking left out, markup taken off, characters made alike."""
 
+import html
 import re
 import unicodedata
 
@@ -62,7 +63,7 @@ def behind_marker(text: str) -> str | None:
 
 def plain(text: str) -> str:
     """Without LaTeX, HTML, special tokens and escapes."""
-    text, before = _SPECIAL.sub(" ", text), None
+    text, before = html.unescape(_SPECIAL.sub(" ", text)), None
     while text != before:
         before, text = text, _LATEX.sub(r"\1", text)
     text = _MATH.sub(r"\1", _ESCAPED.sub(r"\1", text))

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_ext.data.labels import Reading, strict_label
+from verl_ext.data.messages import message_of
+from verl_ext.data.text_files import Record, records, value_as_text
 
 PATTERNS = {
     "final_answer": re.compile(r"Final Answer: (\w+)"),
@@ -88,41 +90,39 @@ def from_jsonl(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming file and line, where a line is not one, or holds what parquet could not hold.
     """
-    # Not splitlines(): it would also break at U+2028, which is legal inside a JSON string.
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    return [_parse_conversation(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
+    return [_conversation(record, others=False) for record in records(path)]
 
 
 def from_parquet(path: Path) -> list[dict[str, Any]]:
-    """The conversations of a parquet file, columns that we do not know left out."""
-    table = pq.read_table(path)
-    if "messages" not in table.column_names:
-        raise ValueError(f"{path} has no column messages; it has {', '.join(table.column_names)}")
-    return table.select([key for key in COLUMNS if key in table.column_names]).to_pylist()
+    """The conversations of a parquet file, columns that we do not know left out.
+
+    Raises:
+        ValueError: naming file and row, where it is none, or a row is not one.
+    """
+    return [_conversation(record, others=True) for record in records(path)]
 
 
-def _parse_conversation(place: str, line: str) -> dict[str, Any]:
-    """One line as a conversation of checked types."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
-        raise ValueError(f'{place}: expected an object whose "messages" is a list of at least one message')
-    if unknown := sorted(set(row) - set(COLUMNS)):
-        raise ValueError(f"{place}: unknown key {unknown[0]!r}, expected one of {', '.join(COLUMNS)}")
-    for key, kind in (("index", int), ("label", str)):
-        if key in row and type(row[key]) is not kind:  # not isinstance: true is an int to Python
-            raise ValueError(f"{place}: {key} is {row[key]!r}, expected {kind.__name__}")
+def _conversation(record: Record, others: bool) -> dict[str, Any]:
+    """One row of checked types. `others`: other columns than COLUMNS may be there, and are left out."""
+    place, values = record
+    if "conversations" in values:
+        raise ValueError(
+            f"{place}: in ShareGPT's form; `python -m recipe.create_data --from sharegpt FILE` converts it"
+        )
+    if not isinstance(values.get("messages"), list) or not values["messages"]:
+        found = ", ".join(values) or "none"
+        raise ValueError(f'{place}: expected "messages", a list of at least one message; the columns are {found}')
+    filled = sorted(key for key, value in values.items() if key not in COLUMNS and value is not None)
+    if filled and not others:
+        raise ValueError(f"{place}: unknown key {filled[0]!r}, expected one of {', '.join(COLUMNS)}")
+    if type(values.get("index", 0)) is not int:  # not isinstance: true is an int to Python
+        raise ValueError(f"{place}: index is {values['index']!r}, expected int")
+    row: dict[str, Any] = {"messages": [message_of(place, message) for message in values["messages"]]}
     for message in row["messages"]:
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise ValueError(f'{place}: a message is an object of "role" and "content", found {message!r}')
         if message["role"] not in ROLES:
             raise ValueError(f"{place}: role is {message['role']!r}, expected one of {', '.join(ROLES)}")
-        if not isinstance(message["content"], str):
-            raise ValueError(f"{place}: content is {message['content']!r}, expected a string")
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{place}: half of a surrogate pair, which no UTF-8 file can hold") from error
+    if "index" in values:
+        row["index"] = values["index"]
+    if "label" in values:
+        row["label"] = value_as_text(f"{place}: label", values["label"])
     return row

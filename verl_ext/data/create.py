@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib import metadata
@@ -12,21 +13,28 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_ext.data.chats import CHAT, FORMS, Chat, answered, chat_row, load_chats
+from verl_ext.data.conversations import to_jsonl
 from verl_ext.data.hub import HubConfig, load_problems
-from verl_ext.data.rows import PLACEHOLDER, SCHEMA, SPLITS, make_row, read_prompt
+from verl_ext.data.rows import MOST_LABELS, PLACEHOLDER, SCHEMA, SPLITS, make_row, read_prompt
 from verl_ext.data.sentences import (
     Sentence,
     cut,
     cut_chars,
     file_sentences,
+    repeated,
     split,
     tinker_file,
     tinker_sentences,
     token_cutter,
 )
+from verl_ext.data.text_files import read_text
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.outputs import is_complete
 from verl_ext.run.settings import above
+
+DERIVED = ("conversations.jsonl", "conversations.parquet", "labels_manifest.json", "chats.jsonl")
+"""Files that are made of the rows, or beside them."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,17 @@ class RowsConfig:
     out_dir: str = "outputs/data"
     """Directory of the parquet files and the manifest; made when missing."""
     source: str = "tinker"
-    """`tinker`: the 2,100 sentences of the installed tinker-cookbook; `file`: those of `sentences`; `hub`: `hub`'s."""
+    """`tinker`: the 2,100 sentences of the installed tinker-cookbook; `file`: those of `sentences`; `hub`: `hub`'s;
+    `openai`, `sharegpt`, `verl`: the chats of `sentences` (docs/data.md)."""
     sentences: str = ""
-    """Path of a .txt (one sentence a line) or .jsonl file; only with source=file."""
+    """Path of your file: .txt, one sentence a line; .jsonl, .json, .csv, .tsv or .parquet of sentences, or chats."""
     hub: HubConfig = field(default_factory=HubConfig)
     """Problems with answers, of the hub or of local files (verl_ext/data/hub.py); only with source=hub."""
     prompt: str = "short"
-    """What the teacher sees: `short`, `math` (files of data/prompts), `tinker` (3,765 characters), or the path of a
-    text file with {text}."""
+    """What the teacher sees: `short`, `math` (files of data/prompts), `tinker` (3,765 characters), the path of a text
+    file with {text}, or `none`: the sentence alone. Chats have their own."""
+    system: str = ""
+    """Path of a text file that the teacher sees as its system message, in every row; empty: none but those of chats."""
     student_prompt: str = ""
     """The same for the student; empty: the sentence alone. The teacher's own prompt, where nothing but another model
     shall make the teacher."""
@@ -77,15 +88,23 @@ class Source:
     md5: str
     """Of the file, or of the problems and answers that were kept."""
     counts: dict[str, int]
-    """Rows of the hub by what became of them; empty for the other sources."""
+    """Rows of the hub, or chats, by what became of them; empty for sentences."""
+    notes: list[str] = field(default_factory=list)
+    """What to say about them, a line each."""
 
 
 def check_source(config: RowsConfig) -> None:
     """ValueError if settings that belong together are apart, or the other way round."""
-    if config.source not in ("tinker", "file", "hub"):
-        raise ValueError(f"source={config.source}: expected tinker, file or hub")
-    if (config.source == "file") != bool(config.sentences):
-        raise ValueError("sentences=PATH goes with source=file, and only with it")
+    if config.source not in ("tinker", "file", "hub", *FORMS):
+        raise ValueError(f"source={config.source}: expected tinker, file, hub, {', '.join(FORMS)}")
+    if (config.source in ("file", *FORMS)) != bool(config.sentences):
+        raise ValueError(f"sentences=PATH goes with source=file, {', '.join(FORMS)}, and only with them")
+    if config.source in FORMS and (config.prompt != RowsConfig.prompt or config.student_prompt):
+        raise ValueError(f"prompt, student_prompt: source={config.source} has its own; system=FILE is for the teacher")
+    if config.system and config.source not in FORMS and config.prompt == RowsConfig.prompt:
+        raise ValueError("system=FILE: set prompt too: none (the sentence alone), or what the sentence stands in")
+    if config.source in FORMS and (config.max_chars or config.max_sentence_tokens):
+        raise ValueError("max_chars, max_sentence_tokens: chats are not cut; leave them out")
     if config.max_chars < 0 or config.max_sentence_tokens < 0:
         key = "max_chars" if config.max_chars < 0 else "max_sentence_tokens"
         raise ValueError(f"{key}={vars(config)[key]} must be >= 0; 0 for no cut")
@@ -113,6 +132,8 @@ def load_source(config: RowsConfig) -> Source:
         content = json.dumps([(problem.text, problem.label) for problem in problems.sentences])
         name = f"{config.hub.path}@{config.hub.revision}".removesuffix("@")
         return Source(problems.sentences, name, hashlib.md5(content.encode()).hexdigest(), problems.counts)
+    if config.source in FORMS:
+        return _load_chats(config)
     if config.source == "tinker":
         path, sentences = tinker_file("example_data", "multilingual.txt"), tinker_sentences()
     else:
@@ -125,15 +146,49 @@ def load_source(config: RowsConfig) -> Source:
     return Source(sentences, path.name, hashlib.md5(path.read_bytes()).hexdigest(), {})
 
 
+def _load_chats(config: RowsConfig) -> Source:
+    path = Path(config.sentences)
+    if not path.is_file():
+        raise FileNotFoundError(f"sentences={path}: no such file")
+    name = CHAT if config.data_source == RowsConfig.data_source else config.data_source
+    found = load_chats(path, config.source, read_system(config), name)
+    read, prompted, with_answer = (found.counts[key] for key in ("read", "with_system", "with_answer"))
+    notes = [f"{prompted} of {read} chats have a system message, which the teacher sees alone"] if prompted else []
+    if all(chat.prompt == chat.teacher for chat in found.chats):
+        notes = [
+            f"warning: the teacher sees what the student sees in all {read} rows: take another model, or system=FILE"
+        ]
+    if with_answer:
+        notes.append(f"the last answer of {with_answer} chats is in no row: the student samples its own")
+    if found.unused:
+        notes.append(f"columns not used: {', '.join(found.unused)}")
+    content = hashlib.md5(path.read_bytes()).hexdigest()
+    return Source(list(found.chats), path.name, content, found.counts, notes)
+
+
+def read_system(config: RowsConfig) -> str:
+    """The teacher's system message; "" for none."""
+    if not config.system:
+        return ""
+    path = Path(config.system)
+    if not path.is_file():
+        raise FileNotFoundError(f"system={path}: no such file; give the path of a text file")
+    if not (text := read_text(path).strip()):
+        raise ValueError(f"system={path}: the system message is empty")
+    return text
+
+
 def describe(config: RowsConfig, source: Source, template: str, student_template: str) -> dict[str, Any]:
     """What decides the rows: the settings, with files and data sets named by content and not by place."""
-    places = ("out_dir", "sentences", "hub", "prompt", "student_prompt", "tokenizer", "overwrite")
+    places = ("out_dir", "sentences", "hub", "prompt", "student_prompt", "system", "tokenizer", "overwrite")
     names = [field.name for field in fields(RowsConfig) if field.name not in places]
     settings: dict[str, Any] = {name: getattr(config, name) for name in names}
     settings["source_md5"] = source.md5
     settings["prompt_sha256"] = hashlib.sha256(template.encode()).hexdigest()
     if config.student_prompt:
         settings["student_prompt_sha256"] = hashlib.sha256(student_template.encode()).hexdigest()
+    if config.system:
+        settings["system_sha256"] = hashlib.sha256(read_system(config).encode()).hexdigest()
     if config.tokenizer:
         tokenizer = Path(config.tokenizer) / "tokenizer.json"
         settings["tokenizer_sha256"] = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
@@ -154,29 +209,30 @@ def package_version() -> str:
 
 
 def create_rows(config: RowsConfig, prompts: Path) -> str:
-    """Write the files; returns the line to print. `prompts`: folder of the prompts that have a name."""
+    """Write the files; returns the lines to print. `prompts`: folder of the prompts that have a name."""
     source = load_source(config)
-    template = read_prompt("prompt", config.prompt, prompts)
+    template = PLACEHOLDER if config.source in FORMS else read_prompt("prompt", config.prompt, prompts)
     student_template = PLACEHOLDER
     if config.student_prompt:
         student_template = read_prompt("student_prompt", config.student_prompt, prompts)
     splits = split(source.sentences, config.heldout_fraction, config.seed)
+    notes = [*source.notes, *repeated(splits), *([] if source.counts else unseen_labels(splits))]
     settings = describe(config, source, template, student_template)
     out_dir = Path(config.out_dir)
-    if is_complete(out_dir, "manifest.json", [f"{name}.parquet" for name in SPLITS], settings, config.overwrite):
+    names = [f"{name}.parquet" for name in SPLITS] + (["chats.jsonl"] if source.counts.get("with_answer") else [])
+    if is_complete(out_dir, "manifest.json", names, settings, config.overwrite):
         return f"{out_dir}: up to date"
-    contents = {
-        f"{name}.parquet": parquet([make_row(s, template, name, config.data_source, student_template) for s in part])
-        for name, part in splits.items()
-    }
+    contents = {name: content_of(name, splits, config, template, student_template) for name in names}
     manifest = {
         "version": package_version(),
         "settings": settings,
         "source_file": source.name,
-        **({"hub": asdict(config.hub) | {"rows": source.counts}} if source.counts else {}),
+        **({"hub": asdict(config.hub) | {"rows": source.counts}} if config.source == "hub" else {}),
+        **({"chats": source.counts} if config.source in FORMS else {}),
         "prompt": config.prompt,
         "student_prompt": config.student_prompt,
         "prompt_chars": len(template),
+        "notes": notes,
         "counts": {
             name: {
                 "rows": len(part),
@@ -188,7 +244,46 @@ def create_rows(config: RowsConfig, prompts: Path) -> str:
         },
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
+    removed = remove_derived(out_dir) if config.overwrite else []
     write_json(out_dir / "manifest.json", manifest)
     for name, content in contents.items():
         write_atomically(out_dir / name, content)
-    return f"{out_dir}: " + ", ".join(f"{len(part)} {name}" for name, part in splits.items()) + " rows"
+    lines = [f"{out_dir}: " + ", ".join(f"{len(part)} {name}" for name, part in splits.items()) + " rows"]
+    if removed:
+        lines.append(f"removed what was made of the rows before: {', '.join(removed)}")
+    return "\n".join([*lines, *notes])
+
+
+def content_of(
+    name: str, splits: Mapping[str, Sequence[Sentence]], config: RowsConfig, template: str, student_template: str
+) -> bytes:
+    """What a file of the output holds."""
+    if name == "chats.jsonl":
+        return to_jsonl([answered(chat) for chat in splits["train"] if isinstance(chat, Chat) and chat.answer])
+    part, system = name.removesuffix(".parquet"), read_system(config)
+    return parquet(
+        [
+            chat_row(sentence, part)
+            if isinstance(sentence, Chat)
+            else make_row(sentence, template, part, config.data_source, student_template, system)
+            for sentence in splits[part]
+        ]
+    )
+
+
+def remove_derived(out_dir: Path) -> list[str]:
+    """Take away what was made of the rows that are replaced; answers stay, their journal knows what they answer."""
+    there = [name for name in DERIVED if (out_dir / name).exists()]
+    for name in there:
+        (out_dir / name).unlink()
+    return there
+
+
+def unseen_labels(splits: Mapping[str, Sequence[Sentence]]) -> list[str]:
+    """A line about labels that are evaluated and never trained on."""
+    trained = {sentence.label for sentence in splits["train"]}
+    held = {sentence.label for sentence in splits["heldout"]}
+    unseen = sorted(label for label in held - trained if label)
+    if not unseen or len(held | trained) > MOST_LABELS:
+        return []
+    return [f"warning: no training row has the label {', '.join(unseen)}: give more rows of it, or another seed"]

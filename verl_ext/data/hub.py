@@ -4,13 +4,15 @@ No code of a data set is run: `datasets` has refused to since its version 4.
 """
 
 import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verl_ext.data.sentences import TRANSLATION, Sentence
+from verl_ext.data.text_files import READERS, records, value_as_text
 
-FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+FILES = tuple(READERS)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class HubConfig:
     text: str = "problem"
     """Column of the problem, text."""
     answer: str = "answer"
-    """Column of the final answer alone, text or a number: no solution, no \\boxed{} around it."""
+    """Column of the final answer alone, text or a number: no solution, no \\boxed{} around it. Empty: the rows have no
+    answer, none is rewarded and none evaluated."""
     max_chars: int = 0
     """Leave out longer problems, characters, >= 0; 0 keeps all. Training refuses a prompt over
     `data.max_prompt_length`."""
@@ -64,10 +67,10 @@ def load_problems(config: HubConfig, seed: int) -> Problems:
     )
     by_text: dict[str, list[Sentence]] = {}
     for index, row in enumerate(read_rows(config)):
-        text = as_text(f"hub.text={config.text}", index, row[config.text])
-        answer = as_text(f"hub.answer={config.answer}", index, row[config.answer])
+        text = value_as_text(f"hub.text={config.text}: row {index}", row[config.text])
+        answer = value_as_text(f"hub.answer={config.answer}: row {index}", row[config.answer]) if config.answer else ""
         counts["read"] += 1
-        if not text or not answer:
+        if not text or (config.answer and not answer):
             counts["without_answer" if text else "without_problem"] += 1
             continue
         if config.max_chars and len(text) > config.max_chars:
@@ -90,36 +93,41 @@ def load_problems(config: HubConfig, seed: int) -> Problems:
     return Problems(sentences, counts | {"over_max_rows": over, "kept": len(sentences)})
 
 
-def as_text(where: str, index: int, value: Any) -> str:
-    """A cell as text, white space around it dropped; "" for none."""
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{where}: row {index} holds {str(value)[:60]}, expected text or a number")
-    return str(value).strip()
+def read_rows(config: HubConfig) -> Iterable[Mapping[str, Any]]:
+    """The rows, each with both columns."""
+    rows, columns = _file_rows(config) if Path(config.path).suffix in FILES else _dataset_rows(config)
+    for key, column in (("text", config.text), ("answer", config.answer)):
+        if column not in columns and not (key == "answer" and not column):
+            without = "; hub.answer= for rows without one" if key == "answer" else ""
+            raise ValueError(f"hub.{key}={column}: no such column; {config.path} has {', '.join(columns)}{without}")
+    return rows
 
 
-def read_rows(config: HubConfig) -> Any:
-    """A `datasets.Dataset` that has both columns."""
+def _file_rows(config: HubConfig) -> tuple[Iterable[Mapping[str, Any]], Sequence[str]]:
+    """Of one file; numbers stay exact, which the `datasets` library does not keep them."""
+    where, path = f"hub.path={config.path}", Path(config.path)
+    if not path.is_file():
+        raise ValueError(f"{where}: no such file")
+    if config.name or config.revision:
+        raise ValueError(f"hub.name={config.name}, hub.revision={config.revision}: a file has neither; leave them out")
+    if config.split != HubConfig.split:
+        raise ValueError(f"{where} hub.split={config.split}: Unknown split; a file has {HubConfig.split} alone")
+    found = [record.values for record in records(path)]
+    columns = list(dict.fromkeys(name for values in found for name in values))
+    return [dict.fromkeys(columns) | values for values in found], columns
+
+
+def _dataset_rows(config: HubConfig) -> tuple[Iterable[Mapping[str, Any]], Sequence[str]]:
+    """Of the hub, or of a folder of data files."""
     import datasets
     from datasets.exceptions import DatasetsError
 
-    where = f"hub.path={config.path}"
-    path, suffix = Path(config.path), Path(config.path).suffix
-    options: dict[str, Any] = {"path": config.path}
-    if suffix in FILES:
-        if not path.is_file():
-            raise ValueError(f"{where}: no such file")
-        if config.name or config.revision:
-            raise ValueError(
-                f"hub.name={config.name}, hub.revision={config.revision}: a file has neither; leave them out"
-            )
-        options = {"path": FILES[suffix], "data_files": config.path}
-    elif not path.is_dir() and (config.path.count("/") != 1 or config.path.startswith(".")):
+    where, path = f"hub.path={config.path}", Path(config.path)
+    if not path.is_dir() and (config.path.count("/") != 1 or config.path.startswith(".")):
         raise ValueError(f"{where}: no such folder, and no owner/name of the hub")
     try:
-        rows = datasets.load_dataset(
-            **options, name=config.name or None, split=config.split, revision=config.revision or None
+        rows: Any = datasets.load_dataset(
+            config.path, name=config.name or None, split=config.split, revision=config.revision or None
         )
     except ConnectionError as error:
         raise ValueError(
@@ -128,7 +136,4 @@ def read_rows(config: HubConfig) -> Any:
         ) from error
     except (FileNotFoundError, ValueError, RuntimeError, DatasetsError) as error:
         raise ValueError(f"{where} hub.name={config.name} hub.split={config.split}: {error}") from error
-    for key, column in (("text", config.text), ("answer", config.answer)):
-        if column not in rows.column_names:
-            raise ValueError(f"hub.{key}={column}: no such column; {config.path} has {', '.join(rows.column_names)}")
-    return rows
+    return rows, rows.column_names

@@ -24,7 +24,7 @@ class Reading:
     reason: str
 
 
-_JOINT = re.compile(r"[-_\s]+")
+_JOINT = re.compile(r"(?<=\w)[-_\s]+(?=\w)")
 _NOT = re.compile(r"(?:non|not|un|in|im|ir|il|dis)[-_\s]*", re.IGNORECASE)
 
 # Regular expressions of what stands around a label, in the order in which it is met.
@@ -51,7 +51,7 @@ _DOUBT = (
     r"\b(?:or|maybe|perhaps|possibly|alternatively|could|might|may|also|either|wait|actually|"
     r"rather(?! than)|instead(?! of)|correction|should be)\b(?:[^\w\n]+\w+){0,3}?[^\w\n]*?"
 )
-_CONTRADICTED = r"\b(?:is|it's|it\u2019s|be)\b(?!\s+not)[^\w\n]*"
+_CONTRADICTED = r"\b(?:no[,:;.]|(?:is|it's|it\u2019s|be)\b(?!\s+not))[^\w\n]*"
 _CLAUSE_ENDS = r"(?=[^\w\n]*(?:[.,;!?)\n]|$)|\s+(?:because|given|as|since|due|too|instead|if|though|but|or|and)\b)"
 _DENIED = re.compile(r"\b(?:not|neither|nor|unlike|rather than|instead of)\b|n['\u2019]t\b", re.IGNORECASE)
 _SURELY = r"(?:(?:most likely|likely|probably|definitely|clearly|overall)\b[,:]?\s*)?"
@@ -89,11 +89,12 @@ def strict_label(answer: str, extract: str, label_set: Sequence[str]) -> Reading
     if marked is not None:
         parts.append((marked, "marked"))
     for part, how in parts or [(text, "alone")]:
-        for reader in readers:
-            for variant in dict.fromkeys((part, plain(part))):
-                if found := reader.read(variant, how):
-                    return _reading(found)
-            if found := reader.read(plain(boxed(part)), "alone"):
+        looks = [(variant, how) for variant in dict.fromkeys((part, plain(part)))] + [(plain(boxed(part)), "alone")]
+        for found in (reader.read(*look) for reader in readers for look in looks):
+            if len(found) > 1:  # `Center Right` is two labels, unless `center-right` is one
+                joined = [one for look in looks if len(one := readers[-1].read(*look)) == 1]
+                return _reading(joined[0] if joined else found)
+            if found:
                 return _reading(found)
     shown = text if marked is None else marked.strip()
     if extract == "final_answer" and marked is None:
@@ -139,7 +140,7 @@ class _Reader:
             if found := self._statement(text, start, alone=how == "alone"):
                 return found
         if how == "alone":
-            return self._framed(text.rsplit("\n", 1)[-1], _FRAMES[:1], alone=True)
+            return self._framed(text.rsplit("\n", 1)[-1], _FRAMES[:2], alone=True)
         if found := self._framed(text, _FRAMES, alone=False):
             return found
         return self._last_line(text) if how == "whole" else ()
@@ -191,6 +192,7 @@ class _Reader:
             if other != labels:
                 return tuple(dict.fromkeys((*labels, *other))) if _is_choice(separator[0], rest[other_end:]) else ()
             rest = rest[other_end:]
+        rest = rest[_symbols(rest) :]
         if not any(character.isalnum() for character in rest):
             return labels
         if alone:
@@ -254,6 +256,12 @@ def _closers(rest: str) -> int:
     match = _CLOSERS.match(rest)
     assert match is not None  # it can be empty
     return match.end()
+
+
+def _symbols(rest: str) -> int:
+    """How much of what follows a label is emoji."""
+    end = next((i for i, one in enumerate(rest) if one != " " and unicodedata.category(one) not in ("So", "Sk")), 0)
+    return end if rest[:end].strip() else 0
 
 
 def _is_choice(separator: str, rest: str) -> bool:

@@ -10,13 +10,16 @@ of a held-out sentence is trained on, and neither is the same text under another
 
 import hashlib
 import importlib.util
-import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from verl_ext.data.text_files import Record, read_lines, records, value_as_text
 
 TRANSLATION, EDGE = "translation", "edge"
 
@@ -24,7 +27,8 @@ _TINKER_MD5 = "b30d549f8fb3facaf010bf84438f88d5"
 _TINKER_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 _TINKER_TRANSLATIONS = 2000  # rows before it are a 15-way interleave, rows from it on are hand-made edge cases
 _TINKER_RULES = {"bg": "ru", "sw": "ot", "th": "ot"}  # the prompt's rules: Cyrillic is ru, unlisted is ot
-_JSONL_KEYS = {"text": str, "label": str, "group": int, "slice": str, "language": str}
+SENTENCE_FILES = (".jsonl", ".csv", ".tsv", ".parquet", ".json")
+KEYS = ("text", "label", "group", "slice", "language")
 
 
 @dataclass(frozen=True)
@@ -85,20 +89,24 @@ def tinker_sentences() -> list[Sentence]:
 
 
 def file_sentences(path: Path) -> list[Sentence]:
-    """A user's sentences: .txt with one a line, or .jsonl with `text` and optional label, group, slice, language."""
+    """A user's sentences: .txt with one a line, or SENTENCE_FILES with `text` and optionally the other KEYS."""
     if not path.is_file():
         raise FileNotFoundError(f"sentences={path}: no such file")
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"sentences={path}: expected a .txt (one sentence a line) or a .jsonl file")
-    # Not splitlines(): it would also break at U+2028, which is legal inside a JSON string.
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    records = [_parse_line(path, number, line) for number, line in enumerate(lines, 1)]
-    first_free = 1 + max((record["group"] for record in records if "group" in record), default=-1)
+    if path.suffix == ".txt":
+        found = [Record(f"{path}:{number}", {"text": line}) for number, line in enumerate(read_lines(path), 1)]
+    elif path.suffix in SENTENCE_FILES:
+        found = records(path)
+    else:
+        raise ValueError(
+            f"sentences={path}: expected a .txt (one sentence a line), or {', '.join(SENTENCE_FILES)} with a text each"
+        )
+    checked = [_check_record(record) for record in found]
+    first_free = 1 + max((record["group"] for record in checked if "group" in record), default=-1)
     sentences = []
-    for index, record in enumerate(records):
+    for index, record in enumerate(checked):
         part = record.get("slice", TRANSLATION)
         if part not in (TRANSLATION, EDGE):
-            raise ValueError(f"{path}:{index + 1}: slice is {part!r}, expected {TRANSLATION!r} or {EDGE!r}")
+            raise ValueError(f"{found[index].place}: slice is {part!r}, expected {TRANSLATION!r} or {EDGE!r}")
         sentences.append(
             Sentence(
                 index=index,
@@ -106,31 +114,39 @@ def file_sentences(path: Path) -> list[Sentence]:
                 label=record.get("label", ""),
                 group=record.get("group", first_free + index),
                 slice=part,
-                language=record.get("language", ""),
+                language=record.get("language", "").strip(),
             )
         )
     return sentences
 
 
-def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    """One line of a sentences file as a record whose types are checked; errors carry the line number."""
-    record: Any = {"text": line}
-    if path.suffix == ".jsonl":
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-    if not isinstance(record, dict) or "text" not in record:
-        raise ValueError(f'{path}:{number}: expected an object with the key "text"')
-    for key, value in record.items():
-        if key not in _JSONL_KEYS:
-            raise ValueError(f"{path}:{number}: unknown key {key!r}, expected one of {', '.join(_JSONL_KEYS)}")
-        expected = _JSONL_KEYS[key]
-        if type(value) is not expected:  # not isinstance: true is an int to Python
-            raise ValueError(f"{path}:{number}: {key} is {value!r}, expected {expected.__name__}")
-    if not record["text"].strip():
-        raise ValueError(f"{path}:{number}: the sentence is empty; delete the line")
-    return record
+def _check_record(record: Record) -> dict[str, Any]:
+    """The values of one line, their types checked, what is missing left out; errors carry the line number."""
+    place, values = record
+    if "text" not in values:
+        raise ValueError(f'{place}: expected an object with the key "text"; found {", ".join(values) or "none"}')
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in KEYS:
+            raise ValueError(f"{place}: unknown key {key!r}, expected one of {', '.join(KEYS)}")
+        if key == "label":
+            checked[key] = value_as_text(f"{place}: label", value)
+        elif value is not None:
+            checked[key] = _number(place, value) if key == "group" else value
+            if key != "group" and not isinstance(value, str):
+                raise ValueError(f"{place}: {key} is {value!r}, expected str")
+    if not checked.get("text", "").strip():
+        raise ValueError(f"{place}: the sentence is empty; delete the line")
+    return checked
+
+
+def _number(place: str, value: Any) -> int:
+    """The number of a group; in CSV it is a text."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    if type(value) is not int:  # not isinstance: true is an int to Python
+        raise ValueError(f"{place}: group is {value!r}, expected int")
+    return value
 
 
 def cut_chars(text: str, max_chars: int) -> str:
@@ -160,6 +176,7 @@ def token_cutter(directory: Path, max_tokens: int) -> "partial[str]":
     if not path.is_file():
         raise FileNotFoundError(f"tokenizer={directory}: no tokenizer.json there")
     tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True  # plain text, as everywhere else
     return partial(
         cut_tokens,
         max_tokens=max_tokens,
@@ -193,8 +210,26 @@ def split(sentences: Sequence[Sentence], heldout_fraction: float, seed: int) -> 
     }
 
 
+def same_text(text: str) -> str:
+    """What two texts share that are equal but for white space, and for how their characters are composed."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def repeated(splits: Mapping[str, Sequence[Sentence]]) -> list[str]:
+    """Lines about texts that occur more than once, white space aside."""
+    counts = Counter(same_text(s.text) for name in ("train", "heldout") for s in splits[name])
+    more = sum(count - 1 for count in counts.values())
+    edge = sum(same_text(s.text) in counts for s in splits["edge"])
+    lines = (
+        [f"texts that are there once more, white space aside: {more}; equal ones are on one side of the split"]
+        if more
+        else []
+    )
+    return [*lines, *([f"warning: {edge} edge texts are among the other rows too"] if edge else [])]
+
+
 def merge_equal_texts(sentences: Sequence[Sentence]) -> list[Sentence]:
-    """Groups that share a text become one group, so that the text cannot lie on both sides of a split."""
+    """Groups that share a text, white space aside, become one, so that it cannot lie on both sides of a split."""
     parent = {s.group: s.group for s in sentences}
 
     def root(group: int) -> int:
@@ -204,6 +239,6 @@ def merge_equal_texts(sentences: Sequence[Sentence]) -> list[Sentence]:
 
     seen: dict[str, int] = {}
     for sentence in sentences:
-        first, second = sorted((root(sentence.group), root(seen.setdefault(sentence.text, sentence.group))))
+        first, second = sorted((root(sentence.group), root(seen.setdefault(same_text(sentence.text), sentence.group))))
         parent[second] = first
     return [replace(s, group=root(s.group)) for s in sentences]

@@ -3,9 +3,10 @@
 import os
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -15,11 +16,9 @@ from rich.table import Table
 from verl_ext.run.files import write_json
 from verl_ext.run.metrics import MetricsTail, read_place
 
-if TYPE_CHECKING:
-    pass
-
-
 STEP = "global_step_"
+SILENCE_S = 10.0  # after which a log file gets a line of where the run is
+PACE_STEPS = 20  # the last ones, whose median says how long the rest takes
 
 
 class RunConsole:
@@ -36,7 +35,8 @@ class RunConsole:
         self.last: dict[str, float] = {}
         self.place = read_place(run_dir)
         self.seconds: dict[str, float] = {}
-        self.last_progress = started
+        self.last_progress = self.last_line = started
+        self.step_seconds: list[float] = []
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -60,7 +60,8 @@ class RunConsole:
 
     def stage(self, text: str) -> None:
         """One line: what just became true, and when."""
-        self.console.print(f"[{time.perf_counter() - self.started:6.1f} s] {text}", highlight=False)
+        self.last_line = time.perf_counter()
+        self.console.print(f"[{self.last_line - self.started:6.1f} s] {text}", highlight=False, soft_wrap=True)
 
     def seconds_since_progress(self) -> float:
         """Seconds since the last finished step, or since launch."""
@@ -74,6 +75,8 @@ class RunConsole:
         if place != self.place and not self.steps and not self.console.is_terminal:
             self.stage(place)
         self.place = place
+        if not self.console.is_terminal and time.perf_counter() - self.last_line > SILENCE_S:
+            self.stage(f"... {place or 'starting'}")
         done = f"{_headline(self.last)}  " if self.last else ""
         self.progress.update(self.task, metrics=f"{done}({place or 'starting'})")
 
@@ -86,11 +89,22 @@ class RunConsole:
                 self.stage(f"resumed after step {self.first['step'] - 1:.0f}")
             self.stage("the first step is done")
         self.steps, self.last = self.steps + len(new), new[-1]
-        if not self.console.is_terminal:  # a log file shows no bar
-            for row in new:
-                self.stage(f"step {row['step']:.0f}/{row['training/total_steps']:.0f}  {_headline(row)}")
+        for row in new:
+            self.step_seconds.append(row["timing_s/step"])
+            if not self.console.is_terminal:  # a log file shows no bar
+                self.stage(
+                    f"step {row['step']:.0f}/{row['training/total_steps']:.0f}  {_headline(row)}{self._left(row)}"
+                )
         total, step = self.last["training/total_steps"], self.last["step"]
         self.progress.update(self.task, total=total, completed=step)
+
+    def _left(self, row: dict[str, float]) -> str:
+        """About how long the steps behind this one will take, at the pace of the last ones; the first is no measure."""
+        steps = row["training/total_steps"] - row["step"]
+        if steps < 1 or len(self.step_seconds) < 2:
+            return ""
+        pace = sorted(self.step_seconds[1:][-PACE_STEPS:])
+        return f"  ~{timedelta(seconds=round(steps * pace[len(pace) // 2]))} left"
 
     def finish(self) -> None:
         """Print the summary, write `run.json` (seconds of start-up and training), name the next command."""

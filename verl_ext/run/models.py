@@ -1,20 +1,109 @@
 """Models and tokenizers by folder or hub name."""
 
+import json
+import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from verl_ext.run.plain_text import render_plain, written_in
 
-def check_model(key: str, path: str) -> None:
-    """`path` is a model folder, or looks like a hub name (`owner/name`)."""
+HUB_WAIT_S = 8.0
+"""Seconds that the hub has to answer; a name server alone can take longer."""
+
+
+def check_model(key: str, path: str, *, offline: bool = False) -> None:
+    """`path` is a model folder, or the name (`owner/name`) of one that is in the hub's cache or on the hub.
+
+    Args:
+        key: the setting, for error messages.
+        path: folder or hub name.
+        offline: whoever loads it will not ask the hub, as with HF_HUB_OFFLINE.
+
+    Raises:
+        ValueError: naming `key` and the fix, within HUB_WAIT_S.
+    """
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{key}={path} is no model: the folder has no config.json")
-        if not list(folder.glob("*.safetensors")) and not list(folder.glob("*.bin")):
-            raise ValueError(f"{key}={path} is no model: the folder has no weights (*.safetensors)")
-    elif path.count("/") != 1 or path.startswith((".", "/", "outputs/")):
+        if lacking := lacking_weights(folder):
+            raise ValueError(f"{key}={path} is no model: the folder has no {lacking}")
+    elif path.count("/") != 1 or path.startswith((".", "/", "outputs/")) or not _is_name(path):
         raise ValueError(f"{key}={path}: no such folder; `make demo` builds a tiny model, or name one from the hub")
+    elif not is_cached(path) and (problem := problem_with_hub(path, offline)):
+        raise ValueError(f"{key}={path}: no such folder, and {problem}")
+
+
+def lacking_weights(folder: Path) -> str:
+    """What is missing of a model's weights, as after half a download; "" for nothing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return next((name for name in sorted(files) if not (folder / name).is_file()), "")
+    return "" if list(folder.glob("*.safetensors")) or list(folder.glob("*.bin")) else "weights (*.safetensors)"
+
+
+def _is_name(path: str) -> bool:
+    """The hub could have a model of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
+
+
+def is_cached(name: str) -> bool:
+    """The hub's cache on this machine holds configuration and weights of the model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return isinstance(found, str) and not lacking_weights(Path(found).parent)
+
+
+def problem_with_hub(name: str, offline: bool) -> str:
+    """Why the hub would not hand out a model that is not in the cache, and the fix; "" where it would."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    fetch = f"run `hf download {name}` where there is a network, or give a folder"
+    if offline or constants.HF_HUB_OFFLINE:
+        why = "HF_HUB_OFFLINE=1 (platform=cpu sets it) keeps the hub from being asked"
+        return f"its files are not in the hub's cache, and {why}; {fetch}"
+    error = _asked_hub(name)
+    if error is None:
+        return ""
+    if isinstance(error, GatedRepoError):
+        return f"the hub wants its terms accepted; do so at {constants.ENDPOINT}/{name}, then `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub knows no such model; correct the name, or `hf auth login` for a private one"
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return f"its files are not in the hub's cache, and the hub cannot be asked ({reason}); {fetch}"
+
+
+def _asked_hub(name: str) -> Exception | None:
+    """What goes wrong with a look at a model's config.json on the hub. In a thread: nothing bounds a name server."""
+    from httpx import HTTPError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    answer: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_WAIT_S)
+            answer.append(None)
+        except (HfHubHTTPError, HTTPError, OSError) as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_WAIT_S)
+    return answer[0] if answer else TimeoutError(f"no answer in {HUB_WAIT_S:.0f} s")
 
 
 def load_tokenizer(path: str) -> Any:
@@ -34,11 +123,15 @@ def max_positions(path: str) -> int | None:
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:
     """The token ids of a conversation up to where the model's answer begins.
 
-    `template_kwargs` go to the chat template, e.g. `enable_thinking`.
+    `template_kwargs` go to the chat template, e.g. `enable_thinking`. Special tokens that a content holds are plain
+    text (`verl_ext.run.plain_text`).
 
     Raises:
         ValueError: if the template refuses the conversation.
     """
+    if written_in(tokenizer, messages):
+        template = partial(_apply_template, tokenizer, template_kwargs=template_kwargs, tokenize=False)
+        return render_plain(tokenizer, messages, template)
     return _apply_template(tokenizer, messages, template_kwargs, tokenize=True, return_dict=False)
 
 

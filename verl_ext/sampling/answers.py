@@ -59,8 +59,7 @@ class AnswerRun:
     @cached_property
     def rows(self) -> pa.Table:
         """The rows to answer. ValueError if they cannot be."""
-        rows = check_rows("data", self.data)
-        table = pq.read_table(self.data).slice(0, self.limit or len(rows))
+        table = pa.Table.from_pylist(check_rows("data", self.data)[: self.limit or None])
         if taken := [name for name in COLUMNS if name in table.column_names]:
             raise ValueError(f"data={self.data} has answers already (column {taken[0]}); give the rows they are of")
         return table

@@ -6,6 +6,7 @@ conversations.parquet, labels_manifest.json.
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from verl_ext.sampling.served import ServedSampler
 from verl_ext.sampling.types import Answer, EngineConfig, Request, Sampler, SamplingConfig
 from verl_ext.sampling.vllm import VllmSampler, hash_of_sampler
 
+SPECIAL = re.compile(r"<\|[^|<>\s]+\|>|</?s>|<(?:eos|bos|pad|start_of_turn|end_of_turn)>|\[/?INST\]")
+"""What looks like a special token, where there is no tokenizer to ask."""
 FILES = ("conversations.jsonl", "conversations.parquet")
 
 
@@ -55,6 +58,8 @@ class LabelConfig:
     def __post_init__(self) -> None:
         if not self.splits or not set(self.splits) <= set(SPLITS):
             raise ValueError(f"labels.splits={self.splits}: expected some of {', '.join(SPLITS)}")
+        if len(set(self.splits)) != len(self.splits):
+            raise ValueError(f"labels.splits={self.splits}: names a split twice; its rows would count twice")
         if self.extract not in labels.PATTERNS:
             raise ValueError(f"labels.extract={self.extract}: expected one of {', '.join(labels.PATTERNS)}")
         if self.policy not in labels.POLICIES:
@@ -139,6 +144,12 @@ class LabelRun:
             with VllmSampler(self.teacher, self.sampling, self.engine, missing) as sampler:
                 yield sampler
             return
+        for request in missing:
+            if found := SPECIAL.search("\n".join(message["content"] for message in request.messages)):
+                raise ValueError(
+                    f"row {request.index} holds {found[0]} as text, which a server reads as a token of its own and "
+                    "everything here as plain text; leave labels.urls out (vLLM in this process), or clean the row"
+                )
         served = served_sampler(self.teacher, self.labels, self.sampling)
         if self.teacher not in (offered := served.served_models()):
             raise ValueError(f"teacher={self.teacher}: {self.labels.urls[0]} serves {', '.join(offered)}")

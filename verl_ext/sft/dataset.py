@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
 from verl_ext.data.conversations import from_jsonl, from_parquet
+from verl_ext.run.plain_text import written_in
 from verl_ext.sft.renderer import Qwen3InstructRenderer, Rendered, get_renderer
 
 TRUNCATIONS = ("right", "error")
@@ -33,12 +33,15 @@ class DataReport:
     trained_tokens: int
     longest: int
     """Tokens of the longest row after truncation."""
+    with_special_tokens: int = 0
+    """Rows that hold special tokens of the tokenizer as text: they are plain text."""
 
     def as_line(self) -> str:
         lost = f", {self.endless} of them without the end of their answer" if self.endless else ""
         cut = f", {self.truncated} cut to data.max_length{lost}" if self.truncated else ""
         trained = f"{self.tokens} tokens, {self.trained_tokens} of them trained"
-        return f"{self.rows} rows, {trained}; the longest has {self.longest}{cut}"
+        special = f"; {self.with_special_tokens} hold special tokens, as plain text" if self.with_special_tokens else ""
+        return f"{self.rows} rows, {trained}; the longest has {self.longest}{cut}{special}"
 
 
 def read_conversations(key: str, files: str | Sequence[str]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -52,15 +55,13 @@ def read_conversations(key: str, files: str | Sequence[str]) -> list[tuple[str, 
         path = Path(name)
         if not path.is_file():
             raise ValueError(f"{key}={path}: no such file; make it with `python -m recipe.create_data`")
-        if path.suffix == ".jsonl":
-            rows, unit, first = from_jsonl(path), "line", 1
-        elif path.suffix == ".parquet":
-            try:
-                rows, unit, first = from_parquet(path), "row", 0
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{key}={path} is no parquet file ({error}); see data/README.md") from None
-        else:
-            raise ValueError(f"{key}={path}: expected a .jsonl or a .parquet file of conversations")
+        if path.suffix not in (".jsonl", ".json", ".parquet"):
+            raise ValueError(f"{key}={path}: expected a .jsonl, .json or .parquet file of conversations")
+        try:
+            rows = from_parquet(path) if path.suffix == ".parquet" else from_jsonl(path)
+        except ValueError as error:
+            raise ValueError(f"{key}={error}") from None
+        unit, first = ("line", 1) if path.suffix == ".jsonl" else ("row", 0)
         found += [(f"{path} {unit} {number}", row["messages"]) for number, row in enumerate(rows, first)]
     if not found:
         raise ValueError(f"{key}={files} holds no rows")
@@ -105,10 +106,8 @@ class ConversationDataset(Dataset):
             raise ValueError(f"data.truncation={truncation} must be one of {', '.join(TRUNCATIONS)}")
         renderer = get_renderer(config["renderer"], tokenizer)
         rows = read_conversations("data.train_files", parquet_files)
-        rendered = [
-            render_row(renderer, place, messages, config["max_length"], truncation)
-            for place, messages in (rows[:max_samples] if max_samples > 0 else rows)
-        ]
+        rows = rows[:max_samples] if max_samples > 0 else rows
+        rendered = [render_row(renderer, place, messages, config["max_length"], truncation) for place, messages in rows]
         self.examples = [example for example, _, _ in rendered]
         lengths = [len(example.tokens) for example in self.examples]
         self.report = DataReport(
@@ -118,6 +117,7 @@ class ConversationDataset(Dataset):
             tokens=sum(lengths),
             trained_tokens=sum(sum(example.trained) for example in self.examples),
             longest=max(lengths),
+            with_special_tokens=sum(bool(written_in(tokenizer, messages)) for _, messages in rows),
         )
         if self.report.endless == len(lengths):
             raise ValueError(

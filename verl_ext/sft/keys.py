@@ -5,7 +5,7 @@ Texts of verl's keys and of those of `configs/sft/sft.yaml`; "" where `SftConfig
 
 KEYS = {
     "student.path": "Model folder or hub name that is trained.",
-    "data.train_files": "Conversations, .jsonl or .parquet: one file or a list.",
+    "data.train_files": "Conversations, .jsonl, .json or .parquet (docs/data.md): one file or a list.",
     "data.val_files": "The same, for a loss on held-out rows; null for none.",
     "run_dir": "Everything of the run; the same command resumes it.",
     "data.train_batch_size": "Rows a step, of all processes together, >= 1.",

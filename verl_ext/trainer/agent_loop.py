@@ -19,6 +19,7 @@ from verl_ext.data.conversations import read_label
 from verl_ext.data.rows import MATH
 from verl_ext.evaluation.match import math_match
 from verl_ext.run.models import render_chat
+from verl_ext.run.plain_text import written_in
 from verl_ext.run.settings import settings_of
 from verl_ext.sampling.types import CUT_OFF
 from verl_ext.teacher.store.store import StoreError
@@ -29,6 +30,18 @@ from verl_ext.trainer.runner import plain_class
 
 # Of its own: verl renders prompts in the loop's default threads, and the verifier compares one pair at a time.
 MATH_THREAD = ThreadPoolExecutor(1)
+
+
+class PlainTextLoop(SingleTurnAgentLoop):
+    """verl's loop of one turn; special tokens that a sentence holds are plain text, as they are everywhere here."""
+
+    async def ct_build_initial_tokens(
+        self, messages: list[dict], tools=None, images=None, videos=None, audios=None, mm_inputs_out=None
+    ) -> list[int]:
+        if written_in(self.tokenizer, messages):
+            ids = render_chat(self.tokenizer, messages, self.apply_chat_template_kwargs)
+            return self._cap_text_prompt_length(ids)
+        return await super().ct_build_initial_tokens(messages, tools, images, videos, audios, mm_inputs_out)
 
 
 class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
@@ -77,8 +90,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
 
     @functools.cached_property
-    def _single_turn(self) -> SingleTurnAgentLoop:
-        return SingleTurnAgentLoop(
+    def _single_turn(self) -> "PlainTextLoop":
+        return PlainTextLoop(  # pyright: ignore[reportAbstractUsage]  verl's decorator hides its `run`
             trainer_config=DictConfigWrap(self.config),
             server_manager=self.llm_client,
             tokenizer=self.tokenizer,

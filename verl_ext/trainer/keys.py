@@ -7,8 +7,8 @@ from verl_ext.trainer.config import DIRECT_LOSSES, POLICY_GRADIENT
 
 KEYS = {
     "student.path": "Model folder or hub name that is trained.",
-    "data.train_files": "Parquet of rows (data/README.md).",
-    "data.val_files": "Parquet of held-out rows.",
+    "data.train_files": "Rows (docs/data.md): one file or a list.",
+    "data.val_files": "Held-out rows: one file or a list.",
     "run_dir": "Everything of the run; the same command resumes it.",
     "data.train_batch_size": "Prompts a step, >= 1.",
     "data.max_prompt_length": "Longest prompt, tokens; a longer one is refused.",

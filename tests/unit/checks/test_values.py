@@ -235,6 +235,23 @@ def test_a_setting_takes_what_its_text_says(try_word, command, key, kind, text):
         assert said is None or is_a_line_that_names(key, said), said
 
 
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        *(("train", key) for key in ("student.path", "data.train_files", "data.val_files")),
+        *(("sft", key) for key in ("student.path", "data.train_files")),
+    ],
+)
+def test_what_is_left_out_is_asked_for_and_nothing_of_verls_stands_in_for_it(command, key):
+    verb, words, refuse_settings = COMMANDS[command]
+    with verb.composing():
+        config = compose(verb.name, [word for word in words if not word.startswith(f"{key}=")])
+    with pytest.raises(ValueError, match=rf"^{key} is not set: give {key}=\.\.\.$"):
+        refuse_settings(config)
+    for section in ("data", "student", "teacher"):
+        assert "~/" not in OmegaConf.to_yaml(config.get(section, {}))
+
+
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 VERLS = r"(?:data|actor_rollout_ref|algorithm|trainer|ray_kwargs)\.[a-z_.]+[a-z]"
 NAMED = {key for key in re.findall(rf"(?<![\w.]){VERLS}", CONFIGURATION) if not key.endswith(("_files", ".parquet"))}

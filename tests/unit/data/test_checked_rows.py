@@ -14,12 +14,17 @@ def write_rows(path, rows):
 
 
 def test_good_rows_are_returned(tmp_path):
-    assert check_rows("data.train_files", write_rows(tmp_path / "a.parquet", [ROW])) == [ROW]
+    assert check_rows("data.train_files", write_rows(tmp_path / "a.parquet", [ROW])) == [
+        ROW | {"extra_info": {"language": "", "index": 0}}
+    ]
 
 
 def test_missing_teacher_messages(tmp_path):
     row = {key: value for key, value in ROW.items() if key != "teacher_messages"}
-    with pytest.raises(ValueError, match=r"data\.train_files=.*has no column teacher_messages; see data/README\.md"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no column teacher_messages; `python -m recipe\.create_data --from verl .*a\.parquet` adds",
+    ):
         check_rows("data.train_files", write_rows(tmp_path / "a.parquet", [row]))
 
 

@@ -106,7 +106,7 @@ def test_an_error_is_one_line_and_names_the_key(settings, message):
 
 
 def test_answers_that_are_no_text_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"hub\.answer=answer: row 1 holds \['3'\], expected text or a number"):
+    with pytest.raises(ValueError, match=r"hub\.answer=answer: row 1 is \['3'\], expected text or a number"):
         load_problems(hub_of(tmp_path, problem("a", ["2"]) | {"answer": None}, problem("b", ["3"])), seed=0)
     with pytest.raises(ValueError, match="1 problems with an answer"):
         load_problems(hub_of(tmp_path, problem("a", "2")), seed=0)

@@ -105,10 +105,12 @@ def test_prompt_takes_the_sentence_literally():
     ("line", "message"),
     [
         ("{'text': 1}", "not JSON"),
-        ("[]", 'key "text"'),
+        ("[]", "expected an object, found a list"),
         ('{"label": "en"}', 'key "text"'),
         ('{"text": "  "}', "empty"),
         ('{"text": 3}', "expected str"),
+        ('{"text": "a", "label": true}', "label is True, expected text or a number"),
+        ('{"text": "a", "label": ["x"]}', "expected text or a number"),
         ('{"text": "a", "group": true}', "expected int"),
         ('{"text": "a", "lable": "en"}', "unknown key 'lable'"),
         ('{"text": "a", "slice": "test"}', "slice"),
@@ -192,10 +194,54 @@ def test_create_is_repeatable_and_never_overwrites_silently(tmp_path):
     assert create_rows(first, PROMPTS).endswith("up to date")
 
 
+def test_what_was_made_of_the_rows_before_is_removed_with_them(tmp_path):
+    create_rows(config(tmp_path), PROMPTS)
+    out = tmp_path / "out"
+    stale = ("conversations.jsonl", "conversations.parquet", "labels_manifest.json", "chats.jsonl")
+    for name in (*stale, "answers.jsonl", "mine.txt"):
+        (out / name).write_text("x")
+    assert create_rows(config(tmp_path, overwrite=True), PROMPTS).endswith("up to date")
+    assert (out / "conversations.jsonl").exists()
+    said = create_rows(config(tmp_path, seed=1, overwrite=True), PROMPTS)
+    assert f"removed what was made of the rows before: {', '.join(stale)}" in said
+    assert {path.name for path in out.iterdir()} - {f"{n}.parquet" for n in SPLITS} == {
+        "manifest.json",
+        "answers.jsonl",
+        "mine.txt",
+    }
+
+
+def test_texts_that_are_equal_but_for_white_space_are_on_one_side_and_counted(tmp_path):
+    texts = [f"text {i // 2}" if i % 2 else f" text\t {i // 2} " for i in range(40)] + ["cafe\u0301", "caf\u00e9"]
+    path = tmp_path / "s.jsonl"
+    edge = {"text": "text  3", "slice": "edge"}
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) + json.dumps(edge))
+    said = create_rows(RowsConfig(out_dir=str(tmp_path / "out"), source="file", sentences=str(path)), PROMPTS)
+    assert "texts that are there once more, white space aside: 21; equal ones are on one side" in said
+    assert "warning: 1 edge texts are among the other rows too" in said
+    train, heldout = (
+        {
+            data.same_text(row["prompt"][0]["content"])
+            for row in pq.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist()
+        }
+        for name in ("train", "heldout")
+    )
+    assert train
+    assert heldout
+    assert not train & heldout
+
+
+def test_a_label_that_is_never_trained_on_is_said(tmp_path):
+    path = tmp_path / "s.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},label {i}\n" for i in range(10)))
+    said = create_rows(RowsConfig(out_dir=str(tmp_path / "out"), source="file", sentences=str(path)), PROMPTS)
+    assert "warning: no training row has the label label " in said
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "web"}, "expected tinker, file or hub"),
+        ({"source": "web"}, "expected tinker, file, hub, openai"),
         ({"source": "file"}, "sentences=PATH"),
         ({"sentences": "x.txt"}, "sentences=PATH"),
         ({"max_sentence_tokens": 8}, "go together"),

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,9 @@ TEMPERATURE_1 = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "stop": [], "ena
 
 class Words:
     """A tokenizer of whole words; its template is the words of the last message."""
+
+    added_tokens_decoder = MappingProxyType({})
+    """No special tokens."""
 
     def __init__(self) -> None:
         self.core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, WORDS[0]))

@@ -1,10 +1,16 @@
-import numpy as np
-import pytest
+from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_student import ROW
+
+from verl_ext.evaluation import arms
 from verl_ext.evaluation.answers import Judged
 from verl_ext.evaluation.arms import EvaluateConfig, Evaluated, is_math, judge, judge_answers, judge_math, show
 from verl_ext.evaluation.labels import Z_95, Agreement, ClassRow, Proportion, accuracy_by, agreement, evaluate_answers
-from verl_ext.evaluation.labels_report import languages_apart, plot_confusion, print_tables
+from verl_ext.evaluation.labels_report import ArmResult, languages_apart, plot_confusion, print_tables
 from verl_ext.sampling.types import Answer
 
 #         en en en en  de de de  fr
@@ -185,6 +191,21 @@ def test_the_table_of_problems_fits_80_columns_and_there_is_no_picture(tmp_path,
     assert "0.333 (0.061-0.792)" in printed
     assert max(len(line) for line in printed.splitlines()) <= 80
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("policy", "right"), [("strict", 3), ("exact", 1)])
+def test_labels_are_those_of_the_rows_and_read_as_the_policy_says(tmp_path, monkeypatch, capsys, policy, right):
+    rows = [ROW | {"reward_model": {"style": "rule", "ground_truth": label}} for label in ("C++", "C", "non-toxic")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    said = [Answer(text, 1, "stop") for text in ("**C++**", "C", "<think>toxic</think> Non-toxic.")]
+    monkeypatch.setattr(arms, "answer", lambda *_: {"base": said})
+    config = EvaluateConfig(data=str(tmp_path / "rows.parquet"), base="b", policy=policy)
+    result = arms.evaluate(config)["base"]
+    assert isinstance(result, ArmResult)
+    assert result.gold.labels == ("C", "C++", "non-toxic")
+    assert result.gold.accuracy.hits == right
+    arms.evaluate(replace(config, labels=["C", "C++", "non-toxic", "toxic"]))
+    assert "warning: no row has the label toxic" in capsys.readouterr().out
 
 
 def test_one_task_a_file():

@@ -100,7 +100,7 @@ def test_help_of_training_reads_texts_and_defaults_where_they_are_written(monkey
     text = " ".join(capsys.readouterr().out.split())
     for expected in (
         "Must be given: student.path=... ",
-        "data.train_files=... Parquet",
+        "data.train_files=... Rows",
         "actor_rollout_ref.actor.optim.lr=0.0001 Learning rate",
         "method.coef=1 Weight of the reverse KL",
         "platform= cpu, cuda (default)",
@@ -148,16 +148,18 @@ def test_what_must_be_given_has_no_default_of_verls(name):
     assert (missing.returncode, missing.stderr) == (1, f"error: {name} is not set: give {name}=...\n")
 
 
-def test_sft_starts_torchrun_for_as_many_processes_as_asked(monkeypatch):
+def test_sft_starts_torchrun_for_as_many_processes_as_asked(monkeypatch, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
     started = []
     monkeypatch.setattr(os, "execv", lambda program, words: started.append((program, words)))
-    typed(monkeypatch, "sft", "platform=cpu", "student.path=a/x", "--nproc", "3", "data.train_files=y")
+    typed(monkeypatch, "sft", "platform=cpu", f"student.path={tmp_path}", "--nproc", "3", "data.train_files=y")
     ((program, words),) = started
     assert program == words[0] == sys.executable
     assert words[1:] == [
         *("-P", torch_store.__file__, "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
         *("--nproc-per-node", "3"),
-        *("-m", "recipe.sft", "platform=cpu", "student.path=a/x", "data.train_files=y"),
+        *("-m", "recipe.sft", "platform=cpu", f"student.path={tmp_path}", "data.train_files=y"),
     ]
     assert processes(["a=1"]) == (1, ["a=1"])
     with pytest.raises(SystemExit, match="error: --nproc 0: expected the number of processes"):

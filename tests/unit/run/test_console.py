@@ -48,6 +48,32 @@ def row(teacher_kl: float, **more: float) -> dict[str, float]:
     }
 
 
+def test_a_log_file_is_never_silent_for_long(tmp_path: Path, clock: Clock, capsys):
+    with RunConsole(tmp_path, clock.now) as console:
+        write_place(tmp_path, "loading weights")
+        console.update()
+        for _ in range(25):
+            clock.now += 1
+            console.update()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"[  {at} s] {text}"
+        for at, text in ((" 0.0", "loading weights"), ("11.0", "... loading weights"), ("22.0", "... loading weights"))
+    ]
+
+
+def test_how_long_the_rest_takes_is_the_median_of_the_last_steps(tmp_path: Path, clock: Clock, capsys):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    with RunConsole(tmp_path, clock.now) as console:
+        for step, seconds in enumerate((90.0, 2.0, 50.0, 3.0), 1):
+            metrics.append(step, row(1.0, **{"timing_s/step": seconds, "training/total_steps": 30}))
+        console.update()
+    left = [
+        line.rpartition("  ")[2] for line in capsys.readouterr().out.splitlines() if "step " in line and "/30" in line
+    ]
+    assert left == ["90.0 s", "~0:00:56 left", "~0:22:30 left", "~0:01:18 left"]
+
+
 def save_student(run_dir: Path, step: int) -> None:
     """As `LinkStudent` leaves it."""
     folder = run_dir / "checkpoints" / f"global_step_{step}" / "actor" / "huggingface"
@@ -73,7 +99,7 @@ def test_every_step_is_a_line_in_a_log_file_and_is_printed_once(tmp_path: Path, 
         "[   1.5 s] Ray is up",
         "[  11.5 s] the first step is done",
         "[  11.5 s] step 1/3  teacher_kl +2.0000  reward 0.250  2.0 s",
-        "[  13.5 s] step 2/3  teacher_kl -0.5000  reward 0.250  2.0 s",
+        "[  13.5 s] step 2/3  teacher_kl -0.5000  reward 0.250  2.0 s  ~0:00:02 left",
         "[  13.5 s] step 3/3  teacher_kl +0.1250  reward 0.250  1.2 s",
     ]
 

@@ -1,11 +1,16 @@
 """A path that holds no model is refused by its key; how a chat becomes tokens; the header that carries a key."""
 
 import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from verl_ext.run import models
 from verl_ext.run.api_key import bearer_header
 from verl_ext.run.models import check_model, render_chat
 
@@ -17,7 +22,7 @@ TEMPLATE = (
 
 
 def test_a_chat_ends_where_the_answer_begins_and_the_templates_settings_reach_it():
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, WORDS[0]))
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, WORDS[0]))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, chat_template=TEMPLATE)
     chat = ({"role": "user", "content": "good morning"},)
@@ -35,10 +40,104 @@ def test_a_key_goes_into_one_header_and_none_where_there_is_no_key(monkeypatch):
 
 
 def test_model_paths(tmp_path):
-    check_model("student.path", "Qwen/Qwen3-4B-Instruct-2507")
-    for path, message in ((str(tmp_path / "none"), "no such folder"), (str(tmp_path), r"no config\.json")):
-        with pytest.raises(ValueError, match=message):
+    for path in (str(tmp_path / "none"), "a/-b", "a/b/c", "name"):
+        with pytest.raises(ValueError, match="no such folder; `make demo`"):
             check_model("student.path", path)
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        check_model("student.path", str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="no weights"):
         check_model("student.path", str(tmp_path))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does, by the name that is asked for."""
+
+    def do_HEAD(self) -> None:
+        refusals = {"none": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "ill": (500, "")}
+        status, code = refusals.get(self.path.split("/")[2], (200, ""))
+        self.send_response(status)
+        for header, value in (("X-Error-Code", code), ("ETag", '"1"'), ("X-Repo-Commit", "c"), ("Content-Length", "0")):
+            self.send_header(header, value)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """`hub(endpoint)`: this process asks it and has nothing in its cache; without one, a server of this process."""
+    from huggingface_hub import constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(models, "HUB_WAIT_S", 5.0)
+
+    def ask(endpoint: str = f"http://127.0.0.1:{server.server_port}") -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    yield ask
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("some/none", "the hub knows no such model; correct the name, or `hf auth login`"),
+        ("some/gated", "the hub wants its terms accepted; do so at http://127.0.0.1:"),
+        ("some/ill", "the hub cannot be asked (Server error '500"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_hand_out_is_refused_with_the_reason(hub, name, says):
+    hub()
+    with pytest.raises(ValueError, match=rf"^student\.path={name}: no such folder, and [^\n]+$") as refused:
+        check_model("student.path", name)
+    assert says in str(refused.value)
+
+
+def test_a_model_of_the_hub_passes(hub):
+    hub()
+    check_model("student.path", "some/model")
+
+
+def test_without_a_network_a_model_that_is_not_here_is_refused_in_one_line(hub, monkeypatch):
+    hub("http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"^[^\n]*cannot be asked \(.*refused\); run `hf download a/b` [^\n]*$"):
+        check_model("model", "a/b")
+    monkeypatch.setattr(models, "HUB_WAIT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
+        hub(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ValueError, match=r"the hub cannot be asked \((no answer in 0 s|.*timed out)"):
+            check_model("model", "a/b")
+
+
+def test_offline_the_hub_is_not_asked(hub):
+    hub()
+    with pytest.raises(ValueError, match=r"HF_HUB_OFFLINE=1 \(platform=cpu sets it\).*; run `hf download a/b`"):
+        check_model("model", "a/b", offline=True)
+
+
+def test_what_is_in_the_cache_needs_no_hub(hub, tmp_path):
+    hub("http://127.0.0.1:9")
+    cached = tmp_path / "hub" / "models--a--b"
+    folder = cached / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be asked"):
+        check_model("model", "a/b")  # no weights yet
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "1.safetensors", "y": "2.safetensors"}}')
+    (folder / "1.safetensors").touch()
+    with pytest.raises(ValueError, match="cannot be asked"):
+        check_model("model", "a/b")  # half of them
+    with pytest.raises(ValueError, match=r"is no model: the folder has no 2\.safetensors"):
+        check_model("model", str(folder))
+    (folder / "2.safetensors").touch()
+    check_model("model", "a/b", offline=True)
+    check_model("model", str(folder))

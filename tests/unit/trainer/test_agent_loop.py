@@ -55,6 +55,35 @@ def test_arguments_of_the_chat_template_reach_both_sides(make_run):
     assert {tuple(ids[: len(next(iter(texts)))]) for ids in run.teacher.sequences} == texts
 
 
+def test_special_tokens_of_a_sentence_are_text_to_student_and_teacher(make_run, tmp_path):
+    said = [[{"role": "user", "content": f"{who} <|im_end|>"}] for who in ("student", "teacher")]
+    rows = write_rows(tmp_path / "rows.parquet", 2, prompt=[said[0]] * 2, teacher_messages=[said[1]] * 2)
+    run = make_run(rows=rows).fit()
+    end = run.worker.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for sample in run.samples:
+        prompt = sample["prompts"].tolist()
+        assert (
+            run.worker.tokenizer.decode(prompt)
+            == "<|im_start|>user\nstudent <|im_end|><|im_end|>\n<|im_start|>assistant\n"
+        )
+        assert prompt.count(end) == 1
+    assert {ids[: ids.index(end)].count(end) for ids in run.teacher.sequences} == {0}
+    assert all("teacher <|im_end|><|im_end|>" in run.worker.tokenizer.decode(ids) for ids in run.teacher.sequences)
+
+
+def test_several_files_and_prompts_as_people_have_them_are_trained_on(make_run, tmp_path):
+    one = write_rows(tmp_path / "one.parquet", 1, prompt=["text 0"], reward_model=[{"ground_truth": 7}])
+    two = write_rows(
+        tmp_path / "two.parquet", 1, prompt=[[{"role": "user", "content": [{"type": "text", "text": "text 0"}]}]]
+    )
+    run = make_run(f"data.train_files=[{one},{two}]")
+    run.sampler.answers = [run.ids("7<|im_end|>")]
+    run.fit()
+    assert {tuple(sample["prompts"].tolist()) for sample in run.samples} == {tuple(chat(run, "text 0"))}
+    assert {sample["reward_model"]["ground_truth"] for sample in run.samples} == {"7", "de"}
+    assert sorted({sample["index"] for sample in run.samples}) == [0, 1]
+
+
 def seeds(run) -> list[int]:
     return [request.get("seed") for request in run.sampler.requests]
 

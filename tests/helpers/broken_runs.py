@@ -1,0 +1,228 @@
+"""What can be wrong with a run: for each check of the list, how to break a good run and the line that says so."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from fake_sglang import FakeSGLang
+from model_pair import Pair
+from tiny_student import ROW
+
+
+def teacher(change: Callable[[Path], None]) -> Callable[[Pair], list[str]]:
+    """The override that takes a changed copy of the student as teacher."""
+
+    def override(pair: Pair) -> list[str]:
+        change(folder := pair.copy("teacher"))
+        return [f"teacher.model_path={folder}"]
+
+    return override
+
+
+def changed_config(**changes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def swap_two_ids(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def other_template(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text() + "!")
+
+
+def huge(pair: Pair) -> list[str]:
+    folder = pair.copy("huge")
+    with (folder / "more.safetensors").open("wb") as file:
+        os.truncate(file.fileno(), 1 << 40)  # sparse
+    return [f"student.path={folder}", f"teacher.model_path={pair.student}"]
+
+
+def without_template(pair: Pair) -> list[str]:
+    folder = pair.copy("plain")
+    (folder / "chat_template.jinja").unlink()
+    return [f"student.path={folder}"]
+
+
+def words(*overrides: str) -> Callable[[Pair], list[str]]:
+    return lambda _: list(overrides)
+
+
+def lost_role(pair: Pair) -> list[str]:
+    """A template that knows two roles, as Qwen3's does."""
+    folder = pair.copy("drops")
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("in messages", "in messages if message.role in ('system', 'user')"))
+    hidden = [{"role": "developer", "content": "Answer in one word."}, *ROW["prompt"]]
+    return [f"student.path={folder}", f"data.train_files={pair.write_rows(ROW, ROW | {'teacher_messages': hidden})}"]
+
+
+def refused_role(pair: Pair) -> list[str]:
+    """A template that raises, as Gemma 2's does, and held-out rows that nobody renders before the validation."""
+    folder = pair.copy("raises")
+    file = folder / "chat_template.jinja"
+    file.write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + file.read_text()
+    )
+    told = [{"role": "system", "content": "Answer."}, *ROW["prompt"]]
+    return [f"student.path={folder}", f"data.val_files={pair.write_rows(ROW, ROW | {'prompt': told})}"]
+
+
+def served(*, right_model: bool, **info: str) -> Callable[[Pair], list[str]]:
+    """An external server whose tokenizer has other ids."""
+
+    def override(pair: Pair) -> list[str]:
+        fake = pair.serve(FakeSGLang(vocabulary=2, tokenize=lambda text: [0] * len(text)))
+        fake.info |= info | ({"model_path": str(pair.student)} if right_model else {})
+        return ["teacher.mode=external", f"teacher.urls=[{fake.url}]"]
+
+    return override
+
+
+def begun_otherwise(pair: Pair) -> list[str]:
+    """A folder that holds another run, which has a checkpoint."""
+    checkpoints = pair.scratch / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("1")
+    (checkpoints.parent / "origin.json").write_text("{}")
+    return []
+
+
+NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
+BROKEN = [
+    ("required settings", words("data.val_files=null"), r"data\.val_files is not set"),
+    ("ranges", words("actor_rollout_ref.rollout.n=0"), r"actor_rollout_ref\.rollout\.n=0 must be a whole number >= 1"),
+    ("ranges", words("data.train_batch_size=-1"), r"data\.train_batch_size=-1 must be a whole number >= 1"),
+    ("ranges", words("actor_rollout_ref.actor.optim.lr=.nan"), r"optim\.lr=nan must be a number > 0, at most 1"),
+    ("keys of the method", words("actor_rollout_ref.rollout.ignore_eos=true"), r"ignore_eos=true must be false \(else"),
+    ("keys of the method", words("algorithm.adv_estimator=grpo"), r"adv_estimator=grpo must be reverse_kl"),
+    (
+        "keys of the method",
+        words("actor_rollout_ref.actor.policy_loss.loss_mode=vanilla"),
+        r"loss_mode=vanilla is not method\.policy_loss\.kind=importance_sampling: leave it out",
+    ),
+    (
+        "sizes",
+        words("actor_rollout_ref.rollout.max_model_len=163"),
+        r"max_model_len=163 is less than data\.max_prompt_length=160 \+ data\.max_response_length=4; raise it to 164",
+    ),
+    (
+        "sizes",
+        words("actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=100"),
+        r"actor\.ppo_max_token_len_per_gpu=100 is less than",
+    ),
+    (
+        "sizes",
+        words("actor_rollout_ref.rollout.tensor_model_parallel_size=2"),
+        r"tensor_model_parallel_size.*=2 does not divide trainer\.nnodes=1 x trainer\.n_gpus_per_node=1",
+    ),
+    ("sizes", words("actor_rollout_ref.actor.ppo_mini_batch_size=64"), r"ppo_mini_batch_size=64 is more than data\.tr"),
+    ("sizes", words("trainer.n_gpus_per_node=3"), r"data\.train_batch_size=32: a mini-batch .* the 3 ranks"),
+    ("sizes", words("actor_rollout_ref.rollout.max_num_batched_tokens=8"), r"max_num_batched_tokens=8 is less than"),
+    (
+        "checkpoint",
+        words("trainer.resume_mode=resume_path", "trainer.resume_from_path=/nowhere/global_step_3"),
+        r"trainer\.resume_from_path=/nowhere/global_step_3: no checkpoint folder",
+    ),
+    ("loggers", words("trainer.logger=[console,wandbb]"), r"trainer\.logger=wandbb: expected some of console"),
+    ("loggers", words("trainer.logger=[mlflow]"), r"trainer\.logger=mlflow: the package is not installed"),
+    ("loggers", words("trainer.logger=wandb"), r"trainer\.logger=wandb: nobody is logged in.*WANDB_MODE=offline"),
+    ("devices", words("trainer.n_gpus_per_node=2"), r"trainer\.n_gpus_per_node=2 is more than the 1 slots of this CPU"),
+    ("devices", words("trainer.nnodes=2"), r"trainer\.nnodes=2: this run starts a Ray of its own.*address=auto"),
+    ("devices", words("trainer.device=cuda"), r"trainer\.n_gpus_per_node=1: torch sees no GPU.*set platform=cpu"),
+    ("teacher device", words("teacher.device=cuda"), r"teacher\.device=cuda.*no GPU.*set teacher\.device=cpu"),
+    (
+        "context length",
+        words("data.max_response_length=100000", "actor_rollout_ref.rollout.max_model_len=null"),
+        r"data\.max_prompt_length \+ data\.max_response_length=100160 tokens, and student\.path=.* takes \d+; lower",
+    ),
+    ("method", words("method.student_logprobs=old"), r"method\.student_logprobs=old.*set it to false"),
+    ("teacher settings", words("teacher.tp=0"), r"teacher\.tp: 0 is below 1"),
+    ("memory plan", words("hardware=cpu", "trainer.nnodes=2"), r"on CPU trainer\.nnodes=2, trainer"),
+    ("sampling", words("actor_rollout_ref.rollout.temperature=0.7"), r"rollout\.temperature=0\.7.*set it to 1\.0"),
+    ("sampling", words("actor_rollout_ref.rollout.top_p=0.9"), r"actor_rollout_ref\.rollout\.top_p=0\.9"),
+    ("sampling", words("actor_rollout_ref.rollout.top_k=20"), r"actor_rollout_ref\.rollout\.top_k=20"),
+    ("models", words("student.path=/nowhere/m"), r"student\.path=/nowhere/m: no such folder"),
+    ("data", words("data.train_files=none.parquet"), r"data\.train_files=none\.parquet: no such file"),
+    (
+        "run folder",
+        begun_otherwise,
+        r"begun with other settings: .* None there, .*; go on with those, or take",
+    ),
+    ("held-out data", words("data.val_files=none.parquet"), r"data\.val_files=none\.parquet: no such file"),
+    ("batch", words("data.train_max_samples=31"), r"data\.train_max_samples=31 leaves no batch"),
+    ("labels", words("method.labels.label_set=[klingon]"), r"method\.labels\.label_set: the data also has en"),
+    (
+        "batch",
+        words("data.train_batch_size=33"),
+        r"data\.train_batch_size=33 is larger than data\.train_files: 32 rows",
+    ),
+    (
+        "teacher names",
+        words("teachers.a.port=1", "teachers.b.port=2"),
+        r"data\.train_files row 0: column teacher says None",
+    ),
+    ("free memory", huge, r"not enough memory.*smaller student\.path"),
+    ("teacher model", words("teacher.model_path=/nowhere/m"), r"teacher\.model_path=/nowhere/m: no such folder"),
+    ("exposure", words("teacher.host=0.0.0.0"), r"teacher\.host=0\.0\.0\.0 lets other machines in"),
+    ("interpreter", words("teacher.python=/nowhere/python"), r"teacher\.python=/nowhere/python.*make setup"),
+    (
+        "teacher weights",
+        teacher(changed_config(quantization_config={"quant_method": "fp8"})),
+        r"teacher\.model_path: .* holds fp8 weights.*teacher\.device=cuda",
+    ),
+    ("server", words(*NOBODY), r"teacher\.urls: a server does not score: http://127\.0\.0\.1:9: ClientConnectorError"),
+    ("student tokenizer", without_template, r"student\.path=.* has no chat template; add chat_template\.jinja"),
+    (
+        "prompt lengths",
+        words("data.max_prompt_length=3"),
+        r"row 0: prompt has \d+ tokens.*raise data\.max_prompt_length=3",
+    ),
+    (
+        "prompt lengths",
+        words("teacher.context_length=20"),
+        r"row 0: teacher_messages .*raise teacher\.context_length=20",
+    ),
+    (
+        "roles",
+        lost_role,
+        r"data\.train_files row 1, teacher_messages: the chat template .* leaves out what the developer",
+    ),
+    (
+        "roles",
+        refused_role,
+        r"data\.val_files row 1, prompt: the chat template refuses a conversation of system, user \(no",
+    ),
+    (
+        "served model",
+        served(right_model=False),
+        r"http://\S+ serves /models/teacher, and teacher\.model_path=.*; give teacher\.model_path",
+    ),
+    (
+        "served model",
+        served(right_model=True, dtype="bfloat16"),
+        r"teacher\.dtype=float32: http://\S+ serves in bfloat16, .*; set",
+    ),
+    ("served tokenizer", served(right_model=True), r"makes other tokens than student\.path's of 17 of 17 texts"),
+    (
+        "teacher tokenizer",
+        teacher(lambda folder: (folder / "tokenizer.json").unlink()),
+        r"teacher\.model_path=.*: no tokenizer can be read",
+    ),
+    ("tokenizer", teacher(swap_two_ids), r"student\.path and teacher\.model_path have different tokenizers: 2 tokens"),
+    ("chat template", teacher(other_template), r"row 0 prompt, line \d+: student .*; copy .* to teacher\.model_path"),
+    (
+        "vocabulary",
+        teacher(changed_config(vocab_size=5)),
+        r"teacher 5, .*; resize the embedding of teacher\.model_path",
+    ),
+]
