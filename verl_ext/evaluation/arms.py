@@ -168,7 +168,7 @@ def judge(config: EvaluateConfig, judged: Mapping[str, Sequence[Judged]], rows: 
     models, n = config.models(), len(rows)
     given = {arm: [each.read for each in answers] for arm, answers in judged.items()}
     gold = [row["reward_model"]["ground_truth"] for row in rows]
-    languages = [(row.get("extra_info") or {}).get("language") or "" for row in rows]
+    languages = [row["extra_info"]["language"] for row in rows]
 
     def compared(arm: str, part: slice) -> Agreement | None:
         if arm == "teacher" or "teacher" not in given or not given[arm][part]:
