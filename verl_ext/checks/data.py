@@ -1,8 +1,6 @@
 """What the rows hold, beside what their reader refuses. Each function is a check of `verl_ext.checks.registry`."""
 
-from omegaconf import DictConfig
-
-from verl_ext.checks.context import COLUMNS, Context, context_of_run
+from verl_ext.checks.context import COLUMNS, Context
 from verl_ext.checks.finding import OK, WARN, Finding
 from verl_ext.data.rows import MOST_LABELS, label_set_of, without_rows
 from verl_ext.run.plain_text import written_in
@@ -44,7 +42,6 @@ def special_tokens(context: Context) -> Finding:
     return Finding(WARN, seen, "they are read as plain text and end no turn; take them out where they are left-overs")
 
 
-def label_set_of_run(config: DictConfig) -> list[str]:
+def label_set_of_run(context: Context) -> list[str]:
     """All labels of a run's training and held-out rows; empty where these are answers of their own."""
-    context = context_of_run(config)
     return label_set_of([*context.rows, *context.heldout])

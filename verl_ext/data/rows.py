@@ -192,6 +192,8 @@ def _rows_of(key: str, path: str) -> list[dict[str, Any]]:
     columns = {name for record in found for name in record.values}
     if missing := [name for name in REQUIRED if name not in columns]:
         raise ValueError(f"{key}={path} has no column {', '.join(missing)}; {advice(path, columns)}")
+    if Path(path).suffix != ".parquet":
+        found = [Record(place, {name: _plain(value) for name, value in values.items()}) for place, values in found]
     return [_row(key, record) for record in found]
 
 
@@ -199,7 +201,7 @@ def _row(key: str, record: Record) -> dict[str, Any]:
     place, values = f"{key}={record.place}", record.values
     if media := [name for name in MEDIA if values.get(name)]:
         raise ValueError(f"{place}: {media[0]} are not trained on; take rows of text alone")
-    row = {name: _plain(value) for name, value in values.items()}
+    row = dict(values)
     for column in ("prompt", "teacher_messages"):
         row[column] = messages_of(f"{place}: {column}", values.get(column))
         if row[column][-1]["role"] == "assistant":
@@ -226,7 +228,7 @@ def _plain(value: Any) -> Any:
     """Numbers of JSON as they usually are, in columns that we only pass on."""
     if isinstance(value, Decimal):
         return float(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {name: one if name == "ground_truth" else _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list) else value
 
