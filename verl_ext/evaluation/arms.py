@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from verl_ext.data import conversations as labels
-from verl_ext.data.rows import MATH, MOST_LABELS, check_rows, label_set_of, without_rows
+from verl_ext.data.rows import MATH, MOST_LABELS, check_rows, known_labels, label_set_of, without_rows
 from verl_ext.evaluation.labels import Agreement, accuracy_by, agreement, evaluate_answers
 from verl_ext.evaluation.labels_report import ArmResult, plot_confusion, print_tables
 from verl_ext.evaluation.math_answers import MathResult, evaluate_math, math_table
@@ -169,7 +169,7 @@ def with_labels(config: EvaluateConfig, rows: Rows) -> EvaluateConfig:
         raise ValueError(
             f"data={config.data}: {MOST_LABELS} different answers or more are no labels; give labels=[...]"
         )
-    if unseen := without_rows(label_set, (row["reward_model"]["ground_truth"] for row in rows)):
+    if unseen := without_rows(config.labels, known_labels(rows)):
         print(f"warning: no row has the label {', '.join(unseen)}: nothing is known about it", flush=True)
     return replace(config, labels=label_set)
 
