@@ -14,7 +14,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from verl_ext.run.command import COMMAND, VERBS, versions
+from verl_ext.run.command import COMMAND, VERBS, pipe_may_close, versions
 
 
 def summary(module: str) -> str:
@@ -55,7 +55,12 @@ def print_completion(shell: str) -> None:
 
 
 def main() -> None:
-    verb, *words = sys.argv[1:] or ["--help"]
+    with pipe_may_close():
+        run(*sys.argv[1:])
+
+
+def run(*given: str) -> None:
+    verb, *words = given or ("--help",)
     if verb in ("--help", "-h", "help"):
         print(overview())
     elif verb == "--version":

@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from verl_ext.data.conversations import from_jsonl
-from verl_ext.run.files import write_json
+from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.models import check_model
 from verl_ext.run.verb import Verb, after_noun, check_words, one_line_errors, show_help
@@ -55,6 +55,7 @@ def parse(arguments: list[str]) -> tuple[ParityConfig, list[str]]:
 
 def compare_parity(config: ParityConfig, overrides: list[str]) -> bool:
     """Compare, report; returns whether every difference has an explanation."""
+    check_writable("out", config.out)
     check_model("student", config.student)
     check_tinker(config.tinker_python or sys.executable)
     if config.conversations:

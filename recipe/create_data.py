@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from verl_ext.checks.values import check_vllm
 from verl_ext.data.chats import with_source
 from verl_ext.data.create import RowsConfig, create_rows, package_version
+from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.models import check_model
 from verl_ext.run.settings import settings_of
@@ -85,6 +86,7 @@ VERB = Verb(
 
 def create_data(config: DictConfig) -> None:
     settings = settings_of(config, CreateDataConfig)
+    check_writable("out_dir", settings.out_dir, folder=True)
     print(create_rows(settings, PROMPTS), flush=True)
     if settings.teacher:
         print(label(settings))

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from verl_ext.demo.config import DemoConfig
 from verl_ext.demo.stages import draw_demo, run_stages, summarise, summary_table
-from verl_ext.run.files import write_json
+from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, as_typed, run_verb
@@ -27,6 +27,7 @@ VERB = Verb("demo", doc=str(__doc__), settings={"": DemoConfig}, more="More: doc
 def demo(config: Any) -> None:
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     settings = settings_of(config, DemoConfig)
+    check_writable("out", settings.out, folder=True)
     summary = summarise(settings, run_stages(settings, str(__package__)))
     file = Path(settings.out) / "summary.json"
     write_json(file, summary)

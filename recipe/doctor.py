@@ -28,8 +28,9 @@ from verl_ext.checks.registry import checks_table
 from verl_ext.checks.report import bug_report
 from verl_ext.checks.run import look
 from verl_ext.checks.schemas import prepare_training_configs
+from verl_ext.run.command import pipe_may_close
 from verl_ext.run.field_docs import field_docs
-from verl_ext.run.files import write_json
+from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_schema
 from verl_ext.run.verb import Verb, run_verb
 from verl_ext.teacher.config import TeacherConfig
@@ -54,6 +55,7 @@ VERB = Verb(
 
 
 def doctor(config: DictConfig) -> None:
+    check_writable("doctor.out", config.doctor.out)
     if config.doctor.report:
         print(bug_report(config, look(context_of_run(config))))
         return
@@ -68,7 +70,8 @@ def doctor(config: DictConfig) -> None:
 def main() -> None:
     words = sys.argv[1:]
     if "--list" in words:
-        print(checks_table())
+        with pipe_may_close():
+            print(checks_table())
         return
     run_verb(VERB, doctor, ["doctor.report=true" if word == "--report" else word for word in words])
 

@@ -25,7 +25,7 @@ from verl_ext.checks.check import EVALUATE
 from verl_ext.checks.context import Context
 from verl_ext.checks.run import refuse
 from verl_ext.evaluation.arms import EvaluateConfig, evaluate, read_rows, show
-from verl_ext.run.files import write_json
+from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, run_verb
@@ -43,6 +43,7 @@ VERB = Verb(
 def evaluate_arms(config: Any) -> None:
     started = time.perf_counter()
     settings = settings_of(config, EvaluateConfig)
+    check_writable("out", settings.out)
     context = Context(
         models=settings.models, rows=lambda: list(chain(*read_rows(settings))), ranks_of_vllm={"tp": settings.tp}
     )

@@ -19,6 +19,7 @@ from rich.console import Console
 from verl_ext.checks.check import GENERATE
 from verl_ext.checks.context import Context
 from verl_ext.checks.run import refuse, warnings
+from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, as_typed, run_verb
@@ -73,6 +74,7 @@ VERB = Verb(
 
 def generate_answers(config: Any) -> None:
     settings = settings_of(config, GenerateConfig)
+    check_writable("out", settings.out)
     run = AnswerRun(
         *(settings.model, settings.data, settings.view, settings.n, settings.limit),
         *(settings.sampling, settings.engine),

@@ -11,7 +11,6 @@ Everything of a run is in run_dir: settings, metrics, checkpoints, logs, the stu
 """
 
 import time
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,7 +18,8 @@ from verl_ext.checks.context import context_of_run
 from verl_ext.checks.data import label_set_of_run
 from verl_ext.checks.run import check
 from verl_ext.checks.schemas import prepare_training_configs
-from verl_ext.run.files import save_resolved_config
+from verl_ext.run.files import check_writable, save_resolved_config
+from verl_ext.run.hydra import chosen_groups
 from verl_ext.run.metrics import mark_stage
 from verl_ext.run.origin import begin
 from verl_ext.run.verb import Verb, run_verb
@@ -44,13 +44,13 @@ VERB = Verb(
 
 def train(config: DictConfig) -> None:
     started = time.perf_counter()
-    config.run_dir = str(Path(config.run_dir).resolve())
+    config.run_dir = str(check_writable("run_dir", config.run_dir, folder=True).resolve())
     context = context_of_run(config)
     lines = check(config, context)
     if moved := begin(config):
         lines.append(moved)
     config.method.labels.label_set = config.method.labels.label_set or label_set_of_run(context)
-    save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
+    save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir, chosen_groups(CONFIGS))
     mark_stage(config.run_dir, "settings are checked")
     for line in lines:
         print(line, flush=True)

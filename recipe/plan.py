@@ -18,11 +18,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from verl_ext.checks.schemas import prepare_training_configs
+from verl_ext.checks.verl_values import TRAIN, check_ranges
 from verl_ext.plan.advice import single_changes
 from verl_ext.plan.hardware import HardwareConfig, hardware_of
 from verl_ext.plan.layout import overflows, pools, problems
 from verl_ext.plan.report import draw, table, title
 from verl_ext.plan.run import Run, read_run
+from verl_ext.run.files import check_writable
+from verl_ext.run.settings import check_given
 from verl_ext.run.verb import Verb, run_verb
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
@@ -63,6 +66,10 @@ def explain(run: Run, hardware: HardwareConfig, console: Console) -> bool:
 
 
 def plan(config: DictConfig) -> None:
+    check_given(config, "student.path")
+    check_ranges(config, TRAIN)
+    if config.picture:
+        check_writable("picture", config.picture)
     hardware = hardware_of(config.get("hardware"))
     run = read_run(config)
     fits = explain(run, hardware, Console())

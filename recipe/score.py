@@ -13,7 +13,6 @@ score. With `teacher.store_path` no sample is scored twice. Status 1 where none 
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 
@@ -22,6 +21,7 @@ from verl_ext.checks.context import COLUMNS, Context
 from verl_ext.checks.run import refuse, warnings
 from verl_ext.evaluation.disagreement import score_answers
 from verl_ext.evaluation.disagreement_report import show, with_scores
+from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of, within
 from verl_ext.run.verb import Verb, as_typed, run_verb
@@ -68,7 +68,7 @@ VERB = Verb(
 
 def score(config: ScoreConfig, console: Console) -> None:
     """Score, write, print. Raises the errors of `VERB`, in one line that names the key."""
-    answers, out = Answers.read("data", config.data), Path(config.out)
+    out, answers = check_writable("out", config.out), Answers.read("data", config.data)
     model = config.model or answers.model
     context = Context(
         models=lambda: {"model": model},

@@ -16,6 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from verl_ext.checks.values import check_teacher_device
+from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.models import check_model
 from verl_ext.run.settings import settings_of
@@ -53,6 +54,7 @@ def serve_teacher(config: DictConfig) -> None:
     from verl_ext.teacher.server.serve import serve
 
     settings = settings_of(config, ServeConfig)
+    check_writable("log_path", settings.log_path)
     check_teacher_device(settings.teacher)
     if settings.teacher.model_path:
         check_model("teacher.model_path", settings.teacher.model_path)

@@ -20,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from verl_ext.checks.run import check_sft, check_sft_settings
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.console import SftConsole
-from verl_ext.run.files import save_resolved_config
+from verl_ext.run.files import check_writable, save_resolved_config
+from verl_ext.run.hydra import chosen_groups
 from verl_ext.run.origin import begin
 from verl_ext.run.settings import mapping_of
-from verl_ext.run.verb import Verb, run_verb
+from verl_ext.run.verb import Verb, how_to_go_on, run_verb
 from verl_ext.sft.config import SftConfig
 from verl_ext.sft.environment import SILENCE_S, output_into, prepare_environment
 from verl_ext.sft.keys import KEYS
@@ -45,7 +46,7 @@ VERB = Verb(
 
 
 def sft(config: DictConfig) -> None:
-    config.run_dir = str(Path(config.run_dir).resolve())
+    config.run_dir = str(check_writable("run_dir", config.run_dir, folder=True).resolve())
     rank, ranks = prepare_environment(mapping_of(config.environment))
     progress = SftConsole()
     try:
@@ -57,7 +58,7 @@ def sft(config: DictConfig) -> None:
     if rank == 0:
         if moved := begin(config):
             progress.line(moved)
-        save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
+        save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir, chosen_groups(CONFIGS / "sft"))
         progress.line(report.as_line())
     try:
         with output_into(Path(config.run_dir) / "logs" / f"rank-{rank}.log"):
@@ -65,7 +66,7 @@ def sft(config: DictConfig) -> None:
 
             trained = train(config, progress.ready, progress.step)
     except KeyboardInterrupt:
-        sys.exit(f"interrupted; the same command resumes from the last checkpoint in {config.run_dir}")
+        sys.exit(f"interrupted; {how_to_go_on(config.trainer)}")
     if rank == 0:
         write_cards(Path(config.run_dir))
         progress.finish(config, trained)

@@ -14,6 +14,7 @@ import os
 from omegaconf import DictConfig
 
 from verl_ext.demo.config import TinyPairConfig
+from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, run_verb
@@ -33,7 +34,9 @@ def tiny_pair(config: DictConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from verl_ext.demo.train_pair import create_pair
 
-    create_pair(settings_of(config, TinyPairConfig))
+    settings = settings_of(config, TinyPairConfig)
+    check_writable("out_dir", settings.out_dir, folder=True)
+    create_pair(settings)
 
 
 def main() -> None:

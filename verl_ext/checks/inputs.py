@@ -10,6 +10,7 @@ from pathlib import Path
 
 from verl_ext.checks.context import Context
 from verl_ext.run import models as model_files
+from verl_ext.run.files import check_writable
 from verl_ext.run.models import check_model
 from verl_ext.run.origin import check_origin
 from verl_ext.run.settings import check_given
@@ -64,7 +65,8 @@ def rows(context: Context) -> str:
 
 
 def run_folder(context: Context) -> str:
-    """A run that is in `run_dir` was begun with what decides this one's student."""
+    """`run_dir` can be written, and a run that is in it was begun with what decides this one's student."""
+    check_writable("run_dir", context.config.run_dir, folder=True)
     return check_origin(context.config)
 
 

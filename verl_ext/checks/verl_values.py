@@ -52,6 +52,17 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Words; a number or a list is none."""
+
+    def takes(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(value.strip())
+
+    def __str__(self) -> str:
+        return "a text"
+
+
+@dataclass(frozen=True)
 class Choice:
     """One of a few values."""
 
@@ -68,6 +79,7 @@ class Choice:
         return f"{wanted} ({self.why})" if self.why else wanted
 
 
+Rule = Number | Text | Choice
 POSITIVE, STEPS = Number(1), Number(1, also=(None,))
 SHARE, FREQUENCY = Number(0, 1, whole=False), Number(1, also=(-1,))
 SWITCH = Choice((True, False))
@@ -82,7 +94,11 @@ OPTIMIZER = {
     "num_cycles": Number(0, whole=False),
     **{f"betas.{place}": Number(0, 1, whole=False, open_high=True) for place in (0, 1)},
 }
-BOTH: Mapping[str, Number | Choice] = {
+BOTH: Mapping[str, Rule] = {
+    "student.path": Text(),
+    "run_dir": Text(),
+    "trainer.default_local_dir": Text(),
+    "trainer.project_name": Text(),
     "data.train_batch_size": Number(1, AT_ONCE),
     "data.train_max_samples": FREQUENCY,
     "data.val_max_samples": FREQUENCY,
@@ -94,7 +110,7 @@ BOTH: Mapping[str, Number | Choice] = {
     "trainer.device": Choice(("cuda", "cpu"), "platform= sets it"),
     "trainer.balance_batch": SWITCH,
 }
-TRAIN: Mapping[str, Number | Choice] = BOTH | {
+TRAIN: Mapping[str, Rule] = BOTH | {
     "data.max_prompt_length": POSITIVE,
     "data.max_response_length": POSITIVE,
     "data.val_batch_size": Number(1, AT_ONCE, also=(None,)),
@@ -145,7 +161,7 @@ TRAIN: Mapping[str, Number | Choice] = BOTH | {
     "ray_kwargs.ray_init.num_cpus": STEPS,
     "ray_kwargs.ray_init.num_gpus": Number(0, AT_ONCE, also=(None,)),
 }
-SFT: Mapping[str, Number | Choice] = BOTH | {
+SFT: Mapping[str, Rule] = BOTH | {
     "data.max_length": Number(2),
     "data.micro_batch_size_per_gpu": Number(1, AT_ONCE),
     "data.max_token_len_per_gpu": POSITIVE,
@@ -217,7 +233,7 @@ FIXED: Mapping[str, Choice] = {
 """Keys that would make the method another one, or that nothing here reads."""
 
 
-def check_ranges(config: DictConfig, rules: Mapping[str, Number | Choice]) -> None:
+def check_ranges(config: DictConfig, rules: Mapping[str, Rule]) -> None:
     """Refuse the first value out of its range. Raises ValueError naming the key and what it may be."""
     for key, rule in rules.items():
         try:

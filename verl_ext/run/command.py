@@ -1,7 +1,11 @@
 """The command `verl-opd`: its verbs, how they are written, the versions it stands on. Imports nothing heavy."""
 
+import contextlib
+import os
 import re
+import select
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 COMMAND = "verl-opd"
@@ -29,6 +33,28 @@ def as_typed(text: str) -> str:
         return text
     words = {module: verb for verb, module in VERBS.items()}
     return re.sub(r"(?:python -m )?recipe\.(\w+)", lambda match: f"{COMMAND} {words[match[1]]}", text)
+
+
+@contextlib.contextmanager
+def pipe_may_close() -> Iterator[None]:
+    """Whoever reads our output may stop, as `| head` does: then there is nothing more to do, and nothing to say."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise  # a socket of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(1)
+
+
+def _stdout_is_closed() -> bool:
+    """Nobody reads what is written to it."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def versions() -> str:

@@ -43,10 +43,30 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def save_resolved_config(resolved_yaml: str, run_dir: str) -> Path:
-    """Write the resolved configuration into the run directory; return the file."""
+def check_writable(key: str, path: Any, *, folder: bool = False) -> Path:
+    """The absolute path of a file, or of a folder, that can be written where it is; both may be missing yet.
+
+    Raises:
+        ValueError: naming `key` and the fix, where it cannot: no text, below a file, no permission, the other kind.
+    """
+    wanted = "a folder" if folder else "a file"
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"{key}={path} is no path: give {key}=... ({wanted})")
+    place = Path(path).expanduser().absolute()
+    if place.exists() and place.is_dir() != folder:
+        raise ValueError(f"{key}={path} is a {'file' if folder else 'folder'}: give {wanted}")
+    there = next(each for each in (place, *place.parents) if each.exists())
+    if not there.is_dir() and there != place:
+        raise ValueError(f"{key}={path} is below {there}, which is a file: give another place")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{key}={path}: {there} cannot be written: give another place, or change its permissions")
+    return place
+
+
+def save_resolved_config(resolved_yaml: str, run_dir: str, choices: str = "") -> Path:
+    """Write the resolved configuration into the run directory, after the groups' `choices`; return the file."""
     file = Path(run_dir) / "config.yaml"
-    write_atomically(file, resolved_yaml)
+    write_atomically(file, choices + resolved_yaml)
     return file
 
 

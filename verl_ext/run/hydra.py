@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -38,6 +39,15 @@ def register_verb(name: str, config_class: type, groups: Sequence[str] = ()) -> 
     hydra_part = {"run": {"dir": "."}, "output_subdir": None}
     defaults = [f"{name}_schema", *({group: None} for group in groups), *quiet, "_self_"]
     ConfigStore.instance().store(name=name, node={"defaults": defaults, "hydra": hydra_part})
+
+
+def chosen_groups(folder: Path) -> str:
+    """The `defaults` of this process' configuration in YAML: each group of `folder` and its choice."""
+    if not HydraConfig.initialized():
+        return ""  # composed otherwise
+    choices = HydraConfig.get().runtime.choices
+    groups = sorted(each.name for each in folder.iterdir() if each.is_dir() and choices.get(each.name))
+    return "".join(["defaults:\n", *(f"- {group}: {choices[group]}\n" for group in groups)])
 
 
 @contextlib.contextmanager

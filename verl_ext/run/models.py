@@ -28,12 +28,28 @@ def check_model(key: str, path: str, *, offline: bool = False) -> None:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{key}={path} is no model: the folder has no config.json")
+        for file in sorted(folder.glob("*.json")):
+            read_json(key, file)
         if lacking := lacking_weights(folder):
             raise ValueError(f"{key}={path} is no model: the folder has no {lacking}")
     elif path.count("/") != 1 or path.startswith((".", "/", "outputs/")) or not _is_name(path):
         raise ValueError(f"{key}={path}: no such folder; `make demo` builds a tiny model, or name one from the hub")
     elif not is_cached(path) and (problem := problem_with_hub(path, offline)):
         raise ValueError(f"{key}={path}: no such folder, and {problem}")
+
+
+def read_json(key: str, file: Path) -> dict[str, Any]:
+    """A file of a model. ValueError naming `key`, file and line where it is no JSON object."""
+    fix = "download the model again, or mend the file"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{key}: {file} is no JSON (line {error.lineno}: {error.msg}); {fix}") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{key}: {file} cannot be read ({error}); {fix}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{key}: {file} holds no JSON object; {fix}")
+    return found
 
 
 def lacking_weights(folder: Path) -> str:
@@ -112,8 +128,8 @@ def read_config(key: str, path: str, *, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{key}={path}: its config.json cannot be read ({first}); give a model that it knows"
         ) from None
@@ -143,10 +159,13 @@ def end_tokens(key: str, path: str) -> set[int]:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The fast tokenizer of a model folder or hub name, with its chat template."""
+    """The fast tokenizer of a model folder or hub name, with its chat template. ValueError if there is none to read."""
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(path)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(path)
+    except Exception as error:  # a broken file makes `tokenizers` raise that very class
+        raise ValueError(str(error).strip().partition("\n")[0]) from error
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:

@@ -142,7 +142,8 @@ def in_one_line(error: Exception) -> str:
     """An error's message without Hydra's advice to add the key, its search path and OmegaConf's type notes."""
     causes = [error, *([error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [])]
     if not isinstance(error, HydraException | OmegaConfBaseException):
-        return str(error)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return " ".join(lines if len(lines) <= SHOWN else [lines[0], lines[-1]])  # of a log, its last words
     noise = ("To append", "Set the env", "Config search path", "full_key:", "object_type", "reference_type", "See http")
     kept = []
     for cause in causes:

@@ -5,6 +5,8 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +20,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_ext.run.command import as_typed, versions
+from verl_ext.run.command import as_typed, pipe_may_close, versions
 from verl_ext.run.completion import candidates
 from verl_ext.run.help import help_text
 from verl_ext.run.hydra import group_files
 from verl_ext.run.overrides import check_overrides, in_one_line
+from verl_ext.run.own_yaml import is_file_of_keys, words_of
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's own variable: 1 for the traceback of an error."""
@@ -83,6 +86,14 @@ def check_words(verb: Verb, words: list[str], sweep: bool = False) -> None:
         check_overrides(verb.name, words, verb.added, verb.keys, sweep)
 
 
+def words_of_files(verb: Verb, files: list[str], typed: list[str]) -> list[str]:
+    """The overrides that YAML files on a command line stand for, beside those that are typed."""
+    if not files:
+        return []
+    with verb.composing():
+        return [word for file in files for word in words_of(Path(file), verb.name, verb.added, typed, verb.keys)]
+
+
 def complete(verb: Verb, words: list[str]) -> list[str]:
     """What the last of `words`, which follow the verb, can become."""
     if verb.noun and len(words) == 1:
@@ -93,15 +104,35 @@ def complete(verb: Verb, words: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def one_line_errors(verb: Verb, debug: bool) -> Iterator[None]:
-    """Errors of the user leave one line on stderr and status 1; everything else its traceback."""
+    """An error leaves one line on stderr and status 1; one that is not its user's, a file with the traceback too."""
     try:
-        yield
+        with pipe_may_close():
+            yield
     except (*verb.errors, HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
         sys.exit(as_typed(f"error: {in_one_line(error)}"))
+    except Exception as error:  # the one place that may: nobody is to read a traceback who did not ask for one
+        if debug:
+            raise
+        sys.exit(f"error: {type(error).__name__}: {in_one_line(error)}; traceback: {keep_traceback(error)}, or --debug")
     except KeyboardInterrupt:
         sys.exit(as_typed(verb.interrupted))
+
+
+def keep_traceback(error: BaseException) -> str:
+    """Write an error's traceback to a file of its own; the file."""
+    with tempfile.NamedTemporaryFile("w", prefix="verl-opd-", suffix=".log", delete=False, encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return file.name
+
+
+def how_to_go_on(trainer: DictConfig) -> str:
+    """What the same command would do now, by the settings `trainer` of a run."""
+    tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
+    if trainer.resume_mode == "disable" or not tracker.is_file():
+        return "no checkpoint to resume from: the same command starts over"
+    return f"the same command resumes after step {tracker.read_text().strip()}"
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -138,6 +169,9 @@ def run_verb(verb: Verb, job: Callable[[Any], None], words: list[str] | None = N
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: what was started is ended too
     elsewhere = (flags.config_dir, flags.config_path, flags.config_name, flags.hydra_help, flags.shell_completion)
     with one_line_errors(verb, debug):
+        files = [word for word in flags.overrides if is_file_of_keys(word)]
+        words, flags.overrides = ([w for w in each if w not in files] for each in (words, flags.overrides))
+        flags.overrides = [*words_of_files(verb, files, flags.overrides), *flags.overrides]
         if not any(elsewhere) and not any("hydra.searchpath=" in word for word in flags.overrides):
             check_words(verb, flags.overrides, sweep=flags.multirun)
         elif verb.prepare is not None:

@@ -1,6 +1,7 @@
 """Answers of an OpenAI-compatible server."""
 
 import asyncio
+import json
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from verl_ext.run.api_key import bearer_header
+from verl_ext.run.retry_after import BUSY, retry_after_s
 from verl_ext.sampling.types import Answer, Request, SamplingConfig, SamplingError
 
 BACKOFF_FIRST_S = 0.5
@@ -52,7 +54,11 @@ class ServedSampler:
                     body = await self._read(url, response)
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise SamplingError(f"labels.urls: no answer from {url}: {error}") from error
-        return [model["id"] for model in body["data"]]
+        try:
+            return [model["id"] for model in body["data"]]
+        except (KeyError, TypeError) as error:
+            shown = str(body)[:BODY_EXCERPT]
+            raise SamplingError(f"labels.urls: {url} does not list models as OpenAI's API does: {shown}") from error
 
     async def _answer_all(self, requests: Sequence[Request]) -> list[Answer]:
         slots = asyncio.Semaphore(self._max_concurrency)
@@ -61,24 +67,37 @@ class ServedSampler:
 
     async def _answer(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, request: Request) -> Answer:
         error: Exception | None = None
+        pause = 0.0
         async with slots:
             for attempt in range(self._max_retries + 1):
                 if attempt:
                     ceiling = min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2 ** (attempt - 1))
-                    await asyncio.sleep(ceiling * random.uniform(0.5, 1.0))
+                    await asyncio.sleep(max(pause, ceiling * random.uniform(0.5, 1.0)))
+                pause = 0.0
                 url = f"{self._urls[(request.index + attempt) % len(self._urls)]}/v1/chat/completions"
                 try:
-                    async with session.post(url, json=self._body(request)) as response:
-                        body = await self._read(url, response)
-                    choice = body["choices"][0]
-                    text = choice["message"]["content"] or ""
-                    return Answer(text, body["usage"]["completion_tokens"], choice["finish_reason"])
+                    return await self._ask(session, url, request)
+                except aiohttp.ClientResponseError as failure:
+                    error, pause = failure, retry_after_s(failure.headers or {}) if failure.status in BUSY else 0.0
                 except (aiohttp.ClientError, TimeoutError) as failure:
                     error = failure
         raise SamplingError(
             f"row {request.index}: no answer after {self._max_retries + 1} tries (labels.max_retries, "
             f"labels.request_timeout_s): {type(error).__name__}: {error}; run the command again to go on from here"
         ) from error
+
+    async def _ask(self, session: aiohttp.ClientSession, url: str, request: Request) -> Answer:
+        """One try. Raises as `_read` does."""
+        async with session.post(url, json=self._body(request)) as response:
+            body = await self._read(url, response)
+        try:
+            choice = body["choices"][0]
+            text = choice["message"]["content"] or ""
+            return Answer(text, body["usage"]["completion_tokens"], choice["finish_reason"])
+        except (KeyError, IndexError, TypeError) as error:  # a proxy's error, with status 200
+            raise aiohttp.ClientPayloadError(
+                f"{url} did not answer as OpenAI's API does: {str(body)[:BODY_EXCERPT]}"
+            ) from error
 
     def _body(self, request: Request) -> dict[str, Any]:
         wanted = self._sampling
@@ -99,13 +118,18 @@ class ServedSampler:
 
     async def _read(self, url: str, response: aiohttp.ClientResponse) -> dict[str, Any]:
         """The JSON of an answer; aiohttp.ClientError where trying again may help, SamplingError where it cannot."""
-        if response.status >= 500:
+        if response.status >= 500 or response.status == 429:
             response.raise_for_status()
         if response.status != 200:
             hint = f"; set the environment variable {self._api_key_env}" if response.status in (401, 403) else ""
             excerpt = (await response.text())[:BODY_EXCERPT]
             raise SamplingError(f"{url} refused the request ({response.status}{hint}): {excerpt}")
-        return await response.json()
+        text = await response.text()
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            excerpt = " ".join(text[:BODY_EXCERPT].split())
+            raise aiohttp.ClientPayloadError(f"{url} answered no JSON: {excerpt}") from error
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

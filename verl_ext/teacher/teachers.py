@@ -30,6 +30,8 @@ def teachers_of(config: DictConfig) -> dict[str, TeacherConfig]:
         return {DEFAULT_TEACHER: settings_of(config.teacher, TeacherConfig)}
     found = {}
     for name, departures in config.teachers.items():
+        if not OmegaConf.is_dict(departures):
+            raise ValueError(f"teachers.{name}={departures}: expected settings, as +teachers.{name}.model_path=MODEL")
         try:
             found[str(name)] = settings_of(OmegaConf.merge(config.teacher, departures), TeacherConfig)
         except ValueError as error:

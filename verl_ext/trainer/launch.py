@@ -1,5 +1,6 @@
 """Start a checked run and wait for its end: Ray, the teachers beside the trainer, the console."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from verl_ext.run.metrics import mark_stage
 from verl_ext.run.next_command import evaluation_of
 from verl_ext.run.ray_session import as_actor, ray_session
 from verl_ext.run.settings import mapping_of
+from verl_ext.run.verb import FULL_ERROR, how_to_go_on, keep_traceback
 from verl_ext.student.export import export_what_is_missing
 from verl_ext.student.model_card import write_cards
 from verl_ext.teacher.server.start import start_teachers
@@ -24,22 +26,15 @@ def launch(config: DictConfig, started: float) -> None:
     """Run the whole job; where it fails, say so and where to look, and exit with status 1."""
     try:
         train(config, started)
-    except (RayError, RuntimeError, TimeoutError) as error:
-        print(error, file=sys.stderr)
+    except (RayError, RuntimeError, TimeoutError, OSError) as error:
+        if os.environ.get(FULL_ERROR) == "1":
+            raise
         sys.exit(
-            f"error: the run failed: {str(error).strip().splitlines()[-1]}\n"
-            f"every process' output is in {config.run_dir}/logs; {how_to_go_on(config)}"
+            f"error: the run failed: {str(error).strip().splitlines()[-1]}; traceback: {keep_traceback(error)}, every "
+            f"process' output: {config.run_dir}/logs; {how_to_go_on(config.trainer)}"
         )
     except KeyboardInterrupt:
-        sys.exit(f"interrupted; {how_to_go_on(config)}")
-
-
-def how_to_go_on(config: DictConfig) -> str:
-    """What the same command would do now."""
-    tracker = Path(config.trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
-    if config.trainer.resume_mode == "disable" or not tracker.is_file():
-        return "no checkpoint to resume from: the same command starts over"
-    return f"the same command resumes after step {tracker.read_text().strip()}"
+        sys.exit(f"interrupted; {how_to_go_on(config.trainer)}")
 
 
 def train(config: DictConfig, started: float) -> None:

@@ -50,6 +50,32 @@ def test_model_paths(tmp_path):
         check_model("student.path", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "line 1: Expecting property name"), ("[]", "holds no JSON object"), (b"\xff\xfe", "cannot be read")],
+)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_a_broken_file_of_a_model_is_named(tmp_path, name, content, says):
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_text("{}")
+    check_model("student.path", str(tmp_path))
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(
+        ValueError, match=rf"^student\.path: {tmp_path}/{name} [^\n]+; download the model again"
+    ) as refused:
+        check_model("student.path", str(tmp_path))
+    assert says in str(refused.value)
+
+
+def test_what_transformers_cannot_read_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ValueError, match=r"^student\.path=[^\n]*config\.json cannot be read \([^\n]*nonesuch[^\n]*$"):
+        models.context_length("student.path", str(tmp_path))
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        models.load_tokenizer(str(tmp_path))
+
+
 class Hub(BaseHTTPRequestHandler):
     """Answers as the hub does, by the name that is asked for."""
 

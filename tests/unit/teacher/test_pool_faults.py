@@ -31,6 +31,26 @@ async def test_passing_faults_are_retried(server: FakeSGLang, fault: Fault) -> N
         assert (metrics["retries"], metrics["failures"], metrics["sequences"]) == (2, 2, 1)
 
 
+def busy(retry_after: str) -> Fault:
+    return lambda _request, _answer: web.Response(status=429, headers={"Retry-After": retry_after})
+
+
+async def test_a_busy_server_is_asked_again_when_it_says_and_has_not_failed(server: FakeSGLang) -> None:
+    server.faults = [busy("0.1"), busy("0"), busy("Wed, 21 Oct 2015 07:28:00 GMT")]
+    async with open_pool(server, max_retries=0, breaker_failures=1) as pool:
+        assert isinstance(await score(pool, PROMPT, RESPONSE), Score)
+        metrics = pool.metrics()
+    assert (metrics["retries"], metrics["failures"], metrics["open_breakers"], len(server.requests)) == (0, 0, 0, 4)
+
+
+async def test_a_server_that_is_always_busy_has_failed(server: FakeSGLang) -> None:
+    server.faults = [busy("0.1")] * 99
+    async with open_pool(server, max_retries=0, request_timeout_s=0.2) as pool:
+        outcome = await score(pool, PROMPT, RESPONSE)
+    assert isinstance(outcome, TeacherUnavailableError)
+    assert "answered 429" in str(outcome)
+
+
 async def test_timeout_is_retried(server: FakeSGLang) -> None:
     server.faults = [hang]
     async with open_pool(server, request_timeout_s=0.2) as pool:
@@ -79,7 +99,8 @@ async def test_a_refused_request_is_not_retried_and_takes_no_other_with_it(serve
         (edit(lambda entries: entries.append([-1.0, 2, None]) or entries.pop(0)), "sent was"),
         (lambda _request, answer: answer.pop("meta_info") and None, "did not answer as SGLang does"),
         (lambda _request, answer: answer["meta_info"].pop("cached_tokens") and None, "did not answer as SGLang does"),
-        (lambda _request, _answer: web.Response(text="<html>"), "did not answer as SGLang does"),
+        (lambda _request, _answer: web.Response(text="<html>\nbad"), "did not answer as SGLang does: <html> bad$"),
+        (lambda _request, _answer: web.json_response({"error": "overload"}), 'SGLang does: {"error": "overload"}'),
         (lambda _request, _answer: web.Response(text='[{"meta_info": {'), "did not answer as SGLang does"),
         (lambda _request, _answer: web.Response(text="[]"), "gave 0 answers to 2 sequences"),
     ],

@@ -88,9 +88,10 @@ def test_a_run_that_stands_still_is_given_up_with_the_place_where_it_stands(run,
     place = partial(write_place, tmp_path, "step 3: samples and scores")
     with pytest.raises(SystemExit) as ended:
         run(Cluster(place), "stall_timeout_s=0")
-    first, second = str(ended.value).splitlines()
-    assert first.endswith("no step ended for stall_timeout_s=0 seconds; the run is at step 3: samples and scores")
-    assert second.endswith("no checkpoint to resume from: the same command starts over")
+    (line,) = str(ended.value).splitlines()
+    assert "no step ended for stall_timeout_s=0 seconds; the run is at step 3: samples and scores; trace" in line
+    assert line.endswith("no checkpoint to resume from: the same command starts over")
+    assert "TimeoutError" in Path(line.split("traceback: ")[1].split(", every")[0]).read_text()
 
 
 def test_ctrl_c_says_how_to_go_on(run, tmp_path):

@@ -1,15 +1,21 @@
 """One try of one scoring request over HTTP."""
 
+import asyncio
 from typing import Any
 
 import aiohttp
 import orjson
 
 from verl_ext.run.api_key import bearer_header
+from verl_ext.run.retry_after import retry_after_s
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import TeacherError, TeacherResponseError
 
 BODY_EXCERPT = 300  # characters of a server's error message that we pass on
+
+
+SHORTEST_PAUSE_S = 0.05
+"""Before a server that said 429 is asked again, even where it says at once."""
 
 
 class ServerFailure(TeacherError):
@@ -25,20 +31,21 @@ class SGLangHttp:
         self._session: aiohttp.ClientSession | None = None
 
     async def generate(self, body: dict[str, Any], sequences: int) -> list[dict[str, Any]]:
-        """The `meta_info` of each of the body's `sequences`.
+        """The `meta_info` of each of the body's `sequences`. A server that is busy (429) is asked again when it says.
 
         Raises:
-            ServerFailure: no answer, a 5xx, or not what SGLang answers.
+            ServerFailure: no answer, busy for `teacher.request_timeout_s`, a 5xx, or not what SGLang answers.
             TeacherResponseError: a refusal (4xx).
         """
-        try:
-            async with self._open_session().post(
-                f"{self.url}/generate", data=orjson.dumps(body), headers={"Content-Type": "application/json"}
-            ) as response:
-                text = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise ServerFailure(f"{self.url}: {type(error).__name__}: {error}") from error
-        if response.status >= 500:
+        waited = 0.0
+        while True:
+            response, text = await self._post(orjson.dumps(body))
+            if response.status != 429 or waited > self._config.request_timeout_s:
+                break
+            pause = max(retry_after_s(response.headers), SHORTEST_PAUSE_S)
+            await asyncio.sleep(pause)
+            waited += pause
+        if response.status >= 500 or response.status == 429:
             raise ServerFailure(f"{self.url} answered {response.status}: {_excerpt(text)}")
         if response.status != 200:
             hint = f"; set {self._config.api_key_env}" if response.status in (401, 403) else ""
@@ -48,10 +55,20 @@ class SGLangHttp:
         try:
             metas = [answer["meta_info"] for answer in orjson.loads(text)]
         except (ValueError, KeyError, TypeError) as error:
-            raise ServerFailure(f"{self.url} did not answer as SGLang does: {error!r}") from error
+            raise ServerFailure(f"{self.url} did not answer as SGLang does: {_excerpt(text)}") from error
         if len(metas) != sequences:
             raise ServerFailure(f"{self.url} gave {len(metas)} answers to {sequences} sequences")
         return metas
+
+    async def _post(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
+        """The answer to one request and its body. ServerFailure if there is none."""
+        try:
+            async with self._open_session().post(
+                f"{self.url}/generate", data=body, headers={"Content-Type": "application/json"}
+            ) as response:
+                return response, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ServerFailure(f"{self.url}: {type(error).__name__}: {error}") from error
 
     async def close(self) -> None:
         if self._session is not None:
@@ -69,4 +86,5 @@ class SGLangHttp:
 
 
 def _excerpt(text: bytes) -> str:
-    return text[:BODY_EXCERPT].decode(errors="replace")
+    """Its beginning, on one line."""
+    return " ".join(text[:BODY_EXCERPT].decode(errors="replace").split()) or "nothing"
