@@ -87,13 +87,16 @@ def teacher_context(context: Context, name: str) -> str:
     """Every teacher's prompt with a full response fits what the teacher can read: else it is never scored."""
     teacher, answer = context.teachers[name], context.config.data.max_response_length + KEPT_BACK
     limit, reason = teacher.context_length, f"raise teacher.context_length={teacher.context_length}"
-    if limit is None:
-        if teacher.model_path is None:
-            return "not known here: the server has the model"
-        limit = context_length("teacher.model_path", teacher.model_path, trust_remote_code=teacher.trust_remote_code)
-        reason = (
-            f"teacher.model_path={teacher.model_path} reads {limit} (max_position_embeddings): shorten the prompt, or "
-            "lower data.max_response_length"
+    own, path = None, teacher.model_path
+    if path is not None:  # else the server has the model
+        own = context_length("teacher.model_path", path, trust_remote_code=teacher.trust_remote_code)
+    if own is not None and (limit is None or own < limit):
+        limit, reason = (
+            own,
+            (
+                f"teacher.model_path={path} reads {own} (max_position_embeddings): shorten the prompt, or lower "
+                "data.max_response_length"
+            ),
         )
     for number in context.numbers_of(name):
         length = context.prompt_tokens["teacher_messages"][number].length

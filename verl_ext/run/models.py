@@ -136,9 +136,13 @@ def read_config(key: str, path: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def context_length(key: str, path: str, *, trust_remote_code: bool = False) -> int | None:
-    """Tokens that a model reads at once, by its configuration; None where that names no limit."""
+    """Tokens that a model reads at once, by its configuration as engines read it; None where that names no limit."""
     config = read_config(key, path, trust_remote_code=trust_remote_code).get_text_config()
-    return config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+    if not hasattr(config, "max_position_embeddings"):
+        return None
+    rope = config.to_dict().get("rope_parameters") or {}
+    stretched = rope.get("rope_type") in ("linear", "dynamic") and "original_max_position_embeddings" not in rope
+    return int(config.max_position_embeddings * (rope["factor"] if stretched else 1))
 
 
 def end_tokens(key: str, path: str) -> set[int]:

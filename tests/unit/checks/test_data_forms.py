@@ -175,7 +175,7 @@ def run_on(base, tmp_path, monkeypatch):
                 *words,
                 "data.train_batch_size=1",
                 "data.max_prompt_length=512",
-                "actor_rollout_ref.rollout.max_model_len=1024",
+                "actor_rollout_ref.rollout.max_model_len=516",
             ]
         )
         config.data.train_files = [str(file) for file in files]

@@ -113,6 +113,26 @@ def test_rows_without_extra_info_are_evaluated(run):
     assert (report["student"]["accuracy"], answers[0]["right"]) == (1.0, True)
 
 
+def test_right_answers_that_are_numbers_are_text_and_nan_is_none(run, capsys):
+    rows = [row(text, truth) for text, truth in zip(("a", "b", "c"), (1, 2, 3), strict=True)]
+    said = {text: Answer("2", 1, "stop") for text in "abc"}
+    _, answers = run(rows, said)
+    assert [(each["truth"], each["right"]) for each in answers] == [("1", False), ("2", True), ("3", False)]
+    _, answers = run(
+        [each | {"reward_model": {"ground_truth": n or float("nan")}} for n, each in enumerate(rows)], said
+    )
+    assert "1 rows have no right answer and are left out" in capsys.readouterr().out
+    assert [each["row"] for each in answers] == [1, 2]
+
+
+def test_a_right_answer_that_cannot_be_one_is_refused_with_its_row(run):
+    rows = [row("a", "1"), row("b", "2")]
+    for each, truth in zip(rows, (["1"], ["2"]), strict=True):
+        each["reward_model"]["ground_truth"] = truth
+    with pytest.raises(SystemExit, match=r"rows\.parquet.*ground_truth"):
+        run(rows, {})
+
+
 def test_what_a_model_said_is_on_disk_before_the_next_one_starts(run, model, tmp_path):
     said = {"good day": Answer("en", 1, "stop")}  # the teacher's question was not recorded
     with pytest.raises(SystemExit):

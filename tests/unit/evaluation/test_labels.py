@@ -199,8 +199,9 @@ def test_labels_are_those_of_the_rows_and_read_as_the_policy_says(tmp_path, monk
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     said = [Answer(text, 1, "stop") for text in ("**C++**", "C", "<think>toxic</think> Non-toxic.")]
     monkeypatch.setattr(arms, "answer", lambda *_: {"base": said})
-    config = EvaluateConfig(data=str(tmp_path / "rows.parquet"), base="b", policy=policy)
-    result = arms.evaluate(config)["base"]
+    paths = {"data": str(tmp_path / "rows.parquet"), "out": str(tmp_path / "eval.json")}
+    config = EvaluateConfig(base="b", policy=policy, **paths)
+    result = arms.evaluate(config).results["base"]
     assert isinstance(result, ArmResult)
     assert result.gold.labels == ("C", "C++", "non-toxic")
     assert result.gold.accuracy.hits == right

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import sympy
 
-from verl_ext.evaluation.mathematics.expressions import Unreadable, expression, same_expression
+from verl_ext.evaluation.mathematics.expressions import Unreadable, expression, points, same_expression
 from verl_ext.evaluation.mathematics.reading import is_equation, is_name, read_value
 from verl_ext.evaluation.mathematics.sets import SETS, as_set, number, pieces, same_pieces, variables
 from verl_ext.evaluation.mathematics.spelling import one_spelling
@@ -214,7 +214,7 @@ def proportional(one: Relation, other: Relation) -> sympy.Expr | None:
     mine, theirs = sympy.expand(mine), sympy.expand(theirs)
     if not mine.free_symbols or mine.free_symbols != theirs.free_symbols:
         return None
-    point = {symbol: sympy.Rational(k + 7, 3) for k, symbol in enumerate(sorted(mine.free_symbols, key=str))}
+    point = points(sorted(mine.free_symbols, key=str), (1,))[0]
     at_point = [each.xreplace(point) for each in (mine, theirs)]
     if 0 in at_point:
         return None

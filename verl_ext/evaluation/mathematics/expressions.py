@@ -174,7 +174,7 @@ def scales(one: sympy.Expr, other: sympy.Expr) -> tuple[int, ...]:
 
 
 def points(symbols: Sequence[sympy.Basic], sizes: Sequence[int]) -> list[dict[sympy.Basic, sympy.Basic]]:
-    """Rational points, the same ones each time, positive and negative, of each of `sizes`.
+    """Rational points, the same ones each time, positive and negative, of each of `sizes`; of several, whole ones too.
 
     z and w are complex: |z|^2 is not z^2.
     """
@@ -185,8 +185,11 @@ def points(symbols: Sequence[sympy.Basic], sizes: Sequence[int]) -> list[dict[sy
     def coordinate(size: int) -> sympy.Expr:
         return sympy.Rational(draw.randint(1000, 40000), 9973) * draw.choice((1, -1)) * size
 
-    return [
-        {s: coordinate(size) + (sympy.I * coordinate(size) if str(s) in ("z", "w") else 0) for s in symbols}
-        for size in sizes
-        for _ in range(POINTS)
-    ]
+    chosen: list[dict[sympy.Basic, sympy.Basic]] = []
+    for sign in (1, -1) if len(sizes) > 1 else ():
+        chosen.append({s: sympy.Integer(sign * (number + 2)) for number, s in enumerate(symbols)})
+    for size in sizes:
+        for _ in range(POINTS):
+            imaginary = {s: sympy.I * coordinate(size) if str(s) in ("z", "w") else sympy.S.Zero for s in symbols}
+            chosen.append({s: coordinate(size) + imaginary[s] for s in symbols})
+    return chosen

@@ -33,9 +33,12 @@ NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:[, ]\d{3})+(?![\d,])(?! \d)")
 # The unit is text, or a bare word of at least two letters, behind something that can be a number.
 WITH_UNIT = re.compile(
-    r'(.*[0-9})!]|.*\\pi|[a-z])\s*((?:"[^"]+"|[%°¤€]|(?<=[\d }])[A-Za-z]{2,})'
+    r'(.*[0-9})!]|.*\\pi|[a-z])\s*((?:"[^"]+"|[%°¤€]|(?<=[\d }])(?:[A-Za-z]{2,}|[kc]?m/(?:s|h)(?![a-z])))'
     r'(?:\^\{-?\d\}|[/ ]|\\cdot|"[^"]+"|[A-Za-z]{2,})*)'
 )
+UNIT_FRACTION = re.compile(r'(?<=\d)\\frac\{"([^"]+)"\}\{"([^"]+)"(\^\{\d\})?\}$')
+TIMES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+MANY = re.compile(rf'({NUMBER})"?({"|".join(TIMES)})"?((?:".*)?)')
 WHOLE_MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 
 
@@ -175,7 +178,13 @@ def relation(text: str) -> Value | None:
         if signs != ["="] or "\\pm" in sides[0]:
             return Words(text)
         return read_value(sides[1]) if is_name(sides[0]) else Words(text)
-    if set(signs) == {"="} and len(sides) == 2 and (word := read_value(sides[1])) and isinstance(word, Words):
+    if (
+        set(signs) == {"="}
+        and len(sides) == 2
+        and (word := read_value(sides[1]))
+        and isinstance(word, Words)
+        and '"' in word.text
+    ):
         return Words(text)
     return Relation(tuple(sides), tuple(signs))
 
@@ -183,7 +192,7 @@ def relation(text: str) -> Value | None:
 def is_name(side: str) -> bool:
     """Whether a value can be assigned to it: `x`, `a_{1}`, `f(n)`, `AB`, `\\angle A`, `(x;y)`, `"Area"`."""
     name = r"(?:\\(?!pi|infty)[A-Za-z]+\s*)?[A-Za-z]*'*(?:_\{\w+\}|_\w)?'*"
-    call = rf"{name}(?:\((?:[A-Za-z0-9]|\\[a-z]+)(?:[,;][A-Za-z])*\))?"
+    call = rf"{name}(?:\^\{{-1\}})?(?:\((?:[A-Za-z0-9]|\\[a-z]+)(?:[,;][A-Za-z])*\))?|P\([^()]*\)"
     side = re.sub(r"\\overline\{(\w+)\}|\|(\w+)\|", r"\1\2", side)
     if side in ("e", "i") or not side:
         return False
@@ -233,6 +242,9 @@ def single(text: str) -> Value:
         return Quantity(read_value(text[1:]), unit)
     if text[:2] in ("-¤", "-€", "-£") and (unit := unit_of(text[1])):
         return Quantity(read_value("-" + text[2:]), unit)
+    if match := MANY.fullmatch(text):
+        return read_value(f"{match[1]}\\cdot{TIMES[match[2]]}{match[3]}")
+    text = UNIT_FRACTION.sub(r'"\1/\2"\3', text)
     match = WITH_UNIT.fullmatch(text)
     inside = match and match[2] == "°" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match[1])  # \sin 30°
     if match and not inside and (unit := unit_of(match[2], one=match[1] == "1")):

@@ -17,7 +17,8 @@ SIGNS = {
     "μ": "\\mu ", "µ": "\\mu ", "σ": "\\sigma ", "φ": "\\phi ", "ϕ": "\\phi ", "ω": "\\omega ", "ρ": "\\rho ",
     "τ": "\\tau ", "ε": "\\epsilon ", "Δ": "\\Delta ", "Ω": "\\Omega ", "Σ": "\\Sigma ", "Φ": "\\Phi ",
     "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ", "⟩": "\\rangle ",
-    "º": "°", "˚": "°", "∘": "°", "′": "'", "’": "'", "…": "\\ldots ", "∣": "|", "∧": "∧", "∨": "∨", "€": "€", "£": "£",
+    "º": "°", "˚": "°", "∘": "°", "′": "'", "’": "'", "…": "\\ldots ", "∣": "|",
+    "∧": "\\land ", "∨": "\\lor ", "€": "€", "£": "£",
     "。": ".", "、": ", ", "“": "", "”": "", '"': "",
 }  # fmt: skip
 
@@ -39,8 +40,6 @@ SAME = (
     (r"\\(?:lvert|rvert|vert)", "|"),
     (r"\\(?:lbrace)", r"\\{"),
     (r"\\(?:rbrace)", r"\\}"),
-    (r"\\(?:land|wedge)", "∧"),
-    (r"\\(?:lor|vee)", "∨"),
     (r"\\(?:degree|textdegree)", "°"),
     (r"\\(?:ldots|dots|cdots|dotsc)", r"\\ldots "),
     (r"\\(?:quad|qquad|enspace|thinspace|nobreakspace|space|hspace\{[^{}]*\}|phantom\{[^{}]*\})", " "),
@@ -58,20 +57,22 @@ SAME_SPELLING = tuple((re.compile(pattern + r"(?![A-Za-z])\s*"), new) for patter
 
 BOLD = r"mathbf|boldsymbol|mathit|mathsf|mathtt|mathcal|pmb|underline|bm|boxed|fbox"
 WORDS = r"text|textbf|textit|textrm|textsf|texttt|textnormal|textup|emph|mbox|hbox|mathrm|operatorname\*?"
-FONT = re.compile(rf"\\(?:(?P<bold>{BOLD})|(?P<words>{WORDS}))\s*\{{(?P<inside>[^{{}}]*)\}}")
+FONT = re.compile(rf"\\(?:(?P<bold>{BOLD})|(?P<words>{WORDS}))\s*\{{(?P<inside>(?:[^{{}}]|\{{[^{{}}]*\}})*)\}}")
 LETTER, CHOICE = re.compile("[A-Za-z]"), re.compile(r"\s*\(?[A-J][).:]+\s*")
 COUNTED = re.compile(r"\s*(-?\d[\d.,/]*)\s+(?!(?:and|or)\b)")
 SEPARATOR = re.compile(r",?\s*\b(and|or)\b\s*|\s*([,;])\s*")
 OVER = re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}")
 COLOR = re.compile(r"\\(?:textcolor|color|colorbox)\s*(?:\[\w*\])?\{[^{}]*\}")
-FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|max|min|gcd|lcm"
-BARE_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({FUNCTIONS}|pi|infty|theta|emptyset)(?![A-Za-z])")
+FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp|sqrt|gcd|lcm"
+BARE_FUNCTION = re.compile(
+    rf"(?<![\\A-Za-z])({FUNCTIONS}|pi|infty|theta|emptyset|(?:sec|min|max)(?=\s*\())(?![A-Za-z])"
+)
 
 
 def one_spelling(text: str) -> str:
     """`text` in the spelling that this module's docstring describes."""
     text = ascii_signs(text).replace("\\\n", " ").replace("\n", " ").replace("\t", " ").strip()
-    text = re.sub(r"^\s*####|(?:\\\\)+$", "", text)
+    text = re.sub(r"^\s*####|\\+\s*$", "", text)
     text = re.sub(r"^\*\*(.*)\*\*$", r"\1", text)
     text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text) if "\\begin" not in text else text
     text = text.replace("\\$", "¤").replace("$", "")
@@ -129,7 +130,7 @@ def fonts(text: str) -> str:
             return "{" + inside + "}" if len(inside) > 1 else inside
         if re.fullmatch(r"[\s,]*(?:and|or)[\s,]*", inside):
             return "∧" if "and" in inside else "∨"
-        if inside.replace(" ", "") in ("arcsinh", *FUNCTIONS.split("|")):
+        if re.fullmatch(FUNCTIONS, inside.strip()):
             return "\\" + inside.strip() + " "
         if '"' in inside or "\\" in inside or not LETTER.search(inside) or CHOICE.fullmatch(inside):
             return " " + inside.replace('"', " ") + " "
