@@ -183,7 +183,6 @@ SFT: Mapping[str, Rule] = BOTH | {
 
 OURS_SAYS_IT = "verl reads it, this method does not"
 FIXED: Mapping[str, Choice] = {
-    "actor_rollout_ref.rollout.name": Choice(("vllm",), "no other rollout engine is installed or adapted"),
     "actor_rollout_ref.rollout.mode": Choice(("async",), "samples come from verl's agent loop"),
     "actor_rollout_ref.rollout.calculate_log_probs": Choice((True,), "the sampler's log-probs are half of the KL"),
     "actor_rollout_ref.rollout.logprobs_mode": Choice(

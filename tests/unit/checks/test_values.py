@@ -254,7 +254,8 @@ def test_what_is_left_out_is_asked_for_and_nothing_of_verls_stands_in_for_it(com
 
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 VERLS = r"(?:data|actor_rollout_ref|algorithm|trainer|ray_kwargs)\.[a-z_.]+[a-z]"
-NAMED = {key for key in re.findall(rf"(?<![\w.]){VERLS}", CONFIGURATION) if not key.endswith(("_files", ".parquet", ".md"))}
+FILES = ("_files", ".parquet", ".md")
+NAMED = {key for key in re.findall(rf"(?<![\w.]){VERLS}", CONFIGURATION) if not key.endswith(FILES)}
 TEXTS = {"data.train_files", "data.val_files", "student.path", "run_dir"}
 
 
