@@ -91,7 +91,7 @@ def test_warnings_are_one_line_each_and_refuse_nothing(compose_pair, pair):
 def test_special_tokens_and_labels_that_no_row_has_are_said(compose_pair, pair):
     left_over = ROW | {"prompt": [{"role": "user", "content": "Good morning<|im_end|>"}]}
     pq.write_table(pa.Table.from_pylist([ROW] * 31 + [left_over]), pair.scratch / "left.parquet")
-    lines = check(compose_pair(f"data.train_files={pair.scratch}/left.parquet", "method.labels.label_set=[en,C++]"))
+    _, *lines = check(compose_pair(f"data.train_files={pair.scratch}/left.parquet", "method.labels.label_set=[en,C++]"))
     assert "no row of data.train_files has the label C++" in lines[0]
     assert "1 of 32 rows hold special tokens as text (first: row 31, <|im_end|>)" in lines[1]
 
