@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from verl_ext.demo.config import DemoConfig
-from verl_ext.demo.stages import run_stages, summarise, summary_table
+from verl_ext.demo.stages import draw_demo, run_stages, summarise, summary_table
 from verl_ext.run.files import write_json
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
@@ -31,7 +31,8 @@ def demo(config: Any) -> None:
     file = Path(settings.out) / "summary.json"
     write_json(file, summary)
     Console().print(summary_table(summary))
-    print(f"{file} written; curves: tensorboard --logdir {settings.out}/run/tensorboard")
+    picture = draw_demo(settings)
+    print(f"{file} and {picture} written; curves: tensorboard --logdir {settings.out}/run/tensorboard")
     print(
         "next, the same by SFT on the teacher's labels, as Tinker does it: bash examples/sft_prompt_distillation_cpu.sh"
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_ext.checks.context import context_of_run
 from verl_ext.checks.data import label_set_of_run
 from verl_ext.checks.run import check
 from verl_ext.checks.schemas import prepare_training_configs
@@ -44,10 +45,11 @@ VERB = Verb(
 def train(config: DictConfig) -> None:
     started = time.perf_counter()
     config.run_dir = str(Path(config.run_dir).resolve())
-    lines = check(config)
+    context = context_of_run(config)
+    lines = check(config, context)
     if moved := begin(config):
         lines.append(moved)
-    config.method.labels.label_set = config.method.labels.label_set or label_set_of_run(config)
+    config.method.labels.label_set = config.method.labels.label_set or label_set_of_run(context)
     save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
     mark_stage(config.run_dir, "settings are checked")
     for line in lines:

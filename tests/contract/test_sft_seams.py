@@ -3,6 +3,7 @@
 A red test here means that verl changed under us; the adapter it names is what to mend.
 """
 
+import importlib.util
 import inspect
 import types
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from peft import LoraConfig, get_peft_model
 from seams import parameters
+from torch.distributed.fsdp._fully_shard import _fully_shard
 from verl.trainer.sft_trainer import SFTTrainer, create_sft_dataset
 from verl.utils import fsdp_utils
 from verl.utils import tensordict_utils as tu
@@ -24,6 +27,7 @@ from verl.workers.utils.losses import sft_loss
 
 from verl_ext.data.rows import LABELS
 from verl_ext.demo.tiny_pair import build_model, train_tokenizer
+from verl_ext.platform import adapted_head
 from verl_ext.sft import engine, trainer
 from verl_ext.sft.dataset import ConversationDataset
 from verl_ext.student.export import TARGET_MODULES
@@ -226,3 +230,22 @@ def test_adapters_stay_in_fp32_on_a_bf16_base_when_asked():
         trained = {p.dtype for p in adapted.parameters() if p.requires_grad}
         assert trained == {wanted}
         assert sum("lm_head" in name for name, p in adapted.named_parameters() if p.requires_grad) == 2
+
+
+@pytest.mark.parametrize(("patch", "works"), [("theirs", False), ("ours", True)])
+def test_a_layer_that_has_an_adapter_can_be_given_fsdps_class(patch, works):
+    """verl's own way cannot; where this turns red, ours (verl_ext/platform/adapted_head.py) is no longer needed."""
+    assert fsdp_utils.maybe_patch_fsdp_module is adapted_head.abstract_where_needed
+    spec = importlib.util.find_spec("verl.utils.fsdp_utils")
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    make_abstract = fresh.maybe_patch_fsdp_module if patch == "theirs" else adapted_head.abstract_where_needed
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules=["0"]))
+    layer = model.base_model.model[0]
+    with make_abstract(layer):
+        sharded = type("FSDPLinear", (_fully_shard.FSDPModule, type(layer)), {})
+    if works:
+        layer.__class__ = sharded
+    else:
+        with pytest.raises(TypeError, match="object layout differs"):
+            layer.__class__ = sharded

@@ -29,7 +29,9 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import get_rollout_replica_class
+from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from verl.workers.utils.losses import ppo_loss
 
 from verl_ext.trainer import adapted, agent_loop, dataset, runner, sampler, trainer
@@ -254,3 +256,11 @@ async def test_each_answers_own_reason_is_noted_and_strangers_are_not():
     for request_id, reason in (("ours", "length"), ("over HTTP", "stop")):
         assert len([output async for output in generate(reason, None, request_id)]) == 2
     assert server._reasons == {"ours": "length"}
+
+
+def test_a_tensor_beyond_the_bucket_is_sent_alone_with_shared_handles_only():
+    """Why `make_room_for_weights` looks at `is_support_ipc`."""
+    source = inspect.getsource(BucketedWeightSender.async_send_weights)
+    assert "assert not self.use_shm" in source
+    assert "self._direct_send_large_weight(name, weight)" in source
+    assert "self.use_shm = not is_support_ipc()" in inspect.getsource(ServerAdapter.__init__)

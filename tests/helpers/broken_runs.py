@@ -28,6 +28,40 @@ def changed_config(**changes) -> Callable[[Path], None]:
     return change
 
 
+def student(change: Callable[[Path], None]) -> Callable[[Pair], list[str]]:
+    """The override that trains a changed copy of the student, taught by the student itself."""
+
+    def override(pair: Pair) -> list[str]:
+        change(folder := pair.copy("student"))
+        return [f"student.path={folder}", f"teacher.model_path={pair.student}"]
+
+    return override
+
+
+def replaced_config(**content) -> Callable[[Path], None]:
+    return lambda folder: (folder / "config.json").write_text(json.dumps(content)) and None
+
+
+def composite(folder: Path) -> None:
+    """The text model as the text part of one that sees pictures too."""
+    text = json.loads((folder / "config.json").read_text()) | {"model_type": "qwen2_5_vl_text"}
+    replaced_config(model_type="qwen2_5_vl", text_config=text)(folder)
+
+
+def changed_tokenizer(folder: Path, **changes) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def other_eos(folder: Path) -> None:
+    """As the tokenizer of SmolLM2 is after its conversion from GGUF."""
+    changed_tokenizer(folder, eos_token="<|im_start|>")
+
+
+def no_eos(folder: Path) -> None:
+    changed_tokenizer(folder, eos_token=None)
+
+
 def swap_two_ids(folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     vocab = content["model"]["vocab"]
@@ -149,6 +183,11 @@ BROKEN = [
     ("teacher settings", words("teacher.tp=0"), r"teacher\.tp: 0 is below 1"),
     ("memory plan", words("hardware=cpu", "trainer.nnodes=2"), r"on CPU trainer\.nnodes=2, trainer"),
     ("sampling", words("actor_rollout_ref.rollout.temperature=0.7"), r"rollout\.temperature=0\.7.*set it to 1\.0"),
+    (
+        "sampling",
+        words("actor_rollout_ref.rollout.name=sglang"),
+        r"rollout\.name=sglang: the student samples with vllm",
+    ),
     ("sampling", words("actor_rollout_ref.rollout.top_p=0.9"), r"actor_rollout_ref\.rollout\.top_p=0\.9"),
     ("sampling", words("actor_rollout_ref.rollout.top_k=20"), r"actor_rollout_ref\.rollout\.top_k=20"),
     ("models", words("student.path=/nowhere/m"), r"student\.path=/nowhere/m: no such folder"),
@@ -183,12 +222,27 @@ BROKEN = [
     ("server", words(*NOBODY), r"teacher\.urls: a server does not score: http://127\.0\.0\.1:9: ClientConnectorError"),
     ("student tokenizer", without_template, r"student\.path=.* has no chat template; add chat_template\.jinja"),
     (
+        "student model",
+        student(composite),
+        r"student\.path=.* is a composite model \(model_type qwen2_5_vl, .*text models",
+    ),
+    ("student model", student(replaced_config(model_type="t5")), r"student\.path=.* is an encoder-decoder"),
+    ("student model", student(changed_config(model_type="new")), r"student\.path=.*its config\.json cannot be read"),
+    ("end of answer", student(other_eos), r"ends with '<\|im_start\|>' for its tokenizer, with '<\|im_end\|>' for the"),
+    ("end of answer", student(no_eos), r"student\.path=.*: its tokenizer has no eos_token; name"),
+    ("weight transfer", student(changed_config(vocab_size=1 << 50)), r"MiB of shared memory, .*--shm-size"),
+    (
+        "teacher context",
+        teacher(changed_config(max_position_embeddings=12)),
+        r"row 0: teacher_messages .*teacher\.model_path=.* reads 12 \(max_position_embeddings\): shorten the prompt",
+    ),
+    (
         "prompt lengths",
         words("data.max_prompt_length=3"),
         r"row 0: prompt has \d+ tokens.*raise data\.max_prompt_length=3",
     ),
     (
-        "prompt lengths",
+        "teacher context",
         words("teacher.context_length=20"),
         r"row 0: teacher_messages .*raise teacher\.context_length=20",
     ),

@@ -225,7 +225,14 @@ def test_no_process_is_left_behind(trained: Path):
 def nobody_gets_in(pid: int, proof: Path) -> None:
     """The run of process `pid` listens on loopback alone, whoever of it does; TransferQueue runs no stranger's code."""
     found = listeners(pid)
-    for name in ("TransferQueueController", "SimpleStorageUnit", "vLLMHttpServer", "WorkerDict", "sglang", "raylet"):
+    for name in (
+        "TransferQueueController",
+        "SimpleStorageUnit",
+        "FinishReasonServer",
+        "WorkerDict",
+        "sglang",
+        "raylet",
+    ):
         assert any(name in each for each in found.values()), (name, found)
     assert not outside(found)
     if (address := outside_address()) is not None:

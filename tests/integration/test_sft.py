@@ -262,6 +262,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs, tmp_path, unint
     assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in uninterrupted]
 
 
+def test_a_student_is_trained_a_second_time(inputs, tmp_path):
+    """Its head has weights of its own by then, and gets an adapter again: verl shards such a head alone."""
+    first_rows = train(inputs, tmp_path / "first", 1, *LORA, "trainer.total_epochs=1")
+    again = Inputs(tmp_path / "first/student", inputs.rows)
+    rows = train(again, tmp_path / "second", 2, *LORA, "trainer.total_epochs=1")
+    assert rows[0]["train/loss"] < first_rows[0]["train/loss"]
+    first, second = (load(tmp_path / name / "student") for name in ("first", "second"))
+    assert not first.config.tie_word_embeddings
+    assert not torch.equal(first.lm_head.weight, second.lm_head.weight)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(inputs, tmp_path_factory):
     """Four epochs of two batches."""

@@ -1,10 +1,8 @@
 """What the rows hold, beside what their reader refuses. Each function is a check of `verl_ext.checks.registry`."""
 
-from omegaconf import DictConfig
-
-from verl_ext.checks.context import COLUMNS, Context, context_of_run
+from verl_ext.checks.context import COLUMNS, Context
 from verl_ext.checks.finding import OK, WARN, Finding
-from verl_ext.data.rows import MOST_LABELS, label_set_of, without_rows
+from verl_ext.data.rows import MOST_LABELS, known_labels, label_set_of, without_rows
 from verl_ext.run.plain_text import written_in
 from verl_ext.run.settings import settings_of
 from verl_ext.trainer.config import LabelReadingConfig
@@ -13,10 +11,7 @@ from verl_ext.trainer.config import LabelReadingConfig
 def labels(context: Context) -> Finding:
     """The labels that the reward reads are those of the rows, and each has a row to be learnt from."""
     label_set = settings_of(context.config.method.labels, LabelReadingConfig).label_set
-    trained, heldout = (
-        {row["reward_model"]["ground_truth"] for row in rows} - {"", None} for rows in (context.rows, context.heldout)
-    )
-    known = sorted(trained | heldout)
+    trained, known = known_labels(context.rows), known_labels([*context.rows, *context.heldout])
     if label_set and (others := without_rows(known, label_set)):
         raise ValueError(
             f"method.labels.label_set: the data also has {', '.join(others[:20])}; name all labels of the task"
@@ -25,7 +20,8 @@ def labels(context: Context) -> Finding:
         seen = f"no row of data.train_files has the label {', '.join(unseen)}"
         return Finding(WARN, seen, "a student cannot learn it; give rows, or leave it out of method.labels.label_set")
     if not known:
-        return Finding(OK, "the right answers are not known: no reward")
+        problems = any(row["reward_model"]["ground_truth"] for row in context.rows)
+        return Finding(OK, "problems, no labels" if problems else "the right answers are not known: no reward")
     return Finding(OK, f"{len(known)} labels" if len(known) <= MOST_LABELS else f"{len(known)} answers, each its own")
 
 
@@ -44,7 +40,6 @@ def special_tokens(context: Context) -> Finding:
     return Finding(WARN, seen, "they are read as plain text and end no turn; take them out where they are left-overs")
 
 
-def label_set_of_run(config: DictConfig) -> list[str]:
+def label_set_of_run(context: Context) -> list[str]:
     """All labels of a run's training and held-out rows; empty where these are answers of their own."""
-    context = context_of_run(config)
     return label_set_of([*context.rows, *context.heldout])

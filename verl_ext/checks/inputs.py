@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from verl_ext.checks.context import Context
-from verl_ext.run.models import check_model, max_positions
+from verl_ext.run import models as model_files
+from verl_ext.run.models import check_model
 from verl_ext.run.origin import check_origin
 from verl_ext.run.settings import check_given
 from verl_ext.teacher.client.pool import TeacherPool
@@ -18,9 +19,6 @@ from verl_ext.teacher.server.process import check_quantized_weights
 from verl_ext.teacher.teachers import teacher_of_row
 from verl_ext.teacher.types import TeacherError
 from verl_ext.trainer.config import check_method
-
-KEPT_BACK = 7
-"""Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py)."""
 
 
 def given(context: Context) -> str:
@@ -42,6 +40,8 @@ def teacher_settings(context: Context) -> str:
 def sampling(context: Context) -> str:
     """The sampler must draw from the very distribution that its log-probs describe."""
     rollout = context.config.actor_rollout_ref.rollout
+    if rollout.name != "vllm":
+        raise ValueError(f"actor_rollout_ref.rollout.name={rollout.name}: the student samples with vllm here; set it")
     for key, wanted in (("temperature", 1.0), ("top_p", 1.0), ("top_k", -1)):
         if rollout[key] != wanted:
             raise ValueError(
@@ -167,7 +167,7 @@ def student_tokenizer(context: Context) -> str:
 def context_length(context: Context) -> str:
     """A prompt with its answer fits the student's own context; vLLM would cut answers there, or not start."""
     config, (key, path) = context.config, context.student
-    limit = max_positions(path)
+    limit = model_files.context_length(key, path)
     if limit is None:
         return f"{path} says none"
     longest = config.data.max_prompt_length + config.data.max_response_length
@@ -186,18 +186,10 @@ def teacher_tokenizer(context: Context, name: str) -> str:
 
 
 def prompt_lengths(context: Context) -> str:
-    """Every prompt, rendered, fits the student's limit; with a full response it fits the teacher's context."""
-    data = context.config.data
-    contexts = [teacher.context_length for teacher in context.teachers.values() if teacher.context_length is not None]
-    room = data.max_response_length + KEPT_BACK
-    for column, key, limit, answer in (
-        ("prompt", "data.max_prompt_length", data.max_prompt_length, 0),
-        ("teacher_messages", "teacher.context_length", min(contexts, default=None), room),
-    ):
-        for number, prompt in enumerate(context.prompt_tokens[column]):
-            if limit is not None and prompt.length + answer > limit:
-                raise ValueError(
-                    f"row {number}: {column} has {prompt.length} tokens (+{answer} of response); raise {key}={limit}"
-                )
+    """Every student's prompt, rendered, fits the limit that was set."""
+    limit = context.config.data.max_prompt_length
+    for number, prompt in enumerate(context.prompt_tokens["prompt"]):
+        if prompt.length > limit:
+            raise ValueError(f"row {number}: prompt has {prompt.length} tokens; raise data.max_prompt_length={limit}")
     longest = {column: max(prompt.length for prompt in prompts) for column, prompts in context.prompt_tokens.items()}
     return f"the longest: {longest['prompt']} tokens for the student, {longest['teacher_messages']} for the teacher"

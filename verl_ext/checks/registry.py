@@ -4,7 +4,7 @@ In the order in which they are looked at: the cheap ones first, so that a wrong 
 docs/doctor.md has the same table, with what to do.
 """
 
-from verl_ext.checks import data, engines, inputs, memory, roles, served, sft, tokens, values
+from verl_ext.checks import architecture, data, engines, inputs, memory, roles, served, sft, tokens, values
 from verl_ext.checks.check import DOCTOR, EVALUATE, GENERATE, SCORE, SFT, TRAIN, Check, Cost
 
 INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
@@ -51,13 +51,17 @@ CHECKS = (
     Check("server", MODELS, (*RUN, SCORE), inputs.server, TEACHER, each_teacher=True),
     # Student and teacher: the same tokens, and the prompts that they should see?
     Check("student tokenizer", MODELS, (*RUN, SFT, GENERATE, SCORE), inputs.student_tokenizer, ("models",)),
+    Check("student model", MODELS, (*RUN, SFT), architecture.text_model, ("models",)),
+    Check("end of answer", MODELS, (*RUN, SFT), architecture.end_of_answer, ("student model", "student tokenizer")),
+    Check("weight transfer", MODELS, RUN, architecture.weight_transfer, ("student model",)),
     Check("special tokens", MODELS, (*RUN, GENERATE, SCORE), data.special_tokens, ("data", "student tokenizer")),
     Check("roles", MODELS, (*RUN, GENERATE, SCORE), roles.roles, ("data", "student tokenizer")),
     Check("served model", MODELS, (*RUN, SCORE), served.model, ("server",), each_teacher=True),
     Check("served tokenizer", MODELS, (*RUN, SCORE), served.tokenizer, ("server", *ROLES), each_teacher=True),
     Check("context length", MODELS, RUN, inputs.context_length, ("student tokenizer", *RANGES)),
-    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, (*ROLES, *TEACHER)),
+    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, ROLES),
     Check("teacher tokenizer", MODELS, (*RUN, SCORE), inputs.teacher_tokenizer, ("teacher model",), each_teacher=True),
+    Check("teacher context", MODELS, RUN, architecture.teacher_context, (*BOTH, *ROUTED), each_teacher=True),
     Check("tokenizer", MODELS, (*RUN, SCORE), tokens.tokenizers, BOTH, each_teacher=True),
     Check("chat template", MODELS, (*RUN, SCORE), tokens.templates, (*BOTH, *ROUTED), each_teacher=True),
     Check("think tokens", MODELS, (*RUN, SCORE), tokens.think_tokens, BOTH, each_teacher=True),

@@ -87,13 +87,15 @@ def _look(check: Check, context: Context, teacher: str | None) -> Finding:
     return replace(seen, name=name) if isinstance(seen, Finding) else Finding(OK, seen, name=name)
 
 
-def check(config: DictConfig) -> list[str]:
+def check(config: DictConfig, context: Context | None = None) -> list[str]:
     """Refuse an on-policy run that cannot work; else what to tell its user: what is planned, and warnings.
+
+    `context`: of this configuration, where what it has read is of use afterwards.
 
     Raises:
         ValueError: naming the key and the fix.
     """
-    context = context_of_run(config)
+    context = context or context_of_run(config)
     findings = refuse(TRAIN, context)
     memory = [f.seen for f in findings if f.name == "memory plan" and config.get("hardware") is not None]
     return [planned(config, len(context.rows), len(context.heldout)), *memory, *warnings(findings)]

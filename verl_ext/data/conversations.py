@@ -114,7 +114,7 @@ def _conversation(record: Record, others: bool) -> dict[str, Any]:
         raise ValueError(f'{place}: expected "messages", a list of at least one message; the columns are {found}')
     filled = sorted(key for key, value in values.items() if key not in COLUMNS and value is not None)
     if filled and not others:
-        raise ValueError(f"{place}: unknown key {filled[0]!r}, expected one of {', '.join(COLUMNS)}")
+        raise ValueError(f"{place}: unknown key {filled[0]!r}, expected one of {', '.join(COLUMNS)}; take it out")
     if type(values.get("index", 0)) is not int:  # not isinstance: true is an int to Python
         raise ValueError(f"{place}: index is {values['index']!r}, expected int")
     row: dict[str, Any] = {"messages": [message_of(place, message) for message in values["messages"]]}

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from verl_ext.data.chats import CHAT, FORMS, Chat, answered, chat_row, load_chats
 from verl_ext.data.conversations import to_jsonl
 from verl_ext.data.hub import HubConfig, load_problems
-from verl_ext.data.rows import MOST_LABELS, PLACEHOLDER, SCHEMA, SPLITS, make_row, read_prompt
+from verl_ext.data.rows import LANGUAGE, MOST_LABELS, PLACEHOLDER, SCHEMA, SPLITS, make_row, read_prompt
 from verl_ext.data.sentences import (
     Sentence,
     cut,
@@ -58,7 +58,7 @@ class RowsConfig:
     student_prompt: str = ""
     """The same for the student; empty: the sentence alone. The teacher's own prompt, where nothing but another model
     shall make the teacher."""
-    data_source: str = "language_id"
+    data_source: str = LANGUAGE
     """Name of the task in the column `data_source`, which rewards and evaluation go by: `math` reads \\boxed{}."""
     heldout_fraction: float = 0.15
     """Share of the translation groups that is held out, in (0, 1)."""
@@ -118,7 +118,7 @@ def check_source(config: RowsConfig) -> None:
         raise ValueError(
             "max_chars, max_sentence_tokens: half a problem has another answer; leave them out with source=hub"
         )
-    if config.prompt == "short" or config.data_source == "language_id":
+    if config.prompt == "short" or config.data_source == LANGUAGE:
         raise ValueError(
             "source=hub: set prompt=math student_prompt=math data_source=math; the defaults name languages"
         )

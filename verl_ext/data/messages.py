@@ -27,7 +27,7 @@ def messages_of(place: str, value: Any) -> Messages:
     given = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if given is None or (isinstance(given, Sequence) and not len(given)):
         raise ValueError(f"{place} is empty")
-    if not isinstance(given, Sequence) or not all(isinstance(message, Mapping) for message in given):
+    if not isinstance(given, Sequence) or not all(isinstance(message, dict) for message in given):
         raise ValueError(f"{place} is {str(value)[:60]}, expected a text or a list of messages")
     messages = [message_of(place, message) for message in given]
     if not all(message["content"].strip() for message in messages):
@@ -54,7 +54,7 @@ def text_of(place: str, role: str, content: Any) -> str:
     """A content: text, or a list of text parts, which follow each other as they are."""
     if isinstance(content, str):
         return content
-    if isinstance(content, Sequence) and content and all(isinstance(part, Mapping) for part in content):
+    if isinstance(content, Sequence) and content and all(isinstance(part, dict) for part in content):
         for part in content:
             filled = sorted(
                 key for key, value in part.items() if key not in ("type", "text") and not _is_missing(value)
@@ -75,7 +75,7 @@ def from_sharegpt(place: str, turns: Any) -> Messages:
         raise ValueError(f'{place}: expected a list "conversations" of turns {{"from", "value"}}')
     messages = []
     for turn in turns:
-        speaker = turn.get("from") if isinstance(turn, Mapping) else None
+        speaker = turn.get("from") if isinstance(turn, dict) else None
         if speaker not in SHAREGPT_ROLES:
             known = ", ".join(SHAREGPT_ROLES)
             raise ValueError(f"{place}: a turn is from {speaker!r}, expected one of {known}")
@@ -87,4 +87,4 @@ def from_sharegpt(place: str, turns: Any) -> Messages:
 
 def _is_missing(value: Any) -> bool:
     """None, NaN, or an empty text, list or object."""
-    return value is None or value != value or (isinstance(value, str | Sequence | Mapping) and not len(value))
+    return value is None or value != value or (isinstance(value, str | list | dict) and not len(value))

@@ -29,6 +29,9 @@ LABELS = ("ar", "de", "el", "en", "es", "fr", "hi", "ru", "tr", "ur", "vi", "zh"
 PLACEHOLDER = "{text}"
 """Where a prompt takes the sentence. Every other brace of a prompt is plain text."""
 
+LANGUAGE = "language_id"
+"""In the column `data_source`: the language task, whose answers are LABELS."""
+
 MATH = "math"
 """In the column `data_source`: the answer is the value in the response's last \\boxed{}, not the whole response."""
 
@@ -125,14 +128,19 @@ MOST_LABELS = 100
 
 
 def label_set_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All labels of a task: the right answers of its rows, sorted, without those of problems.
+    """All labels of a task: the right answers of its rows, sorted; LABELS where the rows are of the language task.
 
-    Where these are all of the language task, its LABELS. Empty where they are more than MOST_LABELS.
+    Empty where none are known, or more than MOST_LABELS.
     """
-    known = {row["reward_model"]["ground_truth"] for row in rows if row["data_source"] != MATH} - {"", None}
-    if len(known) > MOST_LABELS:
-        return []
-    return list(LABELS) if known <= set(LABELS) else sorted(known)
+    known = known_labels(rows)
+    if any(row["data_source"] == LANGUAGE for row in rows) and set(known) <= set(LABELS):
+        return list(LABELS)
+    return known if len(known) <= MOST_LABELS else []
+
+
+def known_labels(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The right answers of rows, sorted, without those of problems."""
+    return sorted({row["reward_model"]["ground_truth"] for row in rows if row["data_source"] != MATH} - {"", None})
 
 
 def without_rows(label_set: Sequence[str], labels: Iterable[str]) -> list[str]:
@@ -192,6 +200,8 @@ def _rows_of(key: str, path: str) -> list[dict[str, Any]]:
     columns = {name for record in found for name in record.values}
     if missing := [name for name in REQUIRED if name not in columns]:
         raise ValueError(f"{key}={path} has no column {', '.join(missing)}; {advice(path, columns)}")
+    if Path(path).suffix != ".parquet":
+        found = [Record(place, {name: _plain(value) for name, value in values.items()}) for place, values in found]
     return [_row(key, record) for record in found]
 
 
@@ -199,7 +209,7 @@ def _row(key: str, record: Record) -> dict[str, Any]:
     place, values = f"{key}={record.place}", record.values
     if media := [name for name in MEDIA if values.get(name)]:
         raise ValueError(f"{place}: {media[0]} are not trained on; take rows of text alone")
-    row = {name: _plain(value) for name, value in values.items()}
+    row = dict(values)
     for column in ("prompt", "teacher_messages"):
         row[column] = messages_of(f"{place}: {column}", values.get(column))
         if row[column][-1]["role"] == "assistant":
@@ -226,7 +236,7 @@ def _plain(value: Any) -> Any:
     """Numbers of JSON as they usually are, in columns that we only pass on."""
     if isinstance(value, Decimal):
         return float(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {name: one if name == "ground_truth" else _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list) else value
 

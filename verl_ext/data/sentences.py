@@ -100,6 +100,10 @@ def file_sentences(path: Path) -> list[Sentence]:
         raise ValueError(
             f"sentences={path}: expected a .txt (one sentence a line), or {', '.join(SENTENCE_FILES)} with a text each"
         )
+    if not found:
+        raise ValueError(
+            f"sentences={path}: holds no rows; the first line of a .csv names its columns, such as text,label"
+        )
     checked = [_check_record(record) for record in found]
     first_free = 1 + max((record["group"] for record in checked if "group" in record), default=-1)
     sentences = []

@@ -7,6 +7,7 @@ import codecs
 import csv
 import io
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -42,20 +43,21 @@ def read_text(path: Path) -> str:
         ValueError: naming file, line and how to convert it, where it is not UTF-8 and no mark says what it is.
     """
     raw = path.read_bytes()
-    mark, encoding = next(((mark, name) for mark, name in BOMS if raw.startswith(mark)), (b"", "utf-8"))
+    name, utf8 = shlex.quote(path.name), shlex.quote(f"utf8-{path.name}")
+    mark, encoding = next(((mark, code) for mark, code in BOMS if raw.startswith(mark)), (b"", "utf-8"))
     try:
         text = raw.removeprefix(mark).decode(encoding)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1 if encoding == "utf-8" else 1
         raise ValueError(
             f"{path}:{line}: not {encoding.upper()} (byte 0x{raw[len(mark) + error.start]:02X}); convert the file: "
-            f"iconv -f CP1252 -t UTF-8 {path.name} > utf8-{path.name} (or from the encoding that it has)"
+            f"iconv -f CP1252 -t UTF-8 {name} > {utf8} (or from the encoding that it has)"
         ) from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise ValueError(
             f"{path}:{line}: holds a zero byte, as UTF-16 without a byte-order mark does; convert the file: "
-            f"iconv -f UTF-16LE -t UTF-8 {path.name} > utf8-{path.name}"
+            f"iconv -f UTF-16LE -t UTF-8 {name} > {utf8}"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

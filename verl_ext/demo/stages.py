@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from verl_ext.demo.config import DemoConfig
+from verl_ext.demo.picture import draw
 from verl_ext.run.metrics import read_metrics
 
 
@@ -77,6 +78,14 @@ def summarise(config: DemoConfig, stage_seconds: dict[str, float]) -> dict[str, 
         "seconds_stages": stage_seconds,
         "seconds_total": config.install_seconds + sum(stage_seconds.values()),
     }
+
+
+def draw_demo(config: DemoConfig) -> Path:
+    """The picture of the run (`verl_ext.demo.picture`); its file."""
+    out = Path(config.out)
+    evaluation = json.loads((out / "eval.json").read_text())
+    draw(read_metrics(out / "run" / "metrics.jsonl"), evaluation, out / "demo.svg")
+    return out / "demo.svg"
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from verl_ext.data import conversations as labels
-from verl_ext.data.rows import MATH, MOST_LABELS, check_rows, label_set_of, without_rows
+from verl_ext.data.rows import MATH, MOST_LABELS, check_rows, known_labels, label_set_of, without_rows
 from verl_ext.evaluation.answers import Judged, answers_file, print_wrong, report_of, write_answers
 from verl_ext.evaluation.labels import Agreement, accuracy_by, agreement, evaluate_answers
 from verl_ext.evaluation.labels_report import ArmResult, plot_confusion, print_tables
@@ -221,7 +221,7 @@ def with_labels(config: EvaluateConfig, rows: Rows) -> EvaluateConfig:
             f"data={config.data}: {MOST_LABELS} different answers or more are no labels; give labels=[...], or "
             f"data_source={MATH} in rows whose answer stands in a box"
         )
-    if unseen := without_rows(label_set, (row["reward_model"]["ground_truth"] for row in rows)):
+    if unseen := without_rows(config.labels, known_labels(rows)):
         print(f"warning: no row has the label {', '.join(unseen)}: nothing is known about it", flush=True)
     return replace(config, labels=label_set)
 

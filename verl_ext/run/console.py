@@ -15,6 +15,7 @@ from rich.table import Table
 
 from verl_ext.run.files import write_json
 from verl_ext.run.metrics import MetricsTail, read_place
+from verl_ext.run.next_command import evaluation_of
 
 STEP = "global_step_"
 SILENCE_S = 10.0  # after which a log file gets a line of where the run is
@@ -106,8 +107,11 @@ class RunConsole:
         pace = sorted(self.step_seconds[1:][-PACE_STEPS:])
         return f"  ~{timedelta(seconds=round(steps * pace[len(pace) // 2]))} left"
 
-    def finish(self) -> None:
-        """Print the summary, write `run.json` (seconds of start-up and training), name the next command."""
+    def finish(self, evaluation: str) -> None:
+        """Print the summary, write `run.json` (seconds of start-up and training), name the next commands.
+
+        `evaluation`: the command that evaluates the student.
+        """
         if not self.steps:
             self.stage("nothing left to train: the run was complete; delete the run directory to start over")
             return
@@ -143,7 +147,7 @@ class RunConsole:
         of = f" of step {saved}, not of the last one" if saved != step else ""
         for line in (
             f"student{of}: {self.run_dir}/student (Hugging Face format, with a model card){adapter}; next:",
-            f"  python -m recipe.evaluate data=HELDOUT.parquet student={self.run_dir}/student",
+            f"  {evaluation}",
             f"  vllm serve {self.run_dir}/student",
         ):
             self.console.print(line, highlight=False, soft_wrap=True)
@@ -196,8 +200,4 @@ class SftConsole:
             self.line("nothing left to train: the run was complete; delete the run directory to start over")
         adapter = f", adapter: {config.run_dir}/adapter (PEFT)" if config.model.lora_rank else ""
         self.line(f"student: {config.run_dir}/student (Hugging Face format, with a model card){adapter}; next:")
-        self.console.print(
-            f"  python -m recipe.evaluate data=HELDOUT.parquet student={config.run_dir}/student",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self.console.print(f"  {evaluation_of(config)}", highlight=False, soft_wrap=True)

@@ -106,18 +106,47 @@ def _asked_hub(name: str) -> Exception | None:
     return answer[0] if answer else TimeoutError(f"no answer in {HUB_WAIT_S:.0f} s")
 
 
+def read_config(key: str, path: str, *, trust_remote_code: bool = False) -> Any:
+    """A model's configuration, as transformers has it. ValueError naming `key` if there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{key}={path}: its config.json cannot be read ({first}); give a model that it knows"
+        ) from None
+
+
+def context_length(key: str, path: str, *, trust_remote_code: bool = False) -> int | None:
+    """Tokens that a model reads at once, by its configuration as engines read it; None where that names no limit."""
+    config = read_config(key, path, trust_remote_code=trust_remote_code).get_text_config()
+    if not hasattr(config, "max_position_embeddings"):
+        return None
+    rope = config.to_dict().get("rope_parameters") or {}
+    stretched = rope.get("rope_type") in ("linear", "dynamic") and "original_max_position_embeddings" not in rope
+    return int(config.max_position_embeddings * (rope["factor"] if stretched else 1))
+
+
+def end_tokens(key: str, path: str) -> set[int]:
+    """Ids that end an answer for the model itself: engines stop at them, beside the tokenizer's own; may be empty."""
+    from transformers import GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # it has no generation_config.json
+        ids = None
+    if ids is None:
+        ids = read_config(key, path).get_text_config().eos_token_id
+    return {ids} if isinstance(ids, int) else set(ids or ())
+
+
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a model folder or hub name, with its chat template."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(path)
-
-
-def max_positions(path: str) -> int | None:
-    """Longest context of a model in tokens, as its configuration says; None where it says none."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(path).get_text_config().to_dict().get("max_position_embeddings")
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:

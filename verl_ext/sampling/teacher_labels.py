@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.data import conversations as labels
-from verl_ext.data.rows import SPLITS, label_set_of, without_rows
+from verl_ext.data.rows import SPLITS, known_labels, label_set_of, without_rows
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.outputs import is_complete
 from verl_ext.run.settings import above, within
@@ -178,7 +178,7 @@ def create_labels(run: LabelRun) -> str:
         )
     contents = dict(zip(FILES, (labels.to_jsonl(kept, columns=("messages",)), labels.to_parquet(kept)), strict=True))
     given = Counter(c["messages"][-1]["content"] for c in kept)
-    unseen = without_rows(run.label_set, given)
+    unseen = without_rows(run.labels.label_set or known_labels(run.rows), given)
     manifest = run.facts | {
         "teacher": run.teacher,
         "settings": sampled_under | reading,

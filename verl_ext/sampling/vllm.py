@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from verl_ext.run.file_hashes import CHAT_FILES, hash_of_model
 from verl_ext.run.loopback import ENVIRONMENT
 from verl_ext.run.models import load_tokenizer, render_chat
-from verl_ext.sampling.interrupts import ignore_signals, start_apart
+from verl_ext.sampling.interrupts import descendants, ignore_signals, kill, start_apart
 from verl_ext.sampling.types import Answer, EngineConfig, Request, Sample, SamplingConfig
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ENGINE_THREADS = ("EngineCoreOutputQueueThread", "MPClientEngineMonitor")  # vllm/v1/engine/core_client.py
 JOIN_S = 30.0
+INTERRUPTED_S = 0.5
+"""Seconds that vLLM has to end by itself after Ctrl-C."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model", "*.py")
 """What is fetched of a hub name: no weights in formats that vLLM does not read."""
 
@@ -84,9 +86,13 @@ class VllmSampler:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is KeyboardInterrupt:
-            ignore_signals()
-        close(self._llm)
+        if kind is not KeyboardInterrupt:
+            close(self._llm)
+            return
+        ignore_signals()
+        started = descendants()
+        close(self._llm, INTERRUPTED_S)
+        kill(started)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         return [Answer(o.text, len(o.token_ids), o.finish_reason or "unknown") for o in self._generate(requests, None)]
@@ -122,13 +128,13 @@ class VllmSampler:
         return [output.outputs[0] for output in self._llm.generate(prompts, parameters, use_tqdm=False)]
 
 
-def close(llm: "LLM") -> None:
+def close(llm: "LLM", timeout_s: float | None = None) -> None:
     """End vLLM's engine process and the threads that watch it.
 
     Left to the end of Python, the watcher sees the engine go while the interpreter does, and now and then the process
     aborts (`terminate called without an active exception`, exit code 134) with its work done.
     """
-    llm.llm_engine.engine_core.shutdown()
+    llm.llm_engine.engine_core.shutdown(timeout_s)
     for thread in threading.enumerate():
         if thread.name in ENGINE_THREADS:
             thread.join(JOIN_S)
@@ -143,11 +149,19 @@ CPU_ENVIRONMENT = {
 }
 
 
+ENGINE_ENVIRONMENT = {
+    # Forked, an engine would skip what `recipe` and vLLM's plugins do in a process of their own.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # What an interrupted engine leaves is freed, not reported: Ctrl-C is one line.
+    "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
+}
+
+
 def prepare_engine_environment() -> bool:
     """Call before vLLM is imported. Returns whether there is a GPU; without one, sets CPU_ENVIRONMENT."""
     import torch
 
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | ENGINE_ENVIRONMENT)
     if torch.cuda.is_available():
         return True
     for key, value in CPU_ENVIRONMENT.items():

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Dataset
 
-from verl_ext.data.conversations import from_jsonl, from_parquet
+from verl_ext.data.conversations import COLUMNS, from_jsonl, from_parquet
 from verl_ext.run.plain_text import written_in
 from verl_ext.sft.renderer import Qwen3InstructRenderer, Rendered, get_renderer
 
@@ -33,6 +34,8 @@ class DataReport:
     trained_tokens: int
     longest: int
     """Tokens of the longest row after truncation."""
+    unused_columns: tuple[str, ...] = ()
+    """Columns of the parquet files that are not read."""
     with_special_tokens: int = 0
     """Rows that hold special tokens of the tokenizer as text: they are plain text."""
 
@@ -41,7 +44,8 @@ class DataReport:
         cut = f", {self.truncated} cut to data.max_length{lost}" if self.truncated else ""
         trained = f"{self.tokens} tokens, {self.trained_tokens} of them trained"
         special = f"; {self.with_special_tokens} hold special tokens, as plain text" if self.with_special_tokens else ""
-        return f"{self.rows} rows, {trained}; the longest has {self.longest}{cut}{special}"
+        unused = f"; columns not used: {', '.join(self.unused_columns)}" if self.unused_columns else ""
+        return f"{self.rows} rows, {trained}; the longest has {self.longest}{cut}{special}{unused}"
 
 
 def read_conversations(key: str, files: str | Sequence[str]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -66,6 +70,13 @@ def read_conversations(key: str, files: str | Sequence[str]) -> list[tuple[str, 
     if not found:
         raise ValueError(f"{key}={files} holds no rows")
     return found
+
+
+def unused_columns(files: str | Sequence[str]) -> tuple[str, ...]:
+    """The columns of parquet files that no conversation is made of."""
+    paths = [Path(name) for name in ([files] if isinstance(files, str) else files)]
+    names = {name for path in paths if path.suffix == ".parquet" for name in pq.read_schema(path).names}
+    return tuple(sorted(names - set(COLUMNS)))
 
 
 def render_row(renderer: Qwen3InstructRenderer, place: str, messages: Any, max_length: int, truncation: str):
@@ -117,6 +128,7 @@ class ConversationDataset(Dataset):
             tokens=sum(lengths),
             trained_tokens=sum(sum(example.trained) for example in self.examples),
             longest=max(lengths),
+            unused_columns=unused_columns(parquet_files),
             with_special_tokens=sum(bool(written_in(tokenizer, messages)) for _, messages in rows),
         )
         if self.report.endless == len(lengths):

@@ -53,7 +53,7 @@ def vocab_size_of(model_path: str, *, trust_remote_code: bool) -> int:
     """Rows of the model's embedding, from its configuration alone."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).vocab_size
+    return AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).get_text_config().vocab_size
 
 
 def identify(settings: TeacherConfig) -> dict[str, str]:

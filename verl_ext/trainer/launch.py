@@ -11,6 +11,7 @@ from verl_ext.platform.ray_address import keep_to_loopback
 from verl_ext.run.console import RunConsole
 from verl_ext.run.loopback import open_doors
 from verl_ext.run.metrics import mark_stage
+from verl_ext.run.next_command import evaluation_of
 from verl_ext.run.ray_session import as_actor, ray_session
 from verl_ext.run.settings import mapping_of
 from verl_ext.student.export import export_what_is_missing
@@ -74,4 +75,4 @@ def train(config: DictConfig, started: float) -> None:
         export_what_is_missing(config)
     if (run_dir / "metrics.jsonl").is_file():
         write_cards(run_dir)  # with the last step, which the last checkpoint's card does not know yet
-    console.finish()
+    console.finish(evaluation_of(config))

@@ -31,6 +31,7 @@ from verl_ext.method.policy_loss import (
     truncated_importance_sampling_loss,
 )
 from verl_ext.method.reverse_kl import advantage_of
+from verl_ext.platform import adapted_head as adapted_head  # importing it is the effect
 from verl_ext.trainer.config import MethodConfig
 
 Tensor = torch.Tensor

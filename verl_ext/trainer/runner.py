@@ -1,10 +1,13 @@
 """The Ray actor that holds the run. Importing this module imports no verl: the driver starts in a second."""
 
+import math
 from typing import Any
 
 import ray
 
 from verl_ext.trainer.config import MethodConfig, check_method
+
+FP32_BYTES = 4  # what a tensor takes at most on its way
 
 
 @ray.remote(num_cpus=0)
@@ -29,6 +32,7 @@ class Runner:
         assert_platform(config.trainer.device)
         register()
         ask_for_reference(config, check_method(config))
+        make_room_for_weights(config)
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         plain_class(TaskRunnerV1)().run(config)
 
@@ -44,6 +48,25 @@ def ask_for_reference(config: Any, method: MethodConfig) -> None:
         actor = config.actor_rollout_ref
         if actor.ref.log_prob_micro_batch_size_per_gpu is None:
             actor.ref.log_prob_micro_batch_size_per_gpu = actor.rollout.log_prob_micro_batch_size_per_gpu
+
+
+def make_room_for_weights(config: Any) -> None:
+    """Let every tensor of the student fit the bucket in which verl hands weights to vLLM.
+
+    With CUDA verl sends a larger tensor by itself; through shared memory it stops at the first weight sync.
+    """
+    from verl.utils.device import is_support_ipc
+
+    if is_support_ipc():
+        return
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.student.path))
+    largest = max(tensor.numel() * FP32_BYTES for tensor in model.state_dict().values())
+    transfer = config.actor_rollout_ref.rollout.checkpoint_engine
+    transfer.update_weights_bucket_megabytes = max(transfer.update_weights_bucket_megabytes, math.ceil(largest / 2**20))
 
 
 def plain_class(actor_class: Any) -> Any:

@@ -170,7 +170,14 @@ def run_on(base, tmp_path, monkeypatch):
         config = copy.deepcopy(composed)
         OmegaConf.set_struct(config, False)
         words = [f"student.path={student}", f"teacher.python={sys.executable}", f"run_dir={tmp_path}/run"]
-        config.merge_with_dotlist([*words, "data.train_batch_size=1", "data.max_prompt_length=512"])
+        config.merge_with_dotlist(
+            [
+                *words,
+                "data.train_batch_size=1",
+                "data.max_prompt_length=512",
+                "actor_rollout_ref.rollout.max_model_len=516",
+            ]
+        )
         config.data.train_files = [str(file) for file in files]
         config.data.val_files = config.data.train_files
         return config

@@ -100,6 +100,7 @@ def test_rows_without_an_answer_are_taken_where_none_is_asked_for(tmp_path):
         ("a.csv", "text,label\na,b,c\n", r"a\.csv:2: 3 values for 2 columns"),
         ("a.csv", "text;label\na;b\n", r'key "text"; found text;label'),
         ("a.csv", 'text\n"a\n', r"a\.csv:\d: not CSV"),
+        ("a.csv", "one,de\n", r"a\.csv: holds no rows; the first line of a \.csv names its columns"),
         ("a.csv", "text,text\na,b\n", r"a\.csv:1: expected a header line"),
         ("a.json", '{"text": "a"}', r"a\.json: expected a list of objects, found an object"),
         ("a.json", '["a"]', r"a\.json row 0: expected an object, found a text"),

@@ -134,7 +134,7 @@ def test_a_resumed_run_counts_from_where_it_was_and_steps_that_it_repeats_are_pr
     assert console.seconds_since_progress() == 0
     metrics.append(3, row(0.5))
     console.update()
-    console.finish()
+    console.finish("evaluate it")
     printed = capsys.readouterr().out
     assert "[  60.0 s] step 2/3  teacher_kl +1.0000" in printed
     assert "8.0000" not in printed
@@ -166,7 +166,7 @@ def test_the_end_shows_what_changed_and_what_to_type_next(tmp_path: Path, clock:
     save_student(tmp_path, step=2)
     console.update()
     clock.now += 8
-    console.finish()
+    console.finish("evaluate it")
     printed = capsys.readouterr().out
     cells = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in printed.splitlines() if "│" in line]
     assert ["teacher_kl (nats/token)", "2", "0.5"] in cells
@@ -176,7 +176,7 @@ def test_the_end_shows_what_changed_and_what_to_type_next(tmp_path: Path, clock:
     assert ["seconds a step", "2", "2"] in cells
     assert len(cells) == 5  # what only one of both has is left out
     assert f"student: {tmp_path}/student (Hugging Face format, with a model card); next:" in printed
-    assert f"data=HELDOUT.parquet student={tmp_path}/student" in printed
+    assert "\n  evaluate it\n" in printed
     assert f"  vllm serve {tmp_path}/student" in printed
     assert json.loads((tmp_path / "run.json").read_text())["seconds"] == {"startup": 10.0, "train": 10.0}
 
@@ -193,7 +193,7 @@ def test_the_table_has_a_row_for_each_stage_of_a_step(tmp_path: Path, clock: Clo
     for step in (1, 2):
         metrics.append(step, row(1.0, **{key: 10.0 * step + place for place, key in enumerate(stages.values())}))
     console.update()
-    console.finish()
+    console.finish("evaluate it")
     lines = [line.strip("│ ").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│   ")]
     found = [(label.rstrip(), first.strip(), last.strip()) for label, first, last in lines]
     assert found == [(label.strip(), f"{10 + place}", f"{20 + place}") for place, label in enumerate(stages)]
@@ -205,10 +205,9 @@ def test_what_is_to_be_typed_is_one_line_however_narrow_the_window(tmp_path: Pat
     MetricsFile(tmp_path / "metrics.jsonl").append(1, row(1.0))
     save_student(tmp_path, step=1)
     console.update()
-    console.finish()
-    SftConsole().finish(OmegaConf.create({"run_dir": str(tmp_path), "model": {"lora_rank": 0}}), trained=True)
+    console.finish("evaluate it")
     lines = capfd.readouterr().out.splitlines()
-    assert lines.count(f"  python -m recipe.evaluate data=HELDOUT.parquet student={tmp_path}/student") == 2
+    assert "  evaluate it" in lines
     assert f"  vllm serve {tmp_path}/student" in lines
 
 
@@ -218,7 +217,7 @@ def test_the_end_of_a_lora_run_names_the_adapter(tmp_path: Path, clock: Clock, c
     (tmp_path / "adapter").mkdir()
     save_student(tmp_path, step=1)
     console.update()
-    console.finish()
+    console.finish("evaluate it")
     assert f", adapter: {tmp_path}/adapter (PEFT); next:" in capsys.readouterr().out
 
 
@@ -229,13 +228,13 @@ def test_the_end_names_no_student_that_is_not_there(tmp_path: Path, clock: Clock
     metrics.append(1, row(1.0))
     metrics.append(2, row(1.0))
     console.update()
-    console.finish()
+    console.finish("evaluate it")
     printed = capsys.readouterr().out
     assert "the run ended after step 2 of 3" in printed
     assert "no student: no checkpoint was saved (trainer.save_freq)" in printed
     assert "student=" not in printed
     save_student(tmp_path, step=1)
-    console.finish()
+    console.finish("evaluate it")
     assert f"student of step 1, not of the last one: {tmp_path}/student" in capsys.readouterr().out
 
 
@@ -244,7 +243,7 @@ def test_a_run_that_was_complete_says_so_and_leaves_its_record(tmp_path: Path, c
     (tmp_path / "run.json").write_text("{}")
     console = RunConsole(tmp_path, clock.now)
     console.update()
-    console.finish()
+    console.finish("evaluate it")
     assert "nothing left to train: the run was complete; delete the run directory" in capsys.readouterr().out
     assert (tmp_path / "run.json").read_text() == "{}"
 
@@ -295,11 +294,12 @@ def test_an_sft_run_says_what_it_trains_and_where_it_begins(capfd):
 
 def test_the_end_of_an_sft_run_names_what_it_left(capfd):
     console = SftConsole()
-    config = OmegaConf.create({"run_dir": "RUN", "model": {"lora_rank": 0}})
+    run = {"run_dir": "RUN", "model": {"lora_rank": 0}, "student": {"path": "BASE"}, "data": {"train_files": "a.jsonl"}}
+    config = OmegaConf.create(run)
     console.finish(config, trained=True)
     assert sft_lines(capfd) == [
         "student: RUN/student (Hugging Face format, with a model card); next:",
-        "  python -m recipe.evaluate data=HELDOUT.parquet student=RUN/student",
+        "  python -m recipe.evaluate data=HELDOUT.parquet base=BASE student=RUN/student",
     ]
     config.model.lora_rank = 8
     console.finish(config, trained=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from verl_ext.data.conversations import PATTERNS, Reading, from_jsonl, from_parquet, read_label, to_jsonl, to_parquet
-from verl_ext.data.rows import LABELS, make_row
+from verl_ext.data.rows import LABELS, LANGUAGE, make_row
 from verl_ext.data.sentences import TRANSLATION, Sentence, tinker_file
 from verl_ext.sampling.teacher_labels import LabelConfig, LabelRun, create_labels
 from verl_ext.sampling.types import Answer, EngineConfig, SamplingConfig
@@ -161,7 +161,7 @@ def run(tmp_path, monkeypatch):
     (model / "model.safetensors").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rows = [
-        make_row(Sentence(i, f"text {i}", "en", 0, TRANSLATION, "en"), "name it: {text}", "train", "task")
+        make_row(Sentence(i, f"text {i}", "en", 0, TRANSLATION, "en"), "name it: {text}", "train", LANGUAGE)
         for i in (1, 2, 4, 5, 7, 9)
     ]
     job = LabelRun(

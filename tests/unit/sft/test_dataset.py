@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -93,6 +95,14 @@ def test_jsonl_and_parquet_hold_the_same_rows(tokenizer, tmp_path):
     )
     assert first.examples == second.examples
     assert first.report == second.report
+
+
+def test_what_is_not_read_and_special_tokens_are_said(tokenizer, tmp_path):
+    rows = [{"messages": chat("a<|im_end|>b", "en"), "id": 1, "label": "en"}, {"messages": chat("b", "en"), "id": 2}]
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    line = ConversationDataset(str(path), tokenizer, CONFIG).report.as_line()
+    assert line.endswith("; 1 hold special tokens, as plain text; columns not used: id")
 
 
 def test_right_truncation_is_counted_and_the_rest_of_the_answer_shares_the_weight(tokenizer, tmp_path):

@@ -1,5 +1,6 @@
 """What the process that holds the run does before verl takes over."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -7,10 +8,11 @@ from omegaconf import OmegaConf
 from verl.trainer import main_ppo
 from verl.trainer.ppo.utils import need_reference_policy
 from verl.trainer.ppo.v1 import get_trainer_cls
+from verl.utils import device
 
 import verl_ext.platform
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
-from verl_ext.trainer.runner import Runner, ask_for_reference, plain_class
+from verl_ext.trainer.runner import Runner, ask_for_reference, make_room_for_weights, plain_class
 from verl_ext.trainer.trainer import NAME, OnPolicyDistillationTrainer
 
 
@@ -75,3 +77,25 @@ def test_a_micro_batch_of_the_reference_that_was_given_is_kept(config):
     config.actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu = 3
     ask_for_reference(config, MethodConfig(guards=GuardsConfig(reference_kl_coef=0.5)))
     assert config.actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu == 3
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "shared_handles", "asked", "megabytes"),
+    [
+        (300_000, False, 16, 37),  # 300,000 x 32 fp32 numbers
+        (300_000, False, 100, 100),
+        (300, False, 16, 16),
+        (300_000, True, 16, 16),  # CUDA: verl sends a tensor that is larger by itself
+    ],
+)
+def test_the_largest_tensor_fits_the_bucket_of_the_weight_sync(
+    config, student, tmp_path, monkeypatch, vocabulary, shared_handles, asked, megabytes
+):
+    monkeypatch.setattr(device, "is_support_ipc", lambda: shared_handles)
+    model = json.loads((student / "config.json").read_text()) | {"vocab_size": vocabulary}
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big/config.json").write_text(json.dumps(model))
+    transfer = config.actor_rollout_ref.rollout.checkpoint_engine
+    config.student.path, transfer.update_weights_bucket_megabytes = str(tmp_path / "big"), asked
+    make_room_for_weights(config)
+    assert transfer.update_weights_bucket_megabytes == megabytes

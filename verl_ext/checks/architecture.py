@@ -1,0 +1,105 @@
+"""What a model's configuration says of it: can it be trained here, where does an answer end, how much can it read?
+
+The functions of a Context are the checks of `verl_ext.checks.registry`.
+"""
+
+import shutil
+
+import jinja2
+
+from verl_ext.checks.context import Context
+from verl_ext.checks.finding import WARN, Finding
+from verl_ext.run.models import context_length, end_tokens, read_config
+
+KEPT_BACK = 7
+"""Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py)."""
+ANSWER = "answer"
+FP32_BYTES = 4
+SHARED_MEMORY = "/dev/shm"
+
+
+def text_model(context: Context) -> str:
+    """The student is one decoder of text: what else a model has, the trainers do not know."""
+    key, path = context.student
+    config = read_config(key, path)
+    text = config.get_text_config()
+    if text is not config:
+        raise ValueError(
+            f"{key}={path} is a composite model (model_type {config.model_type}, its text part {text.model_type}): "
+            "text models alone are trained here; give one of those"
+        )
+    if config.is_encoder_decoder:
+        raise ValueError(f"{key}={path} is an encoder-decoder (model_type {config.model_type}); give a decoder")
+    return str(config.model_type)
+
+
+def weight_transfer(context: Context) -> str:
+    """Without a GPU every rank hands its weights to vLLM through shared memory, which containers have little of."""
+    config, (key, path) = context.config, context.student
+    if config.trainer.device != "cpu":
+        return "not through shared memory"
+    model = read_config(key, path).get_text_config()
+    needed = model.vocab_size * model.hidden_size * FP32_BYTES * config.trainer.n_gpus_per_node
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise ValueError(
+            f"{key}={path}: its embedding needs {needed >> 20} MiB of shared memory, {SHARED_MEMORY} has {free >> 20} "
+            "free; give the machine more (docker: --shm-size), or take a smaller model"
+        )
+    return f"{needed >> 20} MiB of {SHARED_MEMORY}"
+
+
+def end_of_answer(context: Context) -> Finding | str:
+    """Tokenizer, model and chat template end an answer alike: it is sampled, trained on and served up to there."""
+    key, path = context.student
+    tokenizer, file = context.student_tokenizer, "tokenizer_config.json"
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{key}={path}: its tokenizer has no eos_token; name what ends an answer in its {file}")
+    known = end_tokens(key, path)
+    if known and tokenizer.eos_token_id not in known:
+        names = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in sorted(known))
+        raise ValueError(
+            f"{key}={path}: an answer ends with {tokenizer.eos_token!r} for its tokenizer, with {names} for the model "
+            f"(eos_token_id of its configuration); set eos_token in its {file} to what the model says"
+        )
+    closing = _template_end(context)
+    if closing not in known | {tokenizer.eos_token_id}:
+        named = "no token" if closing is None else repr(tokenizer.convert_ids_to_tokens(closing))
+        seen = f"the chat template ends an answer with {named}, sampling with {tokenizer.eos_token!r}"
+        return Finding(WARN, seen, f"a chat model ends with its template's: set eos_token in its {file}")
+    return f"answers end with {tokenizer.eos_token!r}"
+
+
+def _template_end(context: Context) -> int | None:
+    """The token that the chat template puts behind an answer."""
+    tokenizer = context.student_tokenizer
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **context.template_kwargs)
+    except jinja2.TemplateError as error:
+        key, path = context.student
+        raise ValueError(f"{key}={path}: its chat template fails on a plain answer: {error}; mend it") from None
+    behind = tokenizer(text.rpartition(ANSWER)[2], add_special_tokens=False).input_ids
+    return behind[0] if behind else None
+
+
+def teacher_context(context: Context, name: str) -> str:
+    """Every teacher's prompt with a full response fits what the teacher can read: else it is never scored."""
+    teacher, answer = context.teachers[name], context.config.data.max_response_length + KEPT_BACK
+    limit, reason = teacher.context_length, f"raise teacher.context_length={teacher.context_length}"
+    own, path = None, teacher.model_path
+    if path is not None:  # else the server has the model
+        own = context_length("teacher.model_path", path, trust_remote_code=teacher.trust_remote_code)
+    if own is not None and (limit is None or own < limit):
+        limit, reason = (
+            own,
+            (
+                f"teacher.model_path={path} reads {own} (max_position_embeddings): shorten the prompt, or lower "
+                "data.max_response_length"
+            ),
+        )
+    for number in context.numbers_of(name):
+        length = context.prompt_tokens["teacher_messages"][number].length
+        if limit is not None and length + answer > limit:
+            raise ValueError(f"row {number}: teacher_messages has {length} tokens (+{answer} of response); {reason}")
+    return f"{limit} tokens"
