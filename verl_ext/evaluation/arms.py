@@ -236,7 +236,9 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     rows, edge = read_rows(config)
     everything = numbered("data", config.data)
     if unknown := sum(not row["reward_model"]["ground_truth"] for row in everything):
-        print(f"data={config.data}: {unknown} of {len(everything)} rows have no right answer and are left out", flush=True)
+        print(
+            f"data={config.data}: {unknown} of {len(everything)} rows have no right answer and are left out", flush=True
+        )
     problems = is_math(config, rows)
     if not problems:
         config = with_labels(config, rows)
