@@ -121,7 +121,7 @@ def test_right_answers_that_are_numbers_are_text_and_nan_is_none(run, capsys):
     _, answers = run(
         [each | {"reward_model": {"ground_truth": n or float("nan")}} for n, each in enumerate(rows)], said
     )
-    assert "1 of 4 rows have no right answer and are left out" in capsys.readouterr().out
+    assert "1 of 3 rows have no right answer and are left out" in capsys.readouterr().out
     assert [each["row"] for each in answers] == [1, 2]
 
 
