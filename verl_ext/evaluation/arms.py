@@ -234,8 +234,11 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     """
     models = config.models()
     rows, edge = read_rows(config)
-    if unknown := sum(not row["reward_model"]["ground_truth"] for row in numbered("data", config.data)):
-        print(f"data={config.data}: {unknown} rows have no right answer and are left out", flush=True)
+    everything = numbered("data", config.data)
+    if unknown := sum(not row["reward_model"]["ground_truth"] for row in everything):
+        print(
+            f"data={config.data}: {unknown} of {len(everything)} rows have no right answer and are left out", flush=True
+        )
     problems = is_math(config, rows)
     if not problems:
         config = with_labels(config, rows)

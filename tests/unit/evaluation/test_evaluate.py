@@ -93,7 +93,7 @@ def test_every_answer_is_kept_and_wrong_ones_are_shown(run, model, tmp_path, cap
     assert report["student"]["wrong"] == [each for each in answers[4:7] if not each["right"]]
     assert report["student"]["accuracy"] == sum(each["right"] for each in answers[4:7]) / 3
     printed = capsys.readouterr().out
-    assert "1 rows have no right answer and are left out" in printed
+    assert "1 of 4 rows have no right answer and are left out" in printed
     assert "row 2: right 'fr', read nothing, cut off: ... x x" in printed
     assert f"{tmp_path}/report/answers.jsonl" in printed
 
@@ -121,7 +121,7 @@ def test_right_answers_that_are_numbers_are_text_and_nan_is_none(run, capsys):
     _, answers = run(
         [each | {"reward_model": {"ground_truth": n or float("nan")}} for n, each in enumerate(rows)], said
     )
-    assert "1 rows have no right answer and are left out" in capsys.readouterr().out
+    assert "1 of 3 rows have no right answer and are left out" in capsys.readouterr().out
     assert [each["row"] for each in answers] == [1, 2]
 
 

@@ -33,8 +33,8 @@ NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:[, ]\d{3})+(?![\d,])(?! \d)")
 # The unit is text, or a bare word of at least two letters, behind something that can be a number.
 WITH_UNIT = re.compile(
-    r'(.*[0-9})!]|.*\\pi|[a-z])\s*((?:"[^"]+"|[%°¤€]|(?<=[\d }])(?:[A-Za-z]{2,}|[kc]?m/(?:s|h)(?![a-z])))'
-    r'(?:\^\{-?\d\}|[/ ]|\\cdot|"[^"]+"|[A-Za-z]{2,})*)'
+    r'(.*[0-9})!]|.*\\pi|[a-z])\s*((?:"[^"]+"|[%°¤€]|(?<=[\d }])(?:[A-Za-z]{2,}(?![A-Za-z])|[kc]?m/[sh](?![a-z])))'
+    r'(?:\^\{-?\d\}|[/ ]|\\cdot|"[^"]+"|[A-Za-z]{2,}(?![A-Za-z]))*)'
 )
 UNIT_FRACTION = re.compile(r'(?<=\d)\\frac\{"([^"]+)"\}\{"([^"]+)"(\^\{\d\})?\}$')
 TIMES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
