@@ -2,11 +2,15 @@
 
 import os
 import sys
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from verl_ext.run.loopback import LOOPBACK
 from verl_ext.run.settings import check_given
+
+LAUNCHER = Path(__file__).parents[1] / "platform" / "torch_store.py"
+"""Runs a module whose torch stores listen on loopback; its path, for importing it takes torch."""
 
 
 def processes(words: list[str]) -> tuple[int, list[str]]:
@@ -22,11 +26,9 @@ def processes(words: list[str]) -> tuple[int, list[str]]:
 
 def start_torchrun(config: DictConfig, number: int, module: str, words: list[str]) -> None:
     """Become torchrun, which starts `module` with the same words in `number` processes."""
-    from verl_ext.platform import torch_store
-
     check_given(config, "student.path", "data.train_files")
     # -P: a script's folder comes first in sys.path otherwise.
-    launcher = ["-P", torch_store.__file__, "torch.distributed.run", "--standalone", "--local-addr", LOOPBACK]
+    launcher = ["-P", str(LAUNCHER), "torch.distributed.run", "--standalone", "--local-addr", LOOPBACK]
     launcher += ["--nproc-per-node", str(number)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *words])

@@ -153,8 +153,10 @@ def test_sft_starts_torchrun_for_as_many_processes_as_asked(monkeypatch):
     typed(monkeypatch, "sft", "student.path=x", "--nproc", "3", "data.train_files=y")
     ((program, words),) = started
     assert program == words[0] == sys.executable
+    assert Path(words[2]).is_file()
     assert words[1:] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"),
+        *("-P", words[2], "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        *("--nproc-per-node", "3"),
         *("-m", "recipe.sft", "student.path=x", "data.train_files=y"),
     ]
     assert processes(["a=1"]) == (1, ["a=1"])
