@@ -149,19 +149,18 @@ CPU_ENVIRONMENT = {
 }
 
 
-ENGINE_ENVIRONMENT = {
-    # Forked, an engine would skip what `recipe` and vLLM's plugins do in a process of their own.
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    # What an interrupted engine leaves is freed, not reported: Ctrl-C is one line.
-    "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
-}
+START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+"""Forked, an engine would skip what `recipe` and vLLM's plugins do in a process of their own."""
+FREED_NOT_REPORTED = "ignore:resource_tracker:UserWarning"
+"""Of the shared memory that an interrupted engine leaves: Ctrl-C is one line."""
 
 
 def prepare_engine_environment() -> bool:
     """Call before vLLM is imported. Returns whether there is a GPU; without one, sets CPU_ENVIRONMENT."""
     import torch
 
-    os.environ.update(ENVIRONMENT | ENGINE_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | {START_METHOD: "spawn"})
+    os.environ.setdefault("PYTHONWARNINGS", FREED_NOT_REPORTED)
     if torch.cuda.is_available():
         return True
     for key, value in CPU_ENVIRONMENT.items():

@@ -2,8 +2,12 @@
 
 import os
 import sys
+from pathlib import Path
 
 from verl_ext.run.loopback import LOOPBACK
+
+LAUNCHER = Path(__file__).parents[1] / "platform" / "torch_store.py"
+"""Runs a module whose torch stores listen on loopback; its path, for importing it takes torch."""
 
 
 def processes(words: list[str]) -> tuple[int, list[str]]:
@@ -19,10 +23,8 @@ def processes(words: list[str]) -> tuple[int, list[str]]:
 
 def start_torchrun(number: int, module: str, words: list[str]) -> None:
     """Become torchrun, which starts `module` with the same words in `number` processes."""
-    from verl_ext.platform import torch_store
-
     # -P: a script's folder comes first in sys.path otherwise.
-    launcher = ["-P", torch_store.__file__, "torch.distributed.run", "--standalone", "--local-addr", LOOPBACK]
+    launcher = ["-P", str(LAUNCHER), "torch.distributed.run", "--standalone", "--local-addr", LOOPBACK]
     launcher += ["--nproc-per-node", str(number)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *words])

@@ -9,7 +9,6 @@ import pytest
 
 from recipe import CONFIGS
 from recipe.__main__ import completions, main, overview
-from verl_ext.platform import torch_store
 from verl_ext.run.command import VERBS, as_typed
 from verl_ext.run.field_docs import doc_of, field_docs
 from verl_ext.sft.torchrun import processes
@@ -156,8 +155,9 @@ def test_sft_starts_torchrun_for_as_many_processes_as_asked(monkeypatch, tmp_pat
     typed(monkeypatch, "sft", "platform=cpu", f"student.path={tmp_path}", "--nproc", "3", "data.train_files=y")
     ((program, words),) = started
     assert program == words[0] == sys.executable
+    assert Path(words[2]).is_file()
     assert words[1:] == [
-        *("-P", torch_store.__file__, "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        *("-P", words[2], "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
         *("--nproc-per-node", "3"),
         *("-m", "recipe.sft", "platform=cpu", f"student.path={tmp_path}", "data.train_files=y"),
     ]
