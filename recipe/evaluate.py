@@ -7,8 +7,8 @@
     python -m recipe.evaluate data=heldout.parquet teacher=TEACHER student=RUN/student
 
 The base answers without the prompt (and, as `base_prompted`, with it), the teacher with it, the
-student without it, all with vLLM. Writes eval.json and, beside it, answers.jsonl: every answer, what
-was read in it, and whether it is right; and eval.png: a confusion matrix for each arm.
+student without it, all with vLLM. Writes eval.json and, beside it, answers.jsonl: every answer,
+what was read in it, and whether it is right; and eval.png: a confusion matrix for each arm.
 
 Rows with data_source=math are problems. The training's reward scores the last \\boxed{} of an
 answer; `max_tokens` is the training's longest response. `extract`, `labels`, `edge` and the picture

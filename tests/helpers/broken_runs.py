@@ -183,11 +183,6 @@ BROKEN = [
     ("teacher settings", words("teacher.tp=0"), r"teacher\.tp: 0 is below 1"),
     ("memory plan", words("hardware=cpu", "trainer.nnodes=2"), r"on CPU trainer\.nnodes=2, trainer"),
     ("sampling", words("actor_rollout_ref.rollout.temperature=0.7"), r"rollout\.temperature=0\.7.*set it to 1\.0"),
-    (
-        "sampling",
-        words("actor_rollout_ref.rollout.name=sglang"),
-        r"rollout\.name=sglang: the student samples with vllm",
-    ),
     ("sampling", words("actor_rollout_ref.rollout.top_p=0.9"), r"actor_rollout_ref\.rollout\.top_p=0\.9"),
     ("sampling", words("actor_rollout_ref.rollout.top_k=20"), r"actor_rollout_ref\.rollout\.top_k=20"),
     ("models", words("student.path=/nowhere/m"), r"student\.path=/nowhere/m: no such folder"),
