@@ -1,10 +1,9 @@
 import gc
 import os
-import pickle
 
 import pytest
+from composed_once import composed_once
 from hydra import compose, initialize_config_dir
-from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 # Engines on two cores: more OpenMP threads make them slower. Set before torch is imported anywhere.
@@ -18,24 +17,8 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def yaml_is_parsed_once():
-    """Parsing verl's two dozen files is half of a composition, and tests compose more than a hundred times."""
-    Plugins.instance()  # makes the classes of Hydra's sources anew
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-
-    parse, parsed = FileConfigSource.load_config, {}
-
-    def load(self, config_path: str):
-        file = os.path.join(self.path, self._normalize_file_name(config_path))
-        known = (file, os.path.getmtime(file)) if os.path.exists(file) else None
-        if known is None:
-            return parse(self, config_path)  # raises
-        if known not in parsed:
-            parsed[known] = pickle.dumps(parse(self, config_path))
-        return pickle.loads(parsed[known])  # half the time of a deep copy
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load)
+def files_are_composed_once():
+    with composed_once():
         yield
 
 
