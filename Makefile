@@ -10,7 +10,7 @@ PIP_QUIET := --quiet --disable-pip-version-check --no-input
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup setup-gpu demo test unit lint integration gpu-test trl clean
+.PHONY: help setup setup-gpu demo test unit lint command integration gpu-test trl clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -65,8 +65,8 @@ demo: ## the main job on this machine's CPU: a tiny student learns to do without
 	@started=$$(date +%s); $(MAKE) --no-print-directory setup; \
 	 $(PY) -m recipe.demo install_seconds=$$(( $$(date +%s) - started ))
 
-test: setup ## lint, types, unit, contract, and real engines end to end
-	@$(MAKE) --no-print-directory lint unit integration
+test: setup ## lint, types, unit, contract, commands, and real engines end to end
+	@$(MAKE) --no-print-directory lint unit command integration
 
 lint: .venv/.ready ## ruff, pyright, import contracts, hadolint
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
@@ -77,7 +77,7 @@ COVERED := 83
 COVER := $(PY) -m slipcover --branch --source verl_ext,recipe --skip-covered
 # Two processes, one a core; the first alone imports verl's trainer. (Workers of pytest-xdist may end before their numbers
 # are written.)
-VERLS := tests/contract tests/unit/trainer tests/unit/sft tests/unit/student tests/unit/recipe tests/unit/benchmarks \
+VERLS := tests/contract tests/unit/trainer tests/unit/sft tests/unit/student tests/unit/benchmarks \
 	tests/unit/plan tests/unit/evaluation
 
 unit: .venv/.ready ## unit and contract tests, their slowest, their coverage: about a minute
@@ -86,6 +86,9 @@ unit: .venv/.ready ## unit and contract tests, their slowest, their coverage: ab
 	 failed=; $(COVER) --json --out outputs/coverage/rest.json -m pytest tests/unit $(VERLS:%=--ignore=%) --durations=5 || failed=1; \
 	 wait $$! || failed=1; cat outputs/coverage/verl.log; test -z "$$failed"
 	@$(COVER) --merge outputs/coverage/verl.json outputs/coverage/rest.json --out outputs/coverage/all.json --fail-under $(COVERED)
+
+command: .venv/.ready ## commands as they are typed: words, files, help, refusals; no engine
+	@$(PY) -m pytest tests/command -n 2 --dist loadfile --durations=5
 
 integration: setup ## real vLLM, SGLang and verl on the CPU
 	@$(PY) -m pytest tests/integration

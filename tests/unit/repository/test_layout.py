@@ -20,7 +20,7 @@ def test_the_package_holds_rooms_and_nothing_beside_them():
 
 
 def test_the_unit_tests_mirror_the_package():
-    beside = {"repository", "benchmarks", "recipe"}
+    beside = {"repository", "benchmarks"}
     assert folders(UNIT) - beside == folders(PACKAGE)
     for room in folders(UNIT):
         assert list((UNIT / room).glob("test_*.py")), f"tests/unit/{room} holds no test"

@@ -18,7 +18,7 @@ from verl_ext.run.settings import settings_of
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def names(group: str) -> list[str]:

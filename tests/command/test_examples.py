@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from verl_ext.checks.memory import check_plan
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.sh"))
 UNUSED = {"reward.reward_model.rollout.name"}  # verl's own gap: there is no reward model
 

@@ -15,7 +15,7 @@ from verl_ext.sft.torchrun import processes
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 FRONT = [sys.executable, "-m", "recipe"]
 
 

@@ -44,7 +44,7 @@ from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS as TRAIN_KEYS
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 WRONG_NUMBERS = ("abc", "true", "0", "-1", "2.5", "nan", "inf", "1e30", "null")
 WRONG_SWITCHES = ("maybe", "3", "2.5", "[true]", "null")
 WRONG_TEXTS = ("[a]", "{a: 1}", "null")
