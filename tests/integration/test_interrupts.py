@@ -62,14 +62,18 @@ class Started:
     process: subprocess.Popen
     printed: Path
     family: set[psutil.Process]
+    engine: set[psutil.Process]
+    """Those of the family that were the engine's when they began; they give themselves other names later."""
 
-    def look(self) -> list[psutil.Process]:
-        """The engine's processes, so far; all that were seen are remembered."""
+    def look(self) -> int:
+        """The engine's processes that were seen so far."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.family |= set(children)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return [child for child in children if SPAWNED in " ".join(child.cmdline())]
-        return []
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if SPAWNED in " ".join(child.cmdline()):
+                    self.engine.add(child)
+        return len(self.engine)
 
     def left(self) -> list[psutil.Process]:
         """Those that live."""
@@ -94,10 +98,10 @@ def with_engine(folder: Path, verb: str, processes: int, teacher_python: str) ->
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    started = Started(process, printed, set())
+    started = Started(process, printed, set(), set())
     try:
         deadline = time.monotonic() + 120
-        while len(started.look()) < processes:
+        while started.look() < processes:
             assert process.poll() is None, printed.read_text()
             assert time.monotonic() < deadline, printed.read_text()
             time.sleep(0.05)
