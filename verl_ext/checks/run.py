@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -12,7 +11,7 @@ from verl_ext.checks.context import Context, context_of_run
 from verl_ext.checks.finding import FAIL, OK, SKIPPED, WARN, Finding, refused
 from verl_ext.checks.registry import checks_of
 from verl_ext.checks.sft import SftContext
-from verl_ext.run.origin import goes_on, latest_step
+from verl_ext.run.origin import resumed_step
 
 if TYPE_CHECKING:
     from verl_ext.sft.dataset import DataReport
@@ -106,7 +105,7 @@ def planned(config: DictConfig, rows: int, heldout: int) -> str:
     prompts, samples = config.data.train_batch_size, config.actor_rollout_ref.rollout.n
     an_epoch = rows // prompts
     steps = config.trainer.total_training_steps or config.trainer.total_epochs * an_epoch
-    done = latest_step(Path(config.trainer.default_local_dir)) if goes_on(config) else None
+    done = resumed_step(config.trainer)
     where = f"resumes after step {done}" if done is not None else "from the start"
     return (
         f"{where}: {rows} rows, {heldout} held out; {prompts} prompts x {samples} samples a step, {steps} steps "

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.checks.context import Context
 from verl_ext.checks.values import check_gpus
-from verl_ext.run.origin import goes_on, latest_step
+from verl_ext.run.origin import resumed_step
 from verl_ext.run.settings import settings_of
 from verl_ext.sft.config import SftConfig
 from verl_ext.sft.renderer import Qwen3InstructRenderer, check_template, get_renderer
@@ -112,9 +112,9 @@ def processes(context: SftContext) -> str:
 def resume(context: SftContext) -> str:
     """A checkpoint is in as many shards as it had ranks, and is read by as many."""
     folder, ranks = Path(context.config.trainer.default_local_dir), context.ranks
-    if not goes_on(context.config):
+    if (step := resumed_step(context.config.trainer)) is None:
         return "from the start"
-    described = folder / f"global_step_{latest_step(folder)}" / "fsdp_config.json"
+    described = folder / f"global_step_{step}" / "fsdp_config.json"
     if not described.is_file():
         raise ValueError(
             f"{folder}/latest_checkpointed_iteration.txt names a checkpoint that is not there; delete {folder} or set "

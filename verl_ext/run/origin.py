@@ -44,10 +44,9 @@ def latest_step(checkpoints: Path) -> int | None:
     return int(tracker.read_text()) if tracker.is_file() else None
 
 
-def goes_on(config: DictConfig) -> bool:
-    """The run resumes from a checkpoint."""
-    resumes = config.trainer.resume_mode != "disable"
-    return resumes and latest_step(Path(config.trainer.default_local_dir)) is not None
+def resumed_step(trainer: DictConfig) -> int | None:
+    """The step after which a run with the settings `trainer` goes on; None where it begins."""
+    return None if trainer.resume_mode == "disable" else latest_step(Path(trainer.default_local_dir))
 
 
 def origin_of(config: DictConfig) -> dict[str, Any]:
@@ -75,7 +74,8 @@ def check_origin(config: DictConfig) -> str:
     Raises:
         ValueError: if `run_dir` holds a run that was begun with something else, naming what.
     """
-    if not goes_on(config):
+    step = resumed_step(config.trainer)
+    if step is None:
         return "from the start"
     file = Path(config.run_dir) / ORIGIN
     if not file.is_file():
@@ -88,7 +88,7 @@ def check_origin(config: DictConfig) -> str:
             f"run_dir={config.run_dir} holds a run that was begun with other settings: {changes}; go on with those, "
             f"or take another run_dir (with student.path={config.run_dir}/student to train its student further)"
         )
-    return f"goes on after step {latest_step(Path(config.trainer.default_local_dir))}"
+    return f"goes on after step {step}"
 
 
 def _change(began: Mapping[str, Any], now: Mapping[str, Any], name: str) -> str:
@@ -109,7 +109,7 @@ def begin(config: DictConfig) -> str | None:
         What to tell the user, or None.
     """
     run_dir, moved = Path(config.run_dir), None
-    if not goes_on(config):
+    if resumed_step(config.trainer) is None:
         moved = set_aside(run_dir)
     if not (run_dir / ORIGIN).is_file():
         write_json(run_dir / ORIGIN, origin_of(config))

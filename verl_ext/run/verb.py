@@ -24,6 +24,7 @@ from verl_ext.run.command import as_typed, pipe_may_close, versions
 from verl_ext.run.completion import candidates
 from verl_ext.run.help import help_text
 from verl_ext.run.hydra import group_files
+from verl_ext.run.origin import resumed_step
 from verl_ext.run.overrides import check_overrides, in_one_line
 from verl_ext.run.own_yaml import is_file_of_keys, words_of
 
@@ -129,10 +130,9 @@ def keep_traceback(error: BaseException) -> str:
 
 def how_to_go_on(trainer: DictConfig) -> str:
     """What the same command would do now, by the settings `trainer` of a run."""
-    tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
-    if trainer.resume_mode == "disable" or not tracker.is_file():
+    if (step := resumed_step(trainer)) is None:
         return "no checkpoint to resume from: the same command starts over"
-    return f"the same command resumes after step {tracker.read_text().strip()}"
+    return f"the same command resumes after step {step}"
 
 
 def parse(words: list[str]) -> argparse.Namespace:
