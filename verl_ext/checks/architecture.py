@@ -5,11 +5,9 @@ The functions of a Context are the checks of `verl_ext.checks.registry`.
 
 import shutil
 
-import jinja2
-
 from verl_ext.checks.context import Context
 from verl_ext.checks.finding import WARN, Finding
-from verl_ext.run.models import context_length, end_tokens, read_config
+from verl_ext.run.models import chat_text, context_length, end_tokens, read_config
 
 KEPT_BACK = 7
 """Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py)."""
@@ -72,13 +70,12 @@ def end_of_answer(context: Context) -> Finding | str:
 
 def _template_end(context: Context) -> int | None:
     """The token that the chat template puts behind an answer."""
-    tokenizer = context.student_tokenizer
+    tokenizer, (key, path) = context.student_tokenizer, context.student
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **context.template_kwargs)
-    except jinja2.TemplateError as error:
-        key, path = context.student
-        raise ValueError(f"{key}={path}: its chat template fails on a plain answer: {error}; mend it") from None
+        text = chat_text(tokenizer, messages, context.template_kwargs, answered=True)
+    except ValueError as error:
+        raise ValueError(f"{key}={path}: {error}") from None
     behind = tokenizer(text.rpartition(ANSWER)[2], add_special_tokens=False).input_ids
     return behind[0] if behind else None
 

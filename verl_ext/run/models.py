@@ -183,9 +183,19 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_
     return _apply_template(tokenizer, messages, template_kwargs, tokenize=True, return_dict=False)
 
 
-def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
-    """The text of what `render_chat` gives the ids. Raises as it does."""
-    return _apply_template(tokenizer, messages, template_kwargs, tokenize=False)
+def chat_text(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    template_kwargs: Mapping[str, Any],
+    *,
+    answered: bool = False,
+) -> str:
+    """The text of what `render_chat` gives the ids; `answered`: of a conversation that ends with an answer.
+
+    Raises as `render_chat` does.
+    """
+    how = {"add_generation_prompt": False} if answered else {}
+    return _apply_template(tokenizer, messages, template_kwargs, tokenize=False, **how)
 
 
 def _apply_template(
@@ -194,7 +204,9 @@ def _apply_template(
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, **how, **template_kwargs)
+        return tokenizer.apply_chat_template(
+            list(messages), **({"add_generation_prompt": True} | how), **template_kwargs
+        )
     except (TemplateError, TypeError) as error:  # what templates raise themselves, and where they add unlike things
         roles = ", ".join(str(message["role"]) for message in messages)
         raise ValueError(
