@@ -11,6 +11,7 @@ from typing import Any
 
 from verl_ext.data.sentences import TRANSLATION, Sentence
 from verl_ext.data.text_files import READERS, records, value_as_text
+from verl_ext.run.models import asked_hub
 
 FILES = tuple(READERS)
 
@@ -117,22 +118,43 @@ def _file_rows(config: HubConfig) -> tuple[Iterable[Mapping[str, Any]], Sequence
     return [dict.fromkeys(columns) | values for values in found], columns
 
 
+def _is_cached(name: str) -> bool:
+    """Rows of this data set were read here before."""
+    from datasets import config as settings
+
+    return (Path(settings.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir()
+
+
+def _fetch(config: HubConfig) -> str:
+    return (
+        f"copy the folder made by `hf download --repo-type dataset {config.path} --local-dir DIR` where there is a "
+        "network, and set hub.path=DIR"
+    )
+
+
 def _dataset_rows(config: HubConfig) -> tuple[Iterable[Mapping[str, Any]], Sequence[str]]:
     """Of the hub, or of a folder of data files."""
     import datasets
     from datasets.exceptions import DatasetsError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
 
     where, path = f"hub.path={config.path}", Path(config.path)
     if not path.is_dir() and (config.path.count("/") != 1 or config.path.startswith(".")):
         raise ValueError(f"{where}: no such folder, and no owner/name of the hub")
+    if not path.is_dir() and not constants.HF_HUB_OFFLINE and not _is_cached(config.path):
+        error = asked_hub(config.path, ".gitattributes", "dataset")  # load_dataset alone asks for half a minute
+        if error is not None and not isinstance(error, HfHubHTTPError):
+            raise ValueError(
+                f"{where}: not in the hub's cache, and the hub cannot be asked ({error}). {_fetch(config)}"
+            )
     try:
         rows: Any = datasets.load_dataset(
             config.path, name=config.name or None, split=config.split, revision=config.revision or None
         )
     except ConnectionError as error:
         raise ValueError(
-            f"{where}: {error}. Unset HF_HUB_OFFLINE where there is a network; elsewhere copy the folder made by "
-            f"`hf download --repo-type dataset {config.path} --local-dir DIR` and set hub.path=DIR"
+            f"{where}: {error}. Unset HF_HUB_OFFLINE where there is a network; elsewhere {_fetch(config)}"
         ) from error
     except (FileNotFoundError, ValueError, RuntimeError, DatasetsError) as error:
         raise ValueError(f"{where} hub.name={config.name} hub.split={config.split}: {error}") from error

@@ -90,7 +90,7 @@ def problem_with_hub(name: str, offline: bool) -> str:
     if offline or constants.HF_HUB_OFFLINE:
         why = "HF_HUB_OFFLINE=1 (platform=cpu sets it) keeps the hub from being asked"
         return f"its files are not in the hub's cache, and {why}; {fetch}"
-    error = _asked_hub(name)
+    error = asked_hub(name, "config.json")
     if error is None:
         return ""
     if isinstance(error, GatedRepoError):
@@ -101,8 +101,8 @@ def problem_with_hub(name: str, offline: bool) -> str:
     return f"its files are not in the hub's cache, and the hub cannot be asked ({reason}); {fetch}"
 
 
-def _asked_hub(name: str) -> Exception | None:
-    """What goes wrong with a look at a model's config.json on the hub. In a thread: nothing bounds a name server."""
+def asked_hub(name: str, file: str, repo_type: str = "model") -> Exception | None:
+    """What goes wrong with a look at a file on the hub. In a thread: nothing bounds a name server."""
     from httpx import HTTPError
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
@@ -111,7 +111,7 @@ def _asked_hub(name: str) -> Exception | None:
 
     def ask() -> None:
         try:
-            get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_WAIT_S)
+            get_hf_file_metadata(hf_hub_url(name, file, repo_type=repo_type), timeout=HUB_WAIT_S)
             answer.append(None)
         except (HfHubHTTPError, HTTPError, OSError) as error:
             answer.append(error)

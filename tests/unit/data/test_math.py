@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 
 from recipe import PROMPTS
 from verl_ext.data.create import RowsConfig, create_rows
@@ -103,6 +104,14 @@ def test_an_error_is_one_line_and_names_the_key(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_problems(HubConfig(**OWN | settings), seed=0)
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_a_data_set_that_was_not_read_here_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"  # nobody listens there
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with pytest.raises(ValueError, match=r"not read here before, and the hub cannot be asked \(.*refused\); copy the"):
+        load_problems(HubConfig(**OWN | {"path": "nobody/nothing"}), seed=0)
 
 
 def test_answers_that_are_no_text_are_refused(tmp_path):
