@@ -145,9 +145,7 @@ def _dataset_rows(config: HubConfig) -> tuple[Iterable[Mapping[str, Any]], Seque
     if not path.is_dir() and not constants.HF_HUB_OFFLINE and not _is_cached(config.path):
         error = asked_hub(config.path, ".gitattributes", "dataset")  # load_dataset alone asks for half a minute
         if error is not None and not isinstance(error, HfHubHTTPError):
-            raise ValueError(
-                f"{where}: not in the hub's cache, and the hub cannot be asked ({error}). {_fetch(config)}"
-            )
+            raise ValueError(f"{where}: not read here before, and the hub cannot be asked ({error}); {_fetch(config)}")
     try:
         rows: Any = datasets.load_dataset(
             config.path, name=config.name or None, split=config.split, revision=config.revision or None
