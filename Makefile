@@ -77,7 +77,8 @@ COVERED := 83
 COVER := $(PY) -m slipcover --branch --source verl_ext,recipe --skip-covered
 # Two processes, one a core; the first alone imports verl's trainer. (Workers of pytest-xdist may end before their numbers
 # are written.)
-VERLS := tests/contract tests/unit/trainer tests/unit/sft tests/unit/student tests/unit/benchmarks tests/unit/plan
+VERLS := tests/contract tests/unit/trainer tests/unit/sft tests/unit/student tests/unit/benchmarks tests/unit/plan \
+	tests/unit/platform
 
 unit: .venv/.ready ## unit and contract tests, their slowest, their coverage: about a minute
 	@mkdir -p outputs/coverage; cd outputs/coverage; rm -f *.json

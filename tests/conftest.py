@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 
 import pytest
 from composed_once import composed_once
@@ -14,6 +15,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def pytest_collection_finish():
     """What the imports of torch and verl left lives to the end: the garbage collector need not look at it again."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def sigterm_is_as_it_was():
+    """A verb that runs in this process turns SIGTERM into Ctrl-C; a fork of a later test would end as pytest does."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch) -> Iterator[Server]:
     monkeypatch.setattr(served, "BACKOFF_FIRST_S", 0.01)
     with Server(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
