@@ -109,7 +109,8 @@ def test_a_healthy_run_passes_and_leaves_nothing_behind(healthy):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 failed" in done.stdout
     findings = {finding["name"]: finding for finding in json.loads((out / "doctor.json").read_text())["findings"]}
-    assert {finding["verdict"] for finding in findings.values()} == {OK}
+    # Its chat template writes no end token behind an answer.
+    assert [name for name, finding in findings.items() if finding["verdict"] != OK] == ["end of answer"]
     assert findings["log-probs"]["numbers"]["straight"]["max"] < 1e-4
     assert findings["log-probs"]["numbers"]["shifted"]["mean"] > 0.1
     assert abs(findings["teacher = student"]["numbers"]["own_prompt"]["mean"]) < 1e-5
