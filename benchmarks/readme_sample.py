@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmarks/readme_sample.py -->\n", "<!-- end -->"
-SHOWN = re.compile(r"^\[ *[\d.]+ s\] (Ray is up|the teacher .*|the first step is done|step .*)$")
+SHOWN = re.compile(r"^\[ *[\d.]+ s\] (Ray is up|the teacher .*|the first step is done|step \d+/\d+ .*)$")
 STEPS = 3  # that are shown of each end
 
 
@@ -39,9 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", type=Path, help="what `make demo` printed")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "demo", help="folder of the demo")
+    parser.add_argument("--commit", default="HEAD", help="the one that ran")
     options = parser.parse_args()
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "rev-parse", "--short", options.commit], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     text = sample_of(options.log.read_text(), json.loads((options.out / "summary.json").read_text()), commit)
     readme = ROOT / "README.md"

@@ -164,7 +164,10 @@ def load_tokenizer(path: str) -> Any:
 
     try:
         return PreTrainedTokenizerFast.from_pretrained(path)
-    except Exception as error:  # a broken file makes `tokenizers` raise that very class
+    except Exception as error:
+        # A broken file makes `tokenizers` raise that very class, and transformers one of these; the rest is a fault.
+        if type(error) is not Exception and not isinstance(error, OSError | ValueError | LookupError | TypeError):
+            raise
         raise ValueError(str(error).strip().partition("\n")[0]) from error
 
 

@@ -18,7 +18,7 @@ def test_the_picture_shows_each_arm_and_is_the_same_for_the_same_numbers(tmp_pat
 
 
 def test_the_sample_keeps_the_ends_of_the_run_and_the_table():
-    log = ["$ python -m recipe.demo", "[   9.1 s] Ray is up", "[  20.0 s] ... loading"]
+    log = ["$ python -m recipe.demo", "[   9.1 s] Ray is up", "[  20.0 s] ... loading", "[  25.0 s] step 1: prompts"]
     log += [f"[  {30 + step}.0 s] step {step}/9  teacher_kl +1.0000" for step in range(1, 10)]
     log += [
         "",

@@ -15,7 +15,9 @@ import pytest
 
 from verl_ext.data.sentences import file_sentences
 from verl_ext.evaluation.match import boxed_answer, math_match, verifier
+from verl_ext.evaluation.mathematics import equality
 from verl_ext.evaluation.mathematics.equality import same_answer
+from verl_ext.evaluation.mathematics.verifier import in_a_fork
 
 ROOT = Path(__file__).parents[3]
 KINDS = json.loads((Path(__file__).parent / "math_cases.json").read_text(encoding="utf-8"))
@@ -124,6 +126,17 @@ def test_a_verifier_that_was_killed_costs_one_pair_at_most():
     assert verifier.pid is not None
     os.kill(verifier.pid, signal.SIGKILL)
     assert [math_match("\\boxed{x+x}", "2x") for _ in range(2)][-1] == 1.0
+
+
+def test_an_error_of_the_comparison_is_told_of_and_counts_as_wrong(monkeypatch, capsys):
+    def broken(*_pair: str) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(equality, "same_answer", broken)  # the fork has it too
+    assert in_a_fork("x+x", "2x", 5.0) == "ZeroDivisionError"
+    monkeypatch.setattr(verifier, "_ask", lambda pair: in_a_fork(pair["answer"], pair["truth"], 5.0))
+    assert math_match("\\boxed{x+x}", "2x") == 0.0
+    assert "math: ZeroDivisionError over 'x+x'; it counts as wrong" in capsys.readouterr().out
 
 
 def test_threads_may_compare():

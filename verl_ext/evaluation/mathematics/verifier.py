@@ -37,6 +37,9 @@ WARM = (
 SERVE = "import sys; sys.path[:] = {path}; from verl_ext.evaluation.mathematics.verifier import serve; serve()"
 
 
+VERDICT_BYTES = 64
+
+
 class MathVerifier:
     """Compares one pair of answers at a time, for any thread. The process starts with the first pair that needs it."""
 
@@ -68,6 +71,8 @@ class MathVerifier:
             verdict = self._ask({"answer": answer, "truth": truth, "timeout_s": self.timeout_s})
         if verdict == "late":
             print(f"math: gave up on {answer[:40]!r} after {self.timeout_s} s; it counts as wrong")
+        elif verdict not in ("same", "other", "lost"):  # the lost one is told of where it is noticed
+            print(f"math: {verdict} over {answer[:40]!r}; it counts as wrong")
         return verdict == "same"
 
     def _ask(self, pair: dict[str, Any]) -> str:
@@ -156,7 +161,7 @@ def serve() -> None:
 
 
 def in_a_fork(answer: str, truth: str, timeout_s: float) -> str:
-    """`same` or `other`; `late` after `timeout_s`, `lost` if the fork ended otherwise."""
+    """`same` or `other`; `late` after `timeout_s`; an error's name; `lost` if the fork ended otherwise."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -164,7 +169,7 @@ def in_a_fork(answer: str, truth: str, timeout_s: float) -> str:
     os.close(writing)
     deadline = time.monotonic() + timeout_s
     in_time = select.select([reading], [], [], max(deadline - time.monotonic(), 0))[0]
-    verdict = os.read(reading, 16).decode() if in_time else "late"
+    verdict = os.read(reading, VERDICT_BYTES).decode() if in_time else "late"
     os.close(reading)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -179,7 +184,7 @@ def compare_and_exit(answer: str, truth: str, timeout_s: float, writing: int) ->
     resource.setrlimit(resource.RLIMIT_CPU, (int(timeout_s) + 1, int(timeout_s) + 1))  # also if the parent is gone
     try:
         os.write(writing, b"same" if same_answer(answer, truth) else b"other")
-    except Exception:  # sympy and the parser raise anything; what cannot be compared is not the same
-        os.write(writing, b"other")
+    except Exception as error:  # sympy raises anything; it is told of, and what cannot be compared is not the same
+        os.write(writing, type(error).__name__.encode()[:VERDICT_BYTES])
     finally:
         os._exit(0)
