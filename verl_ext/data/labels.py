@@ -62,7 +62,7 @@ _FRAMES = tuple(
     for pattern in (
         r"\W*(?:\w+[ _'\u2019]){0,4}\w+[\"'*_`]*\s*[:\uff1a=]\s*",
         r"\W*(?:the|my|this|that|it|its|so|thus|therefore|hence|i|answer|sentiment|label|language|class|category)\b"
-        r"(?:(?!\bnot\b|n't\b)[^:.\n]){0,80}?\b(?:is|be|as|it's)\b:?\s*",
+        r"(?:(?!\bnot\b|n't\b)[^:.\n]){0,80}?\b(?:is (?:written|spoken|expressed) in|is|be|as|it's)\b:?\s*",
         r"\W*(?:it's|i think|i believe|i guess|i(?:'d| would) (?:say|go with))\b[,:]?\s*",
         r"\W*(?=(?:most likely|likely|probably|definitely|clearly|overall)\b)",
         r"\W*(?:option|choice|answer|label|class|category|sentiment|language)\s+",
