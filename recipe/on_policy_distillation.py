@@ -26,13 +26,14 @@ from verl_ext.run.verb import Verb, run_verb
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS
+from verl_ext.trainer.pipeline_config import PipelineConfig
 
 from . import CONFIGS
 
 VERB = Verb(
     "on_policy_distillation",
     doc=str(__doc__),
-    settings={"method": MethodConfig, "teacher": TeacherConfig},
+    settings={"method": MethodConfig, "teacher": TeacherConfig, "pipeline": PipelineConfig},
     config_dir=CONFIGS,
     keys=KEYS,
     required=("data.train_files", "data.val_files"),

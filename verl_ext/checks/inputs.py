@@ -20,6 +20,7 @@ from verl_ext.teacher.server.process import check_quantized_weights
 from verl_ext.teacher.teachers import teacher_of_row
 from verl_ext.teacher.types import TeacherError
 from verl_ext.trainer.config import check_method
+from verl_ext.trainer.pipeline_config import check_pipeline
 
 
 def given(context: Context) -> str:
@@ -31,6 +32,12 @@ def given(context: Context) -> str:
 def method(context: Context) -> str:
     """Method and verl's settings beside it fit each other."""
     return f"loss {check_method(context.config).loss}"
+
+
+def pipeline(context: Context) -> str:
+    """The pipeline, the method and verl's settings beside it fit each other."""
+    checked = check_pipeline(context.config, check_method(context.config))
+    return f"{checked.mode}, samples at most {checked.ahead} weight versions old"
 
 
 def teacher_settings(context: Context) -> str:

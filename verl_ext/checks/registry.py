@@ -18,6 +18,7 @@ CHECKS = (
     Check("required settings", INSTANT, (*RUN, SFT), inputs.given),
     Check("ranges", INSTANT, RUN, values.training),
     Check("method", INSTANT, RUN, inputs.method, needs=RANGES),
+    Check("pipeline", INSTANT, RUN, inputs.pipeline, needs=("method",)),
     Check("teacher settings", INSTANT, RUN, inputs.teacher_settings, needs=GIVEN),
     Check("keys of the method", INSTANT, RUN, values.kept, needs=(*GIVEN, *RANGES)),
     Check("sampling", INSTANT, RUN, inputs.sampling),

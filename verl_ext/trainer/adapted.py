@@ -1,32 +1,46 @@
-"""verl's synchronous trainer with what a run of ours needs around the step; the step itself is in trainer.py."""
+"""verl's trainer with what a run of ours needs around the step; the step itself is in trainer.py."""
 
 import functools
+import inspect
 from typing import Any
 
+import ray
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from ray.exceptions import GetTimeoutError
 from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.v1 import PPOTrainerSync
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.rollout.llm_server import LLMServerClient
 
 from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
 from verl_ext.run.settings import settings_of
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.buffer import PipelineBuffer, SyncBuffer
+from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.losses import loss_from_logits
+from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
 
 # verl polls TransferQueue for finished samples every 2 s, which is half of a short step.
 POLL_INTERVAL_S = 0.05
+VERLS_PIPELINE = "colocate_async"
+"""verl's mode in which sampling goes on while the student is trained."""
+ANSWER_TIMEOUT_S = 10.0
 
 
 class AdaptedTrainer(PPOTrainerSync):
     """What `OnPolicyDistillationTrainer` stands on: our settings, files and metrics, and the seams that verl has."""
 
     def __init__(self, config: DictConfig) -> None:
-        # verl takes every mode but the literal "sync" for an asynchronous one (another buffer, batch size 1).
-        config.trainer.v1.trainer_mode = "sync"
         self.method = check_method(config)
+        self.pipeline = check_pipeline(config, self.method)
+        # verl takes every mode but the literal "sync" for an asynchronous one (another buffer, batch size 1).
+        config.trainer.v1.trainer_mode = "sync" if self.pipeline.mode == SYNC else VERLS_PIPELINE
+        if self.pipeline.mode == STREAM:
+            updates = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
+            OmegaConf.update(config, f"trainer.v1.{VERLS_PIPELINE}.parameter_sync_step", updates, force_add=True)
         super().__init__(config)
         self.teacher = settings_of(config.teacher, TeacherConfig)
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
@@ -42,13 +56,28 @@ class AdaptedTrainer(PPOTrainerSync):
         super()._init_dataloader()
         # verl leaves its loop after `total_epochs`, before the steps that were asked for, and saves nothing there.
         trainer = self.config.trainer
-        trainer.total_epochs = max(trainer.total_epochs, -(-self.total_training_steps // len(self.train_dataloader)))
+        trainer.total_epochs = max(trainer.total_epochs, -(-self.total_training_steps // self.steps_per_epoch))
         reach_stage(self.config.run_dir, "data is loaded")
 
     def _build_replay_buffer(self) -> ReplayBuffer:
-        buffer = super()._build_replay_buffer()
-        buffer.poll_interval = POLL_INTERVAL_S
+        theirs = super()._build_replay_buffer()
+        # verl keeps every argument under its own name.
+        arguments = {name: getattr(theirs, name) for name in inspect.signature(ReplayBuffer).parameters}
+        kind = SyncBuffer if self.pipeline.mode == SYNC else PipelineBuffer
+        buffer = kind(self.pipeline, **arguments | {"poll_interval": POLL_INTERVAL_S})
+        buffer.where = self._where_samples_are
         return buffer
+
+    def _where_samples_are(self) -> str:
+        """What the agent loop's workers are at, in words."""
+        asked = [worker.waiting.remote() for worker in self.agent_loop_manager.agent_loop_workers]
+        try:
+            return "; ".join(ray.get(asked, timeout=ANSWER_TIMEOUT_S))
+        except GetTimeoutError:
+            return f"an agent loop does not say within {ANSWER_TIMEOUT_S:g} s"
+
+    def get_llm_client(self) -> LLMServerClient:
+        return self.llm_server_manager.get_client(client_cls=ResumingClient)
 
     def _balance_batch(
         self, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", keep_minibatch: bool = False

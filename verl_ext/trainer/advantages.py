@@ -46,7 +46,11 @@ class Samples:
 
 def fetch(batch: Any, method: MethodConfig) -> tuple[Samples, list[dict[str, Any]]]:
     """The step's samples out of TransferQueue, and the agent loop's notes on each."""
-    student = "old_log_probs" if method.student_logprobs == "old" else "rollout_log_probs"
+    # What the loss gets beside its own log-probs, and takes the charge of the current student from: verl's old ones,
+    # which are the rollout's in bypass mode.
+    student = {"old": "old_log_probs", "current": "old_log_probs", "rollout": "rollout_log_probs"}[
+        method.student_logprobs
+    ]
     fields = ["uid", "extra_fields", "responses", "response_mask", "rm_scores", "teacher_logprobs", student]
     if method.guards.reference_kl_coef:
         fields.append("ref_log_prob")

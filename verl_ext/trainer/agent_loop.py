@@ -6,6 +6,7 @@ import functools
 import sqlite3
 import time
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -56,6 +57,24 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         if self.top_k < 0:
             self.top_k = len(self.tokenizer)
         self._primes: set[asyncio.Task[None]] = set()
+        self._at = {"student": 0, "teacher": 0}
+        self._last_error = ""
+
+    async def waiting(self) -> str:
+        """How many samples are where, and the last error, in words."""
+        at = ", ".join(f"{count} at the {where}" for where, count in self._at.items())
+        return f"{at}; the last error: {self._last_error}" if self._last_error else at
+
+    @contextlib.contextmanager
+    def _counted(self, where: str) -> Iterator[None]:
+        self._at[where] += 1
+        try:
+            yield
+        except Exception as error:
+            self._last_error = str(error) or type(error).__name__
+            raise
+        finally:
+            self._at[where] -= 1
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         """The teacher reads the prompt while the student writes: its n samples then share the prefix."""
@@ -84,9 +103,11 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             sample = f"{self.config.data.seed}/{trajectory['step']}/{kwargs['index']}/{kwargs['session_id']}"
             sampling_params = sampling_params | {"seed": zlib.crc32(sample.encode())}
         if agent_name != "single_turn_agent" or trace:
-            await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, trace=trace, **kwargs)
+            with self._counted("student"):
+                await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, trace=trace, **kwargs)
             return
-        output = await self._single_turn.run(sampling_params, **kwargs)
+        with self._counted("student"):
+            output = await self._single_turn.run(sampling_params, **kwargs)
         await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
 
     @functools.cached_property
@@ -136,7 +157,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         assert sample_kwargs is not None
         request = self._request(sample_kwargs, response_ids, output.response_mask)
         start = time.perf_counter()
-        outcome = await self._score(request)
+        with self._counted("teacher"):
+            outcome = await self._score(request)
         if not isinstance(outcome, Score):
             print(f"teacher: sample left unscored: {outcome}")
             output.response_mask = [0] * len(response_ids)

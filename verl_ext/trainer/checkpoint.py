@@ -32,10 +32,12 @@ class LinkStudent(CheckpointCallback):
         write_cards(run_dir)
 
 
-def save_last_finished_step(trainer: Any, data_state: dict[str, Any]) -> str:
+def save_last_finished_step(trainer: Any, data_state: dict[str, Any] | None) -> str:
     """Checkpoint the weights as the last finished step left them, in the middle of the one after it.
 
     `data_state` is the dataloader's state from before the unfinished step, whose rows a resumed run must see again.
+    None where later prompts are under way already: they are saved with the queue, and the unfinished step's are not
+    seen again in this epoch.
 
     Returns:
         What to tell the user.
@@ -50,5 +52,9 @@ def save_last_finished_step(trainer: Any, data_state: dict[str, Any]) -> str:
             trainer._save_checkpoint()
         finally:
             trainer.global_steps = step + 1
-        torch.save(data_state, folder / "data.pt")
-    return f"step {step} is saved; the same command resumes after it"
+        if data_state is not None:
+            torch.save(data_state, folder / "data.pt")
+    skipped = (
+        "" if data_state is not None else f", without the {trainer.config.data.train_batch_size} prompts of this one"
+    )
+    return f"step {step} is saved; the same command resumes after it{skipped}"

@@ -14,7 +14,7 @@ POLICY_LOSSES = ("importance_sampling", "ppo_clip", "truncated_importance_sampli
 BASELINES = ("none", "expected_reverse_kl", "group", "batch")
 DISCOUNT_MODES = ("fixed", "strict")
 NORMALIZATIONS = ("token", "sequence")
-STUDENT_LOGPROBS = ("rollout", "old")
+STUDENT_LOGPROBS = ("rollout", "old", "current")
 NOT_OF_THE_ADVANTAGE = ("none", "no_weight_sync")
 CONTROLS = (
     *NOT_OF_THE_ADVANTAGE,
@@ -123,8 +123,9 @@ class MethodConfig:
     normalization: `token` as Tinker; `sequence` divides by the number of tokens of the response.
     baseline: subtracted from the reverse KL, without bias: `expected_reverse_kl` of the position (from `top_k`), the
         mean over the other samples of the `group` (one prompt) or of the `batch`. `none` as Tinker.
-    student_logprobs: whose log-probs the reverse KL takes: the `rollout`'s as Tinker, or the trainer's `old` ones,
-        which need `algorithm.rollout_correction.bypass_mode=false`.
+    student_logprobs: whose log-probs the reverse KL takes: the `rollout`'s as Tinker, the trainer's `old` ones, which
+        need `algorithm.rollout_correction.bypass_mode=false`, or those of the `current` student in the loss, without
+        gradient: of samples that an older student drew, what this one would be charged.
     policy_loss: see PolicyLossConfig.
     task_reward: see TaskRewardConfig.
     labels: see LabelReadingConfig.
@@ -191,6 +192,13 @@ class MethodConfig:
                 "token, so as an advantage its expected gradient is zero; set method.loss to a direct loss, or "
                 "method.baseline=expected_reverse_kl"
             )
+        if self.student_logprobs == "current":
+            self._check_control("method.student_logprobs=rollout")
+            if self.clip is not None:
+                raise ValueError(
+                    f"method.clip={self.clip} acts on the trainer's reverse KL, and method.student_logprobs=current "
+                    "takes it in the loss: leave one out"
+                )
         if self.control == "constant_negative" and self.coef == 0:
             raise ValueError("method.control=constant_negative takes its size from method.coef: set it above 0")
 

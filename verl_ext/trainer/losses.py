@@ -30,7 +30,7 @@ from verl_ext.method.policy_loss import (
     ppo_clip_loss,
     truncated_importance_sampling_loss,
 )
-from verl_ext.method.reverse_kl import advantage_of
+from verl_ext.method.reverse_kl import advantage_of, charge
 from verl_ext.platform import adapted_head as adapted_head  # importing it is the effect
 from verl_ext.trainer.config import MethodConfig
 
@@ -39,10 +39,14 @@ Tensor = torch.Tensor
 
 @dataclass(kw_only=True)
 class BoundedPolicyLossConfig(PolicyLossConfig):
-    """verl's settings of a policy loss, and the bounds of ours (`method.policy_loss`)."""
+    """verl's settings of a policy loss, and ours: the bounds, and what a charge under the current student needs."""
 
     low: float
     high: float
+    student_logprobs: str
+    coef: float
+    discount: float
+    normalization: str
 
 
 def _register(name: str, per_token: Callable[..., Tensor]) -> None:
@@ -64,6 +68,10 @@ def _register(name: str, per_token: Callable[..., Tensor]) -> None:
         otherwise the trainer's own, and the rollout correction's weights beside them.
         """
         low, high = config.policy_loss.low, config.policy_loss.high
+        if config.policy_loss.student_logprobs == "current":
+            advantages = under_current_student(
+                advantages, log_prob, old_log_prob, response_mask, settings=config.policy_loss
+            )
         loss_BT = per_token(log_prob, old_log_prob, advantages, low=low, high=high)
         if rollout_is_weights is not None:
             loss_BT = loss_BT * rollout_is_weights
@@ -77,8 +85,27 @@ def _register(name: str, per_token: Callable[..., Tensor]) -> None:
                 "actor/rollout_gap_mean": _mean(gap_BT, response_mask),
                 "actor/rollout_gap_max": gap_BT.max().item(),
                 "actor/ratio_outside_share": _mean(outside_BT.float(), response_mask),
+                "actor/effective_sample_size": effective_sample_size(ratio_BT, response_mask),
             }
         return loss, metrics
+
+
+def under_current_student(
+    advantages_BT: Tensor, logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, mask_BT: Tensor, *, settings: Any
+) -> Tensor:
+    """The advantages of `reverse_kl_advantage` with the reverse KL taken under the student in training, (B, T).
+
+    They are linear in the student's log-probs, and the teacher's cancel: `-coef * (current - teacher)` is
+    `-coef * (rollout - teacher)`, which is given, less `coef * (current - rollout)`.
+    """
+    moved_BT = charge(logprobs_BT.detach(), rollout_logprobs_BT, mask_BT, discount=settings.discount)
+    return advantages_BT + advantage_of(moved_BT, mask_BT, coef=settings.coef, normalization=settings.normalization)
+
+
+def effective_sample_size(ratio_BT: Tensor, mask_BT: Tensor) -> float:
+    """`(sum w)^2 / (n sum w^2)` over the n response tokens of a micro-batch, in (0, 1]: 1 where all weigh the same."""
+    weights_n = ratio_BT[mask_BT.bool()].double()
+    return (weights_n.sum().square() / (len(weights_n) * weights_n.square().sum())).item() if len(weights_n) else 1.0
 
 
 def _unbounded(logprobs: Tensor, rollout: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:

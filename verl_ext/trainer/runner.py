@@ -30,7 +30,7 @@ class Runner:
 
         reach_stage(config.run_dir, "trainer process imported verl")
         assert_platform(config.trainer.device)
-        register()
+        register(config.pipeline.mode)
         ask_for_reference(config, check_method(config))
         make_room_for_weights(config)
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))

@@ -9,6 +9,8 @@ from verl_ext.method.reverse_kl import teacher_kl
 from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, teacher_metrics, with_controlled_teacher
 from verl_ext.trainer.checkpoint import save_last_finished_step
+from verl_ext.trainer.pipeline_config import SYNC
+from verl_ext.trainer.staleness import staleness_metrics
 
 NAME = "on_policy_distillation"
 
@@ -42,6 +44,7 @@ class OnPolicyDistillationTrainer(AdaptedTrainer):
         self.at("advantages")
         samples, notes = fetch(batch, self.method)
         metrics.update(teacher_metrics(notes))
+        metrics.update(staleness_metrics([note["tokens_by_version"] for note in notes], self.global_steps - 1))
         self._check_unscored([note["teacher_error"] for note in notes])
         metrics["response_length/truncated_share"] = samples.truncated_B.float().mean().item()
         step = self.global_steps - 1
@@ -75,16 +78,19 @@ class OnPolicyDistillationTrainer(AdaptedTrainer):
         """Stop, with a checkpoint, when no teacher could score too many of a step's samples ("" for a scored one)."""
         unscored = [error for error in errors if error]
         if len(unscored) > self.teacher.max_unscored_share * len(errors):
-            saved = save_last_finished_step(self, self._data_state)
+            saved = save_last_finished_step(self, self._data_state if self.pipeline.mode == SYNC else None)
             raise RuntimeError(
                 f"{len(unscored)} of {len(errors)} samples have no teacher score, more than "
                 f"teacher.max_unscored_share={self.teacher.max_unscored_share}; {saved}; the first says: {unscored[0]}"
             )
 
 
-def register() -> None:
-    """Make the trainer known to verl as `trainer.v1.trainer_mode=on_policy_distillation`, and its vLLM as `vllm`."""
-    register_trainer(NAME)(OnPolicyDistillationTrainer)
+def register(mode: str) -> None:
+    """Make the trainer of a `pipeline.mode` known to verl as `trainer.v1.trainer_mode=on_policy_distillation`, and its
+    vLLM as `vllm`."""
+    from verl_ext.trainer.pipelined import PipelinedTrainer  # which stands on this module
+
+    register_trainer(NAME)(OnPolicyDistillationTrainer if mode == SYNC else PipelinedTrainer)
     RolloutReplicaRegistry.register("vllm", _replica)
 
 

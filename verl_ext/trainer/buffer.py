@@ -1,0 +1,86 @@
+"""Which finished prompts a step trains on: verl's buffers over TransferQueue, with waits that end.
+
+verl's own wait for ever where a prompt is never finished (verl#7155), refill a failing prompt without end, and count
+age from a prompt's dispatch instead of from the weights that sampled it.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+
+from verl_ext.trainer.pipeline_config import WAIT, PipelineConfig
+
+
+class BoundedWait(ReplayBuffer):
+    """A wait for samples ends with an error where no more of them is finished for `pipeline.wait_timeout_s`."""
+
+    where: Callable[[], str]
+    """What the agent loop is at, in words; asked when a wait ends."""
+
+    def __init__(self, pipeline: PipelineConfig, **verls: Any) -> None:
+        super().__init__(**verls)
+        self.pipeline = pipeline
+        self._progress: tuple[int, float] = (0, 0.0)
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+        self._progress = (0, time.monotonic())
+        return super().sample(global_steps, partition_id, batch_size)
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        ended = len(self.finished_keys[partition_id] | self.failure_keys[partition_id])
+        if ended != self._progress[0]:
+            self._progress = (ended, time.monotonic())
+        elif time.monotonic() - self._progress[1] > self.pipeline.wait_timeout_s:
+            pending, running = len(self.pending_keys[partition_id]), len(self.running_keys[partition_id])
+            raise TimeoutError(
+                f"no prompt was finished for pipeline.wait_timeout_s={self.pipeline.wait_timeout_s:g} seconds: "
+                f"{ended} are finished, {pending} wait for an agent loop, {running} are being answered ({self.where()})"
+            )
+        return super()._wait_for_next_poll(partition_id, last_debug_time)
+
+
+class SyncBuffer(BoundedWait):
+    """One batch at a time."""
+
+
+class PipelineBuffer(BoundedWait, ReplayBufferAsync):
+    """The oldest finished prompts whose samples are at most `pipeline.ahead` weight versions old."""
+
+    def __init__(self, pipeline: PipelineConfig, **verls: Any) -> None:
+        super().__init__(pipeline, **verls)
+        self._failed_in_a_row = 0
+
+    def _stale_terminal_keys(self, global_steps: int, partition_id: str) -> set[str]:
+        if partition_id == "val":
+            return set()
+        finished, oldest = self.finished_keys[partition_id], global_steps - 1 - self.pipeline.ahead
+        of_finished = ((key.split("_")[0], tag) for key, tag in self.partitions[partition_id].items())
+        return {uid for uid, tag in of_finished if uid in finished and tag["min_global_steps"] < oldest}
+
+    def _has_enough_samples(
+        self, global_steps: int, partition_id: str, batch_size: int, sampleable_keys: set[str]
+    ) -> bool:
+        """Not while a prompt is being answered that would be too old a step later, unless those are dropped."""
+        if self.pipeline.stale == WAIT and partition_id != "val":
+            steps = self.prompt_global_steps[partition_id]
+            under_way = self.pending_keys[partition_id] | self.running_keys[partition_id]
+            if any(global_steps - steps[uid] >= self.pipeline.ahead for uid in under_way):
+                return False
+        return len(sampleable_keys) >= batch_size
+
+    def _evict_terminal_groups(
+        self,
+        global_steps: int,
+        partition_id: str,
+        eviction_reasons: tuple[set[str], set[str], set[str], Counter],
+    ) -> tuple[set[str], int, int, dict]:
+        """As verl, which then asks for as many new prompts; not for ever, where every prompt fails."""
+        failed = eviction_reasons[2]
+        self._failed_in_a_row = 0 if self.finished_keys[partition_id] else self._failed_in_a_row + len(failed)
+        if self.train_batch_size is not None and self._failed_in_a_row > self.train_batch_size:
+            raise RuntimeError(f"{self._failed_in_a_row} prompts failed and none was finished ({self.where()})")
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)

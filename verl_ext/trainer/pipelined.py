@@ -1,0 +1,43 @@
+"""The same step, with the next prompts answered and scored while the student is trained (`pipeline.mode`)."""
+
+from typing import Any
+
+from verl.utils.debug import marked_timer
+
+from verl_ext.trainer.trainer import OnPolicyDistillationTrainer
+
+
+class PipelinedTrainer(OnPolicyDistillationTrainer):
+    """Student, teacher and trainer stay in memory; only while vLLM gets new weights nothing is sampled.
+
+    The hooks are those of verl's `PPOTrainerColocateAsync`, whose vLLM sleeps during the update.
+    """
+
+    def on_train_begin(self) -> None:
+        """`pipeline.ahead` batches are under way before the first step asks for its own."""
+        super().on_train_begin()
+        steps_left = self.total_training_steps - self.global_steps + 1
+        self._add_async_warmup_batches(min(self.pipeline.ahead, steps_left - 1))
+
+    def prepare_step(self) -> dict:
+        """Prompts of the step `pipeline.ahead` steps on; none where training ends before it."""
+        if self.global_steps + self.pipeline.ahead > self.total_training_steps:
+            self.at("prompts")
+            return {}
+        return super().prepare_step()
+
+    def on_sample_end(self) -> None:
+        """Nothing sleeps: vLLM goes on with the prompts of later steps."""
+        if self.curr_step_profile:
+            self._stop_rollout_profiling()
+
+    def on_step_end(self) -> None:
+        """Sync: what vLLM is sampling stops, and goes on under the new weights."""
+        with marked_timer("update_weights", self.timing_raw):
+            self.at("weight sync")
+            if self.method.control == "no_weight_sync":
+                return
+            manager: Any = self.checkpoint_manager  # its coroutines run to their end where no loop does
+            manager.abort_replicas()
+            manager.update_weights(self.global_steps)
+            manager.resume_generation_replicas()
