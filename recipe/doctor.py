@@ -37,6 +37,7 @@ from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS
 from verl_ext.trainer.pipeline_config import PipelineConfig
+from verl_ext.trainer.replay.config import ReplayConfig
 
 from . import CONFIGS
 
@@ -45,7 +46,13 @@ TRAINING = ("student.path", "data.train_files", "data.val_files", "teacher.model
 VERB = Verb(
     "on_policy_distillation",
     doc=str(__doc__),
-    settings={"method": MethodConfig, "teacher": TeacherConfig, "pipeline": PipelineConfig, "doctor": DoctorConfig},
+    settings={
+        "method": MethodConfig,
+        "teacher": TeacherConfig,
+        "pipeline": PipelineConfig,
+        "replay": ReplayConfig,
+        "doctor": DoctorConfig,
+    },
     config_dir=CONFIGS,
     keys={key: KEYS[key] for key in TRAINING} | {f"doctor.{name}": "" for name in field_docs(DoctorConfig)},
     required=("data.train_files", "data.val_files"),

@@ -21,6 +21,7 @@ from verl_ext.teacher.teachers import teacher_of_row
 from verl_ext.teacher.types import TeacherError
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.pipeline_config import check_pipeline
+from verl_ext.trainer.replay.config import check_replay
 
 
 def given(context: Context) -> str:
@@ -38,6 +39,13 @@ def pipeline(context: Context) -> str:
     """The pipeline, the method and verl's settings beside it fit each other."""
     checked = check_pipeline(context.config, check_method(context.config))
     return f"{checked.mode}, samples at most {checked.ahead} weight versions old"
+
+
+def replay(context: Context) -> str:
+    """Samples of earlier steps can be trained on again as the method and the pipeline stand."""
+    method = check_method(context.config)
+    found = check_replay(context.config, method, check_pipeline(context.config, method))
+    return f"{found.prompts(context.config.data.train_batch_size)} prompts a step at most" if found.share else "off"
 
 
 def teacher_settings(context: Context) -> str:

@@ -57,6 +57,8 @@ def origin_of(config: DictConfig) -> dict[str, Any]:
         found[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if "method" in config:
         found["method"]["labels"].pop("label_set")  # read from the rows, where nobody gives it
+        if config.replay.share:
+            found["replay"] = OmegaConf.to_container(config.replay, resolve=True)
         for name, departures in (config.teachers or {"teacher": {}}).items():
             teacher: Any = OmegaConf.merge(config.teacher, departures)
             found |= {f"{name}.{key}": teacher[key] for key in TEACHER}

@@ -17,6 +17,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
 from verl_ext.run.settings import settings_of
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.trainer.advantages import fresh_rows
 from verl_ext.trainer.buffer import PipelineBuffer, SyncBuffer
 from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
@@ -79,6 +80,9 @@ class AdaptedTrainer(PPOTrainerSync):
     def get_llm_client(self) -> LLMServerClient:
         return self.llm_server_manager.get_client(client_cls=ResumingClient)
 
+    def _log_rollout_data(self, batch: Any, timing_raw: dict, rollout_data_dir: str) -> None:
+        super()._log_rollout_data(only_fresh(batch), timing_raw, rollout_data_dir)
+
     def _balance_batch(
         self, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", keep_minibatch: bool = False
     ) -> Any:
@@ -133,9 +137,15 @@ class AdaptedTrainer(PPOTrainerSync):
         super().on_step_begin()
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
-        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        """verl's metrics of what was sampled in this step, whatever else was trained on."""
+        super()._compute_metrics(only_fresh(batch), metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics["training/total_steps"] = self.total_training_steps
         self.metrics_file.append(global_steps, metrics)
+
+
+def only_fresh(batch: Any) -> Any:
+    """A batch without replayed rows and verl's padding."""
+    return batch.select_keys([batch.keys[place] for place in fresh_rows(batch)])
 
 
 def order_by_length(lengths: list[int], share: int) -> list[int]:

@@ -43,6 +43,16 @@ class Samples:
     reference_logprobs_BT: torch.Tensor | None = None
     """Of the frozen first student; None unless `guards.reference_kl_coef` asks for them."""
 
+    def select(self, rows: list[int]) -> "Samples":
+        """These rows alone."""
+        columns: dict[str, Any] = {name: None if value is None else value[rows] for name, value in vars(self).items()}
+        return Samples(**columns)
+
+
+def fresh_rows(batch: Any) -> list[int]:
+    """Places of the rows that this step sampled: neither replayed ones nor those that verl pads a batch with."""
+    return [place for place, tag in enumerate(batch.tags) if not (tag.get("is_padding") or tag.get("replayed"))]
+
 
 def fetch(batch: Any, method: MethodConfig) -> tuple[Samples, list[dict[str, Any]]]:
     """The step's samples out of TransferQueue, and the agent loop's notes on each."""

@@ -37,6 +37,7 @@ KEYS = {
     "method.loss": f"`{POLICY_GRADIENT}`, or at every position: {', '.join(DIRECT_LOSSES)}.",
     "method.baseline": "",
     "method.top_k": "",
+    "replay.share": "",
 }
 
 PLANNED = {

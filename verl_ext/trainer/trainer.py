@@ -6,16 +6,24 @@ from verl.trainer.ppo.v1 import register_trainer
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from verl_ext.method.reverse_kl import teacher_kl
-from verl_ext.trainer.adapted import AdaptedTrainer
-from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, teacher_metrics, with_controlled_teacher
+from verl_ext.trainer.advantages import (
+    advantages,
+    fetch,
+    fresh_rows,
+    guard,
+    store_mask,
+    teacher_metrics,
+    with_controlled_teacher,
+)
 from verl_ext.trainer.checkpoint import save_last_finished_step
 from verl_ext.trainer.pipeline_config import SYNC
+from verl_ext.trainer.replaying import ReplayingTrainer
 from verl_ext.trainer.staleness import staleness_metrics
 
 NAME = "on_policy_distillation"
 
 
-class OnPolicyDistillationTrainer(AdaptedTrainer):
+class OnPolicyDistillationTrainer(ReplayingTrainer):
     """Prompts, samples, scores, advantages, update, sync: the methods below, in the order in which verl calls them.
 
     The loop is verl's (`PPOTrainer.fit`, `step`, `_step_once`); tests/contract holds this order against it.
@@ -43,17 +51,23 @@ class OnPolicyDistillationTrainer(AdaptedTrainer):
         """
         self.at("advantages")
         samples, notes = fetch(batch, self.method)
+        fresh = fresh_rows(batch)  # what the sampler and the teacher did in this step
+        notes = [notes[row] for row in fresh]
         metrics.update(teacher_metrics(notes))
         metrics.update(staleness_metrics([note["tokens_by_version"] for note in notes], self.global_steps - 1))
         self._check_unscored([note["teacher_error"] for note in notes])
-        metrics["response_length/truncated_share"] = samples.truncated_B.float().mean().item()
+        self._note_fresh(batch, samples, fresh)
+        samples = self._under_this_student(batch, samples)
         step = self.global_steps - 1
         taught = with_controlled_teacher(samples, self.method.control, step=step, vocabulary=len(self.tokenizer))
-        metrics["teacher_kl"] = teacher_kl(taught.student_logprobs_BT, taught.teacher_logprobs_BT, taught.mask_BT)
-        guarded, found = guard(taught, self.method.guards, step=step)
-        metrics.update(found)
+        sampled = taught.select(fresh)
+        metrics["response_length/truncated_share"] = sampled.truncated_B.float().mean().item()
+        metrics["teacher_kl"] = teacher_kl(sampled.student_logprobs_BT, sampled.teacher_logprobs_BT, sampled.mask_BT)
+        metrics.update(guard(sampled, self.method.guards, step=step)[1])
+        guarded = guard(taught, self.method.guards, step=step)[0]
         if guarded.mask_BT is not samples.mask_BT:
             store_mask(batch, guarded)
+        self._store_weights(batch, samples)
         self._advantages_BT, found = advantages(guarded, self.method)
         metrics.update(found)
         return super()._compute_advantage(batch, metrics)

@@ -1,8 +1,12 @@
 """The settings of the replay buffer, each with its default here and nowhere else."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
-from verl_ext.run.settings import one_of, within
+from verl_ext.run.settings import one_of, settings_of, within
+from verl_ext.trainer.config import MethodConfig
+from verl_ext.trainer.pipeline_config import STREAM, UNBOUNDED, PipelineConfig
 
 DEVICES = ("cpu", "cuda")
 PRIORITIES = ("proportional", "rank", "uniform", "recency")
@@ -56,7 +60,86 @@ class ReplayConfig:
         within("replay.max_age", self.max_age, 1, float("inf"))
         within("replay.min_ess", self.min_ess, 0.0, 1.0)
 
+    def prompts(self, batch: int) -> int:
+        """Prompts of a step of `batch` whose samples are replaced by stored ones, at most."""
+        return math.floor(self.share * batch)
+
     def beta(self, step: int) -> float:
         """Exponent of the importance weights at a step, which counts from 0."""
         passed = min(1.0, step / self.beta_steps) if self.beta_steps else 1.0
         return self.beta_start + (1.0 - self.beta_start) * passed
+
+
+def check_replay(config: Any, method: MethodConfig, pipeline: PipelineConfig) -> ReplayConfig:
+    """The replay of a whole run's configuration, checked against the method and verl's settings beside it.
+
+    Raises:
+        ValueError: naming the key and the fix.
+    """
+    replay = settings_of(config.replay, ReplayConfig)
+    if not replay.share:
+        return replay
+    _check_method(replay, config, method)
+    data, rollout = config.data, config.actor_rollout_ref.rollout
+    prompts = data.train_batch_size
+    updates = prompts // config.actor_rollout_ref.actor.ppo_mini_batch_size if pipeline.mode == STREAM else 1
+    replayed = replay.prompts(prompts)
+    if replayed == 0:
+        raise ValueError(
+            f"replay.share={replay.share} of data.train_batch_size={prompts} prompts is less than one: raise one"
+        )
+    if -(-replayed // updates) >= prompts // updates:
+        raise ValueError(
+            f"replay.share={replay.share} leaves a mini-batch of {prompts // updates} prompts without a fresh one in "
+            f"pipeline.mode={STREAM}: lower it, or raise actor_rollout_ref.actor.ppo_mini_batch_size"
+        )
+    if replay.max_age <= pipeline.ahead:
+        raise ValueError(
+            f"replay.max_age={replay.max_age}: a sample of pipeline.mode={pipeline.mode} may be {pipeline.ahead} "
+            f"versions old when it is first trained on; raise it to {pipeline.ahead + 1} or more"
+        )
+    longest = data.max_prompt_length + data.max_response_length
+    if longest > replay.capacity_tokens:
+        raise ValueError(
+            f"replay.capacity_tokens={replay.capacity_tokens} does not hold one sample of data.max_prompt_length + "
+            f"data.max_response_length={longest} tokens; raise it"
+        )
+    if replay.device == "cuda" and config.trainer.device == "cpu":
+        raise ValueError("replay.device=cuda and trainer.device=cpu: set replay.device=cpu")
+    if data.gen_batch_size not in (None, 1):
+        raise ValueError(
+            f"data.gen_batch_size={data.gen_batch_size}: with replay.share a step asks for as many prompts as are not "
+            "replayed; leave it out"
+        )
+    if rollout.enable_rollout_routing_replay:
+        raise ValueError(
+            "actor_rollout_ref.rollout.enable_rollout_routing_replay=true needs each sample's routed experts, which "
+            "replay.share does not keep; set one to its default"
+        )
+    return replay
+
+
+def _check_method(replay: ReplayConfig, config: Any, method: MethodConfig) -> None:
+    share = f"replay.share={replay.share}"
+    if method.needs_student_logits:
+        key = f"method.loss={method.loss}" if method.is_direct else f"method.baseline={method.baseline}"
+        raise ValueError(
+            f"{share} with {key}: the teacher's top tokens are not kept with a sample; set method.loss=policy_gradient "
+            "and method.baseline=none, or replay.share=0"
+        )
+    if method.policy_loss.kind == UNBOUNDED:
+        raise ValueError(
+            f"{share} with method.policy_loss.kind={UNBOUNDED}: the student has moved on since a stored sample, ratios "
+            "are far from 1, and this loss does not bound them; set "
+            "method.policy_loss.kind=truncated_importance_sampling"
+        )
+    if method.task_reward.coef or method.baseline == "group":
+        key = "method.baseline=group" if method.baseline == "group" else "method.task_reward.coef"
+        raise ValueError(
+            f"{share} with {key}: it compares the samples of one prompt, which are replayed one by one; leave one out"
+        )
+    if not config.algorithm.rollout_correction.bypass_mode:
+        raise ValueError(
+            f"{share} with algorithm.rollout_correction.bypass_mode=false: a stored sample's ratio is that of the "
+            "student to the sampler, and there it would be to the trainer's own log-probs; set it to true"
+        )
