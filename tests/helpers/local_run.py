@@ -32,7 +32,10 @@ from verl.workers.rollout.replica import TokenOutput
 from verl_ext.demo.tiny_pair import CHAT_TEMPLATE, build_model, train_tokenizer
 from verl_ext.run.files import save_resolved_config
 from verl_ext.run.metrics import read_metrics
+from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.agent_loop import DistillationAgentLoopWorker
+from verl_ext.trainer.pipeline_config import SYNC
+from verl_ext.trainer.pipelined import PipelinedTrainer
 from verl_ext.trainer.runner import plain_class
 from verl_ext.trainer.trainer import OnPolicyDistillationTrainer
 
@@ -109,6 +112,8 @@ class Sampler:
         self.requests: list[dict[str, Any]] = []
         self.weights = 0
         """Step of the last weight sync, which vLLM notes on every sample."""
+        self.lag: dict[int, int] = {}
+        """By the number of a request, weight versions by which its first token is older than its last."""
 
     async def generate(self, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any) -> TokenOutput:
         number = len(self.requests)
@@ -120,9 +125,13 @@ class Sampler:
         if self.answers:
             ids = self.answers[number % len(self.answers)]
         reason = self.finish.get(len(ids), "length" if len(ids) >= self.longest else "stop")
-        step = {"global_steps": self.weights, "min_global_steps": self.weights, "max_global_steps": self.weights}
+        first = self.weights - self.lag.get(number, 0)
+        versions = {"global_steps": self.weights, "min_global_steps": first, "max_global_steps": self.weights}
+        parts = [[self.weights, len(ids)]] if first == self.weights else [[first, 1], [self.weights, len(ids) - 1]]
         return TokenOutput(
-            token_ids=list(ids), log_probs=[-draw.random() for _ in ids], extra_fields={**step, "finish_reason": reason}
+            token_ids=list(ids),
+            log_probs=[-draw.random() for _ in ids],
+            extra_fields={**versions, "finish_reason": reason, "tokens_by_version": parts},
         )
 
 
@@ -180,16 +189,25 @@ def samples_of(batch: Any) -> list[dict[str, Any]]:
 class WeightSync:
     sampler: Sampler
     steps: list[int] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
 
     def update_weights(self, step: int) -> None:
+        self.calls.append("update")
         self.steps.append(step)
         self.sampler.weights = step
 
-    def sleep_replicas(self) -> None: ...
+    def sleep_replicas(self) -> None:
+        self.calls.append("sleep")
+
+    def abort_replicas(self) -> None:
+        self.calls.append("abort")
+
+    def resume_generation_replicas(self) -> None:
+        self.calls.append("resume")
 
 
-class LocalTrainer(OnPolicyDistillationTrainer):
-    """Our trainer; `_setup` builds what verl's builds, less the cluster."""
+class LocalSetup(AdaptedTrainer):
+    """`_setup` builds what verl's builds, less the cluster."""
 
     actor: Actor
     sync: WeightSync
@@ -204,6 +222,17 @@ class LocalTrainer(OnPolicyDistillationTrainer):
         self.ref_policy_wg, self.ref_in_actor = self.actor, False
         self.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
         self._load_checkpoint()
+
+    def _where_samples_are(self) -> str:
+        """Asked of the one worker instead of verl's actors."""
+        run: Any = self.agent_loop_manager
+        return run.wait(run.worker.waiting())
+
+
+class LocalTrainer(LocalSetup, OnPolicyDistillationTrainer): ...
+
+
+class LocalPipelined(LocalSetup, PipelinedTrainer): ...
 
 
 @contextlib.contextmanager
@@ -245,7 +274,7 @@ class LocalRun:
                 teacher.vocabulary = self.sampler.vocabulary
             self.actor, self.sync = Actor(), WeightSync(self.sampler)
             ADV_ESTIMATOR_REGISTRY.pop(config.algorithm.adv_estimator, None)  # a process of verl's has one trainer
-            self.trainer = LocalTrainer(self.config)
+            self.trainer = (LocalTrainer if config.pipeline.mode == SYNC else LocalPipelined)(self.config)
             self.trainer.actor, self.trainer.sync = self.actor, self.sync
             self.trainer.init()
             self.close = stack.pop_all().close

@@ -65,7 +65,8 @@ class AdaptedTrainer(PPOTrainerSync):
         # verl keeps every argument under its own name.
         arguments = {name: getattr(theirs, name) for name in inspect.signature(ReplayBuffer).parameters}
         kind = SyncBuffer if self.pipeline.mode == SYNC else PipelineBuffer
-        buffer = kind(self.pipeline, **arguments | {"poll_interval": POLL_INTERVAL_S})
+        arguments |= {"poll_interval": POLL_INTERVAL_S, "train_batch_size": self.config.data.train_batch_size}
+        buffer = kind(self.pipeline, **arguments)
         buffer.where = self._where_samples_are
         return buffer
 

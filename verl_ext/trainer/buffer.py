@@ -81,6 +81,7 @@ class PipelineBuffer(BoundedWait, ReplayBufferAsync):
         """As verl, which then asks for as many new prompts; not for ever, where every prompt fails."""
         failed = eviction_reasons[2]
         self._failed_in_a_row = 0 if self.finished_keys[partition_id] else self._failed_in_a_row + len(failed)
-        if self.train_batch_size is not None and self._failed_in_a_row > self.train_batch_size:
+        assert self.train_batch_size is not None
+        if self._failed_in_a_row > self.train_batch_size:
             raise RuntimeError(f"{self._failed_in_a_row} prompts failed and none was finished ({self.where()})")
         return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)

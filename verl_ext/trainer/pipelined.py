@@ -14,10 +14,19 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
     """
 
     def on_train_begin(self) -> None:
-        """`pipeline.ahead` batches are under way before the first step asks for its own."""
+        """The prompts of the first `pipeline.ahead` steps, less those that a checkpoint brought back.
+
+        Each goes out as of the step that would have sent it, so that the oldest are trained first.
+        """
         super().on_train_begin()
-        steps_left = self.total_training_steps - self.global_steps + 1
-        self._add_async_warmup_batches(min(self.pipeline.ahead, steps_left - 1))
+        first, size, restored = self.global_steps, self.config.data.train_batch_size, self._restored_tq_prompt_count
+        last = min(first + self.pipeline.ahead - 1, self.total_training_steps)
+        for number, step in enumerate(range(first, last + 1), start=1):
+            missing = min(size, number * size - restored)
+            if missing > 0:
+                self.global_steps = step - self.pipeline.ahead
+                self._add_prompts_to_generate(missing)
+        self.global_steps = first
 
     def prepare_step(self) -> dict:
         """Prompts of the step `pipeline.ahead` steps on; none where training ends before it."""

@@ -7,10 +7,10 @@ import pytest
 import torch
 from local_run import write_rows
 from transfer_queue.metadata import KVBatchMeta
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from verl_ext.run.console import step_of_student
 from verl_ext.run.metrics import read_place
+from verl_ext.trainer.buffer import SyncBuffer
 
 FOUR = [[5, 6, 7, 8]]
 MIXED = [[5, 6, 7, 8], [9, 10], [11, 12, 13], [14, 15]]
@@ -108,7 +108,7 @@ def test_whoever_waits_can_read_where_the_step_is(make_run):
 
 def test_verl_runs_as_its_synchronous_trainer_and_looks_for_samples_often(make_run):
     trainer = make_run().trainer
-    assert type(trainer.replay_buffer) is ReplayBuffer
+    assert type(trainer.replay_buffer) is SyncBuffer
     assert 0 < trainer.replay_buffer.poll_interval < 1  # seconds; 2 in verl
 
 
