@@ -28,6 +28,7 @@ from verl_ext.method.divergence import topk_divergence
 from verl_ext.method.guards import reference_kl
 from verl_ext.method.policy_loss import importance_sampling_loss, ppo_clip_loss, truncated_importance_sampling_loss
 from verl_ext.method.reverse_kl import reverse_kl_advantage
+from verl_ext.trainer.replay.buffer import PRIORITY_FLOOR
 
 K = 3
 """Entries of the top-k supports."""
@@ -164,10 +165,43 @@ def tool_gradient(discount_mode: str) -> float:
     return float(mean_SV[world.states_NT[:, 1]].abs().max())
 
 
+def older_sampler(logits_SV: torch.Tensor) -> torch.Tensor:
+    """A sampler whose logits are N(0, 1) away, (S, V)."""
+    generator = torch.Generator().manual_seed(7)
+    return logits_SV + torch.randn(logits_SV.shape, generator=generator, dtype=logits_SV.dtype)
+
+
+def replayed(
+    world: World,
+    logits_SV: torch.Tensor,
+    *,
+    current: bool,
+    exponent: float = 0.0,
+    weighted: bool = True,
+    loss: Callable[..., torch.Tensor] = importance_sampling_loss,
+) -> tuple[Draws, torch.Tensor]:
+    """Rows of an older sampler, drawn from a large buffer by priority^exponent, and the gradient that is wanted of
+    them: that of the reverse KL in the sampler's states.
+
+    current: the reverse KL is taken under the student, as `verl_ext.trainer.replaying` does; else under the sampler.
+    weighted: each row weighs 1 / (N P), beta = 1. The priority is the sampler's own, as of a row that nobody has
+        looked at since.
+    """
+    rollout_SV = older_sampler(logits_SV)
+    mask_NT, stale = world.mask_NT, logprob_pair(world, rollout_SV)
+    advantages_NT = reverse_kl_advantage(*(logprob_pair(world, logits_SV) if current else stale))
+    rows_NP = policy_gradient_rows(world, logits_SV, advantages_NT, rollout_SV=rollout_SV, loss=loss)
+    charge_N = torch.where(mask_NT, (stale[0] - stale[1]).abs(), 0.0).sum(-1) / mask_NT.sum(-1)
+    values_N, sampled_N = (charge_N + PRIORITY_FLOOR) ** exponent, sequence_probs(world, rollout_SV)
+    drawn_N = sampled_N * values_N / (sampled_N @ values_N)
+    weights_N = sampled_N / drawn_N if weighted else torch.ones_like(drawn_N)
+    aim_P = gradient(lambda x: visits(world, rollout_SV) @ state_kl(world, x), logits_SV)
+    return Draws(drawn_N, weights_N[:, None] * rows_NP), aim_P
+
+
 def off_policy(world: World, logits_SV: torch.Tensor, loss: Callable[..., torch.Tensor]) -> tuple[Draws, torch.Tensor]:
     """A policy loss on rows of an older sampler, and what it estimates: the policy's step in the sampler's states."""
-    generator = torch.Generator().manual_seed(7)
-    rollout_SV = logits_SV + torch.randn(logits_SV.shape, generator=generator, dtype=logits_SV.dtype)
+    rollout_SV = older_sampler(logits_SV)
     advantages_NT = reverse_kl_advantage(*logprob_pair(world, rollout_SV))
     rows_NP = policy_gradient_rows(world, logits_SV, advantages_NT, rollout_SV=rollout_SV, loss=loss)
     charge_SV = rollout_SV.log_softmax(-1) - world.teacher_SV
@@ -225,3 +259,32 @@ OFF_POLICY: dict[str, Callable[..., torch.Tensor]] = {
     "truncated to [0.5, 2], clamp": partial(truncated_importance_sampling_loss, low=0.5, high=2.0, outside="clamp"),
     "truncated to [0.5, 2], mask": partial(truncated_importance_sampling_loss, low=0.5, high=2.0, outside="mask"),
 }
+REPLAY: dict[str, tuple[bool, Callable[..., tuple[Draws, torch.Tensor]]]] = {
+    "uniform, the sampler's reverse KL": (False, partial(replayed, current=False)),
+    "uniform, the student's reverse KL": (True, partial(replayed, current=True)),
+    "priority, weighted, the sampler's reverse KL": (False, partial(replayed, current=False, exponent=0.6)),
+    "priority, weighted, the student's reverse KL": (True, partial(replayed, current=True, exponent=0.6)),
+    "+ exponent 1": (True, partial(replayed, current=True, exponent=1.0)),
+    "priority, not weighted, the sampler's reverse KL": (
+        False,
+        partial(replayed, current=False, exponent=0.6, weighted=False),
+    ),
+    "priority, not weighted, the student's reverse KL": (
+        False,
+        partial(replayed, current=True, exponent=0.6, weighted=False),
+    ),
+    "priority, weighted, the student's, truncated to [0.8, 1.2]": (
+        False,
+        partial(
+            replayed,
+            current=True,
+            exponent=0.6,
+            loss=partial(truncated_importance_sampling_loss, low=0.8, high=1.2, outside="clamp"),
+        ),
+    ),
+    "priority, weighted, the student's, truncated to [0.5, 2]": (
+        False,
+        partial(replayed, current=True, exponent=0.6, loss=OFF_POLICY["truncated to [0.5, 2], clamp"]),
+    ),
+}
+"""Whether the expected gradient is exactly the wanted one, and the draws."""

@@ -155,10 +155,16 @@ class ReplayingTrainer(AdaptedTrainer):
 
     def _student_logprobs(self, rows: Rows) -> list[torch.Tensor]:
         """Log-probs of the responses under the student as it is, nats, (R,) each: one forward pass."""
-        own = queue.put(rows, LOOKED_AT)
-        batch: Any = upsample_batch_to_divisible_size(own, self._ranks(), self.tokenizer.eos_token_id)
-        temperature = self.config.actor_rollout_ref.rollout.temperature
-        batch.extra_info |= {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
+        own, actor = queue.put(rows, LOOKED_AT), self.config.actor_rollout_ref
+        extra: dict[str, Any] = {"calculate_entropy": False, "compute_loss": False}
+        extra["temperature"] = actor.rollout.temperature
+        multiple = ranks = self._ranks()
+        if not actor.actor.use_dynamic_bsz:  # then verl takes whole micro-batches alone
+            a_rank = -(-len(rows) // ranks)
+            extra["micro_batch_size_per_gpu"] = min(a_rank, actor.rollout.log_prob_micro_batch_size_per_gpu)
+            multiple = ranks * extra["micro_batch_size_per_gpu"]
+        batch: Any = upsample_batch_to_divisible_size(own, multiple, self.tokenizer.eos_token_id)
+        batch.extra_info |= extra
         self.actor_rollout_wg.compute_log_prob(batch)
         data: Any = tq.kv_batch_get(own.keys, LOOKED_AT, select_fields=["log_probs", "response_mask"])
         tq.kv_clear(keys=batch.keys, partition_id=LOOKED_AT)

@@ -10,6 +10,7 @@ import torch
 from benchmarks.arms.kl_estimators import (
     ESTIMATORS,
     OFF_POLICY,
+    REPLAY,
     grouped,
     logprob_pair,
     off_policy,
@@ -181,3 +182,14 @@ def test_a_teacher_equal_to_the_student_zeroes_every_draw_not_only_their_mean():
     world = WORLDS[1]
     same = replace(world, teacher_SV=world.student_SV.log_softmax(-1))
     assert not sampled(same, same.student_SV).gradients_MP.any()
+
+
+@pytest.mark.parametrize("name", REPLAY)
+def test_a_replayed_row_is_unbiased_with_its_weight_and_under_the_student_alone(name):
+    """In the sampler's states; without either, or with a bounded ratio, it is not."""
+    exact, estimator = REPLAY[name]
+    for world in WORLDS:
+        draws, aim_P = estimator(world, world.student_SV)
+        assert float(draws.probs_M.sum()) == pytest.approx(1.0)
+        off = relative(draws.mean(), aim_P)
+        assert off < 1e-12 if exact else off > 0.02

@@ -106,11 +106,6 @@ def check_replay(config: Any, method: MethodConfig, pipeline: PipelineConfig) ->
         )
     if replay.device == "cuda" and config.trainer.device == "cpu":
         raise ValueError("replay.device=cuda and trainer.device=cpu: set replay.device=cpu")
-    if data.gen_batch_size not in (None, 1):
-        raise ValueError(
-            f"data.gen_batch_size={data.gen_batch_size}: with replay.share a step asks for as many prompts as are not "
-            "replayed; leave it out"
-        )
     if rollout.enable_rollout_routing_replay:
         raise ValueError(
             "actor_rollout_ref.rollout.enable_rollout_routing_replay=true needs each sample's routed experts, which "
