@@ -48,6 +48,25 @@ def policy_loss(name: str, actor, mode: str = "token-sum", **more) -> tuple[floa
     return loss.item(), metrics
 
 
+def test_the_current_students_charge_takes_the_samplers_place(compose_run):
+    """Ratios 2 and 0.25: the current student is charged ln 2 more and ln 4 less than the sampler was, times the
+    coefficient; the teacher's log-probs are not needed again. Masked tokens charge nobody."""
+    words = ("method.student_logprobs=current", "method.coef=0.5")
+    actor = omega_conf_to_dataclass(compose_run("platform=cpu", *words).actor_rollout_ref.actor)
+    ln2, ln4 = np.log(2), np.log(4)
+    loss, _ = policy_loss("importance_sampling", actor)
+    assert loss == pytest.approx(-(2 * (1 - 0.5 * ln2) + 0.25 * (-1 + 0.5 * ln4)))
+    discounted = compose_run("platform=cpu", *words, "method.discount=0.5").actor_rollout_ref.actor
+    loss, _ = policy_loss("importance_sampling", omega_conf_to_dataclass(discounted))
+    assert loss == pytest.approx(-(2 * (1 - 0.5 * (ln2 - 0.5 * ln4)) + 0.25 * (-1 + 0.5 * ln4)))
+
+
+def test_the_effective_sample_size_of_a_micro_batch(compose_run):
+    actor = omega_conf_to_dataclass(compose_run("platform=cpu").actor_rollout_ref.actor)
+    _, metrics = policy_loss("importance_sampling", actor)
+    assert metrics["actor/effective_sample_size"] == pytest.approx(2.25**2 / (2 * (4 + 0.0625)))
+
+
 def test_our_policy_losses_read_their_bounds_from_the_settings(compose_run):
     """Bounds [0.5, 1.5]; values by hand."""
     settings = {"kind": "ppo_clip", "low": 0.5, "high": 1.5}

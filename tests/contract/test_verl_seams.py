@@ -21,7 +21,7 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.trainer.ppo.utils import need_reference_policy
-from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
+from verl.trainer.ppo.v1 import PPOTrainerSync
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import validate_config
@@ -54,6 +54,8 @@ OVERRIDES = [
     (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_build_replay_buffer"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_init_dataloader"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "_load_checkpoint"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "get_llm_client"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_init_end"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_train_begin"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_metrics"),
@@ -119,11 +121,6 @@ def test_teacher_logprobs_leave_extra_fields_as_a_column_of_their_own():
 def test_the_manager_reads_its_worker_class_after_init():
     assert "self.agent_loop_workers_class" in inspect.getsource(AgentLoopManagerTQ.__init__)
     assert "self.agent_loop_workers_class" in inspect.getsource(AgentLoopManagerTQ._init_agent_loop_workers)
-
-
-def test_our_trainer_is_what_the_mode_names():
-    trainer.register()
-    assert get_trainer_cls(trainer.NAME) is trainer.OnPolicyDistillationTrainer
 
 
 def test_any_mode_but_sync_is_asynchronous_to_verl():

@@ -180,6 +180,12 @@ BROKEN = [
         r"data\.max_prompt_length \+ data\.max_response_length=100160 tokens, and student\.path=.* takes \d+; lower",
     ),
     ("method", words("method.student_logprobs=old"), r"method\.student_logprobs=old.*set it to false"),
+    ("pipeline", words("pipeline.max_staleness=2"), r"pipeline\.max_staleness=2.*set that mode, or leave them out"),
+    (
+        "pipeline",
+        words("pipeline.mode=stream", "pipeline.max_staleness=2"),
+        r"pipeline\.max_staleness=2 with method\.policy_loss\.kind=importance_sampling.*=truncated_importance_sampling",
+    ),
     ("teacher settings", words("teacher.tp=0"), r"teacher\.tp: 0 is below 1"),
     ("memory plan", words("hardware=cpu", "trainer.nnodes=2"), r"on CPU trainer\.nnodes=2, trainer"),
     ("sampling", words("actor_rollout_ref.rollout.temperature=0.7"), r"rollout\.temperature=0\.7.*set it to 1\.0"),

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -59,6 +60,15 @@ class AdaptedTrainer(PPOTrainerSync):
         trainer = self.config.trainer
         trainer.total_epochs = max(trainer.total_epochs, -(-self.total_training_steps // self.steps_per_epoch))
         reach_stage(self.config.run_dir, "data is loaded")
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        if self.pipeline.mode == SYNC and (folder / "transfer_queue").is_dir():
+            reach_stage(
+                self.config.run_dir,
+                "prompts that were under way at the checkpoint are left out: it was not of pipeline.mode=sync",
+            )
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         theirs = super()._build_replay_buffer()

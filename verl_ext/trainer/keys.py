@@ -32,6 +32,7 @@ KEYS = {
     "teacher.share_device": "",
     "teacher.max_unscored_share": "",
     "teacher.store_path": "",
+    "pipeline.mode": "`sync`, `one_step_off` or `stream`: what is sampled while the student is trained.",
     "method.coef": "",
     "method.discount": "",
     "method.loss": f"`{POLICY_GRADIENT}`, or at every position: {', '.join(DIRECT_LOSSES)}.",

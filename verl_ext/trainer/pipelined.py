@@ -4,6 +4,7 @@ from typing import Any
 
 from verl.utils.debug import marked_timer
 
+from verl_ext.run.metrics import reach_stage
 from verl_ext.trainer.trainer import OnPolicyDistillationTrainer
 
 
@@ -19,6 +20,8 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
         Each goes out as of the step that would have sent it, so that the oldest are trained first.
         """
         super().on_train_begin()
+        if self._restored_tq_prompt_count:
+            reach_stage(self.config.run_dir, f"{self._restored_tq_prompt_count} saved prompts are under way again")
         first, size, restored = self.global_steps, self.config.data.train_batch_size, self._restored_tq_prompt_count
         last = min(first + self.pipeline.ahead - 1, self.total_training_steps)
         for number, step in enumerate(range(first, last + 1), start=1):

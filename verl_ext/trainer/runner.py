@@ -6,6 +6,7 @@ from typing import Any
 import ray
 
 from verl_ext.trainer.config import MethodConfig, check_method
+from verl_ext.trainer.pipeline_config import SYNC
 
 FP32_BYTES = 4  # what a tensor takes at most on its way
 
@@ -26,11 +27,13 @@ class Runner:
 
         from verl_ext.platform import assert_platform
         from verl_ext.run.metrics import reach_stage
-        from verl_ext.trainer.trainer import register
+        from verl_ext.trainer.trainer import PIPELINED, register
 
         reach_stage(config.run_dir, "trainer process imported verl")
         assert_platform(config.trainer.device)
-        register(config.pipeline.mode)
+        register()
+        if config.pipeline.mode != SYNC:
+            config.trainer.v1.trainer_mode = PIPELINED
         ask_for_reference(config, check_method(config))
         make_room_for_weights(config)
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))

@@ -20,7 +20,7 @@ from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.replaying import ReplayingTrainer
 from verl_ext.trainer.staleness import staleness_metrics
 
-NAME = "on_policy_distillation"
+NAME, PIPELINED = "on_policy_distillation", "on_policy_distillation_pipelined"
 
 
 class OnPolicyDistillationTrainer(ReplayingTrainer):
@@ -99,12 +99,12 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
             )
 
 
-def register(mode: str) -> None:
-    """Make the trainer of a `pipeline.mode` known to verl as `trainer.v1.trainer_mode=on_policy_distillation`, and its
-    vLLM as `vllm`."""
+def register() -> None:
+    """Make our trainers known to verl as `trainer.v1.trainer_mode`, and our vLLM as `vllm`."""
     from verl_ext.trainer.pipelined import PipelinedTrainer  # which stands on this module
 
-    register_trainer(NAME)(OnPolicyDistillationTrainer if mode == SYNC else PipelinedTrainer)
+    register_trainer(NAME)(OnPolicyDistillationTrainer)
+    register_trainer(PIPELINED)(PipelinedTrainer)
     RolloutReplicaRegistry.register("vllm", _replica)
 
 

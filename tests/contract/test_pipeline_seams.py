@@ -1,0 +1,92 @@
+"""verl 0.9.1 where the pipeline meets it: hooks, buffers, the client, and verl's defects that we work around."""
+
+import inspect
+
+import pytest
+from seams import parameters
+from verl.trainer.ppo.v1 import PPOTrainerSync
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerClient
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
+
+from verl_ext.trainer import adapted, buffer, client, pipelined, trainer
+
+OVERRIDES = [
+    (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("on_train_begin", "prepare_step", "on_sample_end")),
+    (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("on_step_end",)),
+    (buffer.BoundedWait, ReplayBuffer, ("sample", "_wait_for_next_poll")),
+    (
+        buffer.PipelineBuffer,
+        ReplayBufferAsync,
+        ("_stale_terminal_keys", "_has_enough_samples", "_evict_terminal_groups"),
+    ),
+    (client.ResumingClient, LLMServerClient, ("generate",)),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "names"), OVERRIDES, ids=lambda value: getattr(value, "__name__", ""))
+def test_an_override_has_the_signature_of_what_it_overrides(ours, theirs, names):
+    for name in names:
+        assert parameters(vars(ours)[name]) == parameters(getattr(theirs, name))
+
+
+def test_our_overrides_are_all_listed():
+    for ours, theirs, _ in OVERRIDES:
+        listed = {name for kind, _, names in OVERRIDES if kind is ours for name in names}
+        hiding = {name for name, value in vars(ours).items() if callable(value) and hasattr(theirs, name)}
+        assert {name for name in hiding if not name.startswith("__")} == listed
+
+
+def test_the_mode_that_pipelines_is_asynchronous_to_verl():
+    """Its prompts are saved with a checkpoint and sent again on resume; its buffer replaces what fails."""
+    assert adapted.VERLS_PIPELINE != "sync"
+    for method in (PPOTrainer._save_checkpoint, PPOTrainer._load_checkpoint, PPOTrainer._submit_batch_to_rollout):
+        assert 'self.trainer_mode != "sync"' in inspect.getsource(method)
+    assert "self.config.trainer.v1.get(self.trainer_mode, {}).get" in inspect.getsource(PPOTrainer.__init__)
+
+
+def test_the_pipelines_trainer_differs_from_the_synchronous_one_in_hooks_alone():
+    """So that ours can stand on the synchronous one: what neither replaces is the same method of the base."""
+    hooks = {"get_llm_client", "on_init_end", "on_train_begin", "on_step_end", "on_sample_end"}
+    for theirs in (PPOTrainerSync, PPOTrainerColocateAsync):
+        assert {name for name in vars(theirs) if not name.startswith("_")} <= hooks
+    ours = set(vars(pipelined.PipelinedTrainer)) | set(vars(adapted.AdaptedTrainer))
+    assert {name for name in vars(PPOTrainerColocateAsync) if not name.startswith("_")} <= ours
+    source = inspect.getsource(PPOTrainerColocateAsync)
+    assert source.index("update_weights(self.global_steps)\n            # resume") < source.index("abort_replicas()")
+
+
+def test_a_buffer_keeps_every_argument_under_its_own_name():
+    source = inspect.getsource(ReplayBuffer.__init__)
+    for name in inspect.signature(ReplayBuffer).parameters:
+        assert f"self.{name} = {name}\n" in source
+    assert parameters(ReplayBufferAsync.__init__) == parameters(ReplayBuffer.__init__)
+
+
+def test_the_age_that_verl_counts_is_the_dispatchs_and_its_waits_have_no_end():
+    """What `buffer.py` works around; a red test here means that upstream mended it."""
+    assert "global_steps - prompt_global_steps.get(uid" in inspect.getsource(ReplayBufferAsync._stale_terminal_keys)
+    assert "min_global_steps" not in inspect.getsource(ReplayBufferAsync)
+    for method in (ReplayBufferAsync.wait_for_sampleable, ReplayBuffer.sample):
+        source = inspect.getsource(method)
+        assert "while True:" in source
+        assert "Timeout" not in source
+
+
+def test_verls_resuming_client_waits_forgets_and_repeats_its_seed():
+    """What `client.py` works around."""
+    source = inspect.getsource(FullyAsyncLLMServerClient.generate)
+    assert "await asyncio.sleep(1)" in source
+    assert "finish_reason" not in source
+    assert "seed" not in source
+    assert "await self._resume_event.wait()" in inspect.getsource(vLLMHttpServer._park_until_admitted)
+
+
+def test_our_trainer_is_what_the_mode_names():
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    trainer.register()
+    assert get_trainer_cls(trainer.NAME) is trainer.OnPolicyDistillationTrainer
+    assert get_trainer_cls(trainer.PIPELINED) is pipelined.PipelinedTrainer
