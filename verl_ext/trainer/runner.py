@@ -1,6 +1,7 @@
 """The Ray actor that holds the run. Importing this module imports no verl: the driver starts in a second."""
 
 import math
+import os
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ class Runner:
         Raises:
             RuntimeError: if verl did not load the platform that `config.platform` names.
         """
+        show_gpus(config)
         from verl.trainer.main_ppo import TaskRunnerV1
         from verl.trainer.ppo.utils import need_critic, need_reference_policy
         from verl.utils.config import validate_config
@@ -38,6 +40,15 @@ class Runner:
         make_room_for_weights(config)
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         plain_class(TaskRunnerV1)().run(config)
+
+
+def show_gpus(config: Any) -> None:
+    """Ray hides the GPUs from a process that reserves none, and this one may keep the replay buffer's tokens on one.
+
+    Before anything looks for a GPU here.
+    """
+    if config.replay.share and config.replay.device == "cuda" and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        del os.environ["CUDA_VISIBLE_DEVICES"]
 
 
 def ask_for_reference(config: Any, method: MethodConfig) -> None:

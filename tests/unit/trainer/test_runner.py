@@ -1,6 +1,7 @@
 """What the process that holds the run does before verl takes over."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,17 @@ def started(monkeypatch) -> list:
         main_ppo, "TaskRunnerV1", SimpleNamespace(__ray_metadata__=SimpleNamespace(modified_class=TaskRunner))
     )
     return seen
+
+
+@pytest.mark.parametrize(
+    ("device", "hidden", "left"), [("cuda", "", None), ("cpu", "", ""), ("cuda", "3", "3")], ids=str
+)
+def test_a_buffer_on_a_gpu_sees_those_that_ray_hides(config, started, monkeypatch, device, hidden, left):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    config.replay = {"share": 0.5, "device": device}
+    plain_class(Runner)().run(config)
+    assert started[1] is config
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == left
 
 
 def test_verl_is_started_with_our_trainer_on_the_platform_that_was_asked_for(config, started, tmp_path):
