@@ -35,6 +35,7 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
         """Prompts of the step `pipeline.ahead` steps on; none where training ends before it."""
         if self.global_steps + self.pipeline.ahead > self.total_training_steps:
             self.at("prompts")
+            self._send_what_is_not_replayed()
             return {}
         return super().prepare_step()
 

@@ -55,6 +55,8 @@ class ReplayingTrainer(AdaptedTrainer):
         self._replayed: Replayed | None = None
         self._replayed_keys: dict[str, int] = {}
         """Of this step's replayed rows, the place in `Replayed.accepted`."""
+        self._planned: dict[int, int] = {}
+        """By step, the prompts that were not sent out since stored samples will stand in for theirs."""
         self._fresh: list[Rows] = []
         self._left_out = 0
         if self.memory is not None:
@@ -91,9 +93,28 @@ class ReplayingTrainer(AdaptedTrainer):
         return batch
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
+        """The prompts of the step `pipeline.ahead` steps on, less those planned to be replayed there, and in place of
+        those that could not be replayed in this one."""
         if num_prompts is None and self.memory is not None:
-            num_prompts = self.config.data.train_batch_size - self._replayed_prompts
+            planned = self._plan(self.global_steps + self.pipeline.ahead)
+            num_prompts = self.config.data.train_batch_size - planned + self._not_replayed
         return super()._next_train_batch(num_prompts)
+
+    def _plan(self, step: int) -> int:
+        """Settle how many prompts of a step are replayed at most: with what is in the buffer when its own go out."""
+        assert self.memory is not None
+        wanted = self.replay.prompts(self.config.data.train_batch_size)
+        return self._planned.setdefault(step, min(wanted, self.memory.drawable // self._n))
+
+    @property
+    def _not_replayed(self) -> int:
+        """Prompts that were planned to be replayed in the coming step, and are not: they must be sampled."""
+        return self._planned.get(self.global_steps, 0) - self._replayed_prompts
+
+    def _send_what_is_not_replayed(self) -> None:
+        """Where a step sends out no prompts of a later one."""
+        if self._not_replayed:
+            self._add_prompts_to_generate(self._not_replayed)
 
     def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> Any:
         replayed = len(self._share_of_update(self._replayed_prompts))
@@ -127,8 +148,9 @@ class ReplayingTrainer(AdaptedTrainer):
     def _draw_replayed(self) -> None:
         """Draw the next step's replayed rows, and let the student, which has that step's weights, look at them."""
         assert self.memory is not None
-        wanted = self.replay.prompts(self.config.data.train_batch_size) * self._n
-        drawn = self.memory.draw(wanted, step=self.global_steps, version=self.global_steps)
+        coming = self.global_steps + 1
+        planned = self._planned.get(coming, 0) if self.pipeline.ahead else self._plan(coming)
+        drawn = self.memory.draw(planned * self._n, step=self.global_steps, version=self.global_steps)
         if not len(drawn.rows):
             self._replayed = None
             return
@@ -242,6 +264,7 @@ class ReplayingTrainer(AdaptedTrainer):
             self.memory.add(rows, look_at(rows, rows.rollout_logprobs_N).priorities_B)
         metrics["left_out"] = float(self._left_out)
         self._replayed, self._replayed_keys, self._fresh, self._left_out = None, {}, [], 0
+        self._planned.pop(self.global_steps, None)
         return {f"replay/{name}": value for name, value in metrics.items()} | self.memory.metrics()
 
 

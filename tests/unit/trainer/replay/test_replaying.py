@@ -167,15 +167,30 @@ def test_an_unscored_sample_is_not_kept_and_that_is_counted(make_run):
     assert {response for _, response in held(run)} == {(5, 6)}
 
 
+def dropped(run) -> float:
+    """Groups that were sampled and scored for nothing."""
+    return sum(row.get("training/off_policy/evicted_samples", 0) for row in run.metrics)
+
+
 def test_a_stream_has_its_share_in_every_update_of_a_step(make_run, tmp_path):
-    """Two updates a step of two prompts each, and one batch under way."""
+    """Two updates a step of two prompts each; with one batch under way, the third step is the first to replay."""
     rows = write_rows(tmp_path / "many.parquet", 24)
     stream = ("pipeline.mode=stream", "data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=2")
-    run = make_run(*HALF, *stream, "trainer.total_training_steps=4", rows=rows).fit()
+    run = make_run(*HALF, *stream, "trainer.total_training_steps=5", rows=rows).fit()
     shares = [(len(fresh(update)), len(replayed(update))) for update in run.actor.updates]
-    assert shares == [(4, 0), (4, 0), *[(2, 2)] * 6]
+    assert shares == [*[(4, 0)] * 4, *[(2, 2)] * 6]
     assert max(row["staleness/max"] for row in run.metrics) == 1
-    assert len(run.sampler.requests) < 4 * 4 * N  # what is replayed is not sampled
+    assert len(run.sampler.requests) == sum(count for count, _ in shares)  # what is replayed is not sampled
+    assert dropped(run) == 0  # nor does it leave sampled prompts waiting until they are too old
+
+
+def test_with_a_step_under_way_what_is_refused_is_sampled_in_its_step(make_run):
+    more = ("pipeline.mode=one_step_off", "replay.min_ess=1", "trainer.total_training_steps=5")
+    run = make_run(*HALF, *more).fit()
+    assert [row["replay/refused_ess"] for row in run.metrics] == [0, 0, 2, 2, 2]
+    assert [len(fresh(update)) for update in run.actor.updates] == [4] * 5
+    assert len(run.sampler.requests) == 5 * 4
+    assert dropped(run) == 0
 
 
 def test_a_resumed_run_replays_what_the_uninterrupted_one_does(make_run, tmp_path):
