@@ -44,6 +44,10 @@ class OnPolicyDistillationTrainer(AdaptedTrainer):
         self.at("advantages")
         samples, notes = fetch(batch, self.method)
         metrics.update(teacher_metrics(notes))
+        self.timeline.samples(
+            [(note["student_start"], note["teacher_start"]) for note in notes],
+            [(note["teacher_start"], note["teacher_end"]) for note in notes],
+        )
         metrics.update(staleness_metrics([note["tokens_by_version"] for note in notes], self.global_steps - 1))
         self._check_unscored([note["teacher_error"] for note in notes])
         metrics["response_length/truncated_share"] = samples.truncated_B.float().mean().item()
