@@ -17,6 +17,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
 from verl_ext.run.settings import settings_of
+from verl_ext.run.timeline import TimelineFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.advantages import fresh_rows
 from verl_ext.trainer.buffer import PipelineBuffer, SyncBuffer
@@ -46,12 +47,14 @@ class AdaptedTrainer(PPOTrainerSync):
         super().__init__(config)
         self.teacher = settings_of(config.teacher, TeacherConfig)
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
+        self.timeline = TimelineFile(f"{config.run_dir}/timeline.jsonl")
         self._advantages_BT: torch.Tensor | None = None
         self._data_state: dict[str, Any] = {}
         register_adv_est(config.algorithm.adv_estimator)(self._estimate)
 
     def at(self, stage: str) -> None:
         """Say where the step is; whoever waits for it reads this."""
+        self.timeline.stage(stage)
         write_place(self.config.run_dir, f"step {self.global_steps}: {stage}")
 
     def _init_dataloader(self) -> None:
@@ -152,6 +155,7 @@ class AdaptedTrainer(PPOTrainerSync):
         super()._compute_metrics(only_fresh(batch), metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics["training/total_steps"] = self.total_training_steps
         self.metrics_file.append(global_steps, metrics)
+        self.timeline.append(global_steps)
 
 
 def only_fresh(batch: Any) -> Any:

@@ -16,6 +16,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from verl_ext.method import baselines, controls, guards
 from verl_ext.method.reverse_kl import advantage_of, charge, reverse_kl_advantage
+from verl_ext.run.timeline import length, union
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 RANDOM_TEACHER_SEED = 0
@@ -196,7 +197,7 @@ def teacher_metrics(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
     for sample in samples:
         for name, value in sample["teacher_metrics"].items():
             counts[name] = max(counts.get(name, 0.0), value) if _is_level(name) else counts.get(name, 0.0) + value
-    busy = _busy_seconds([(sample["teacher_start"], sample["teacher_end"]) for sample in samples])
+    busy = length(union((sample["teacher_start"], sample["teacher_end"]) for sample in samples))
     tokens = sum(sample["teacher_tokens"] for sample in samples)
     unscored = sum(bool(sample["teacher_error"]) for sample in samples)
     found: dict[str, float] = {
@@ -214,12 +215,3 @@ def teacher_metrics(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def _is_level(name: str) -> bool:
     return name.rpartition("/")[2] in LEVELS
-
-
-def _busy_seconds(spans: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of `(start, end)` spans."""
-    busy, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return busy

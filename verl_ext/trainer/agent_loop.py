@@ -58,6 +58,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             self.top_k = len(self.tokenizer)
         self._primes: set[asyncio.Task[None]] = set()
         self._at = {"student": 0, "teacher": 0}
+        self._begun: dict[tuple[str, int], float] = {}
         self._last_error = ""
 
     async def waiting(self) -> str:
@@ -102,6 +103,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         if self.config.seeded_rollout and not trajectory["validate"]:
             sample = f"{self.config.data.seed}/{trajectory['step']}/{kwargs['index']}/{kwargs['session_id']}"
             sampling_params = sampling_params | {"seed": zlib.crc32(sample.encode())}
+        self._begun[kwargs["uid"], kwargs["session_id"]] = time.time()
         if agent_name != "single_turn_agent" or trace:
             with self._counted("student"):
                 await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, trace=trace, **kwargs)
@@ -152,11 +154,12 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         the loss; the trainer counts it (`teacher/unscored`).
         """
         del prompt_ids  # the student's prompt; the teacher has its own
+        assert sample_kwargs is not None
+        begun = self._begun.pop((sample_kwargs["uid"], sample_kwargs["session_id"]))
         if validate:
             return
-        assert sample_kwargs is not None
         request = self._request(sample_kwargs, response_ids, output.response_mask)
-        start = time.perf_counter()
+        start = time.time()
         with self._counted("teacher"):
             outcome = await self._score(request)
         if not isinstance(outcome, Score):
@@ -168,8 +171,9 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             "teacher_logprobs": logprobs_or_zeros(outcome, request),
             "teacher_error": "" if isinstance(outcome, Score) else str(outcome),
             "teacher_from_store": isinstance(outcome, Score) and outcome.from_store,
+            "student_start": begun,
             "teacher_start": start,
-            "teacher_end": time.perf_counter(),
+            "teacher_end": time.time(),
             "teacher_tokens": len(request.prompt_ids) + len(response_ids),
             # What the scorer did since the last sample; the trainer adds them up.
             "teacher_metrics": self.teacher.metrics(),

@@ -54,6 +54,10 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         fresh = fresh_rows(batch)  # what the sampler and the teacher did in this step
         notes = [notes[row] for row in fresh]
         metrics.update(teacher_metrics(notes))
+        self.timeline.samples(
+            [(note["student_start"], note["teacher_start"]) for note in notes],
+            [(note["teacher_start"], note["teacher_end"]) for note in notes],
+        )
         metrics.update(staleness_metrics([note["tokens_by_version"] for note in notes], self.global_steps - 1))
         self._check_unscored([note["teacher_error"] for note in notes])
         self._note_fresh(batch, samples, fresh)
