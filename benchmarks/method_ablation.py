@@ -27,6 +27,7 @@ TOP_K = "method.top_k=32"
 DECOUPLED = "algorithm.rollout_correction.bypass_mode=false"
 FOUR_UPDATES = "actor_rollout_ref.actor.ppo_mini_batch_size=8"
 """Of 32 prompts: the later updates of a step are off-policy, which is where policy losses differ."""
+TRUNCATED = "method.policy_loss.kind=truncated_importance_sampling"
 TWO_SIDED = ("method.policy_loss.low=0.5", "method.policy_loss.high=2.0")
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -48,8 +49,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "skewed_reverse_kl": ("method.loss=skewed_reverse_kl", "method.mix=0.1", TOP_K),
     "4_updates": (FOUR_UPDATES,),
     "4_updates_ppo_clip": (FOUR_UPDATES, "method.policy_loss.kind=ppo_clip"),
-    "4_updates_truncated": (FOUR_UPDATES, "method.policy_loss.kind=truncated_importance_sampling", *TWO_SIDED),
+    "4_updates_truncated": (FOUR_UPDATES, TRUNCATED, *TWO_SIDED),
     "4_updates_masked": (FOUR_UPDATES, "method.policy_loss.kind=masked_importance_sampling", *TWO_SIDED),
+    "replay_25": ("replay.share=0.25", TRUNCATED, *TWO_SIDED),
+    "replay_50": ("replay.share=0.5", TRUNCATED, *TWO_SIDED),
+    "replay_50_uniform": ("replay.share=0.5", "replay.priority=uniform", TRUNCATED, *TWO_SIDED),
 }
 CONTROLS: dict[str, tuple[str, ...]] = {
     name: (f"method.control={name}",)
@@ -105,6 +109,7 @@ def of_step(row: dict[str, float]) -> dict[str, float | int | None]:
     (accuracy,) = (value for key, value in row.items() if key.startswith("val-core/") and "/mean@" in key)
     return {
         "step": int(row["step"]),
+        "sampled": int(row["teacher/scored"] + row["teacher/unscored"]),
         "accuracy": accuracy,
         "teacher_kl": row["teacher_kl"],
         "entropy": row["actor/entropy_loss"],
@@ -113,7 +118,7 @@ def of_step(row: dict[str, float]) -> dict[str, float | int | None]:
     }
 
 
-def summary(result: dict[str, Any], target: float, samples_a_step: int) -> dict[str, Any]:
+def summary(result: dict[str, Any], target: float) -> dict[str, Any]:
     """One line of the table. `target`: the accuracy that counts as learned."""
     steps = result["steps"]
     reached = next((row["step"] for row in steps if row["accuracy"] >= target), None)
@@ -121,7 +126,7 @@ def summary(result: dict[str, Any], target: float, samples_a_step: int) -> dict[
     return {
         "arm": result["arm"],
         "steps_to_target": reached,
-        "samples_to_target": None if reached is None else reached * samples_a_step,
+        "samples_to_target": None if reached is None else sum(row["sampled"] for row in steps[:reached]),
         "best_accuracy": max(row["accuracy"] for row in steps),
         "final_accuracy": steps[-1]["accuracy"],
         "final_teacher_kl": steps[-1]["teacher_kl"],
@@ -196,7 +201,7 @@ def main() -> None:
             for name in missing:
                 run_arm(name, options.out, options.steps, overrides)
     results = [json.loads(result_file(name, options.out, options.steps).read_text()) for name in options.arms]
-    rows = [summary(result, ENOUGH * teacher, samples_a_step=128) for result in results]
+    rows = [summary(result, ENOUGH * teacher) for result in results]
     if options.plot:
         draw(results, ENOUGH * teacher, options.plot)
     show(rows, f"target: {ENOUGH} x the teacher's accuracy of {teacher:.3f}; 32 prompts x 4 samples a step")

@@ -17,7 +17,7 @@ from verl_ext.trainer.replaying import ReplayingTrainer
 
 OVERRIDDEN = (
     *("on_init_end", "step", "_next_train_batch", "_step_once", "_balance_batch", "_save_checkpoint"),
-    "_load_checkpoint",
+    *("_load_checkpoint", "_init_tokenizer"),
 )
 
 

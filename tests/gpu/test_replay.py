@@ -21,6 +21,8 @@ def rows_of(step: int) -> Rows:
         rollout_logprobs_N=-0.25 * ids_N.float(),
         teacher_logprobs_N=-0.5 * ids_N.float(),
         mask_N=ids_N % 2 > 0,
+        top_ids_NK=torch.zeros(len(ids_N), 0, dtype=torch.int32),
+        top_logprobs_NK=torch.zeros(len(ids_N), 0),
         lengths_B=LENGTH * np.ones(BATCH, dtype=np.int64),
         prompt_lengths_B=64 * ones_B,
         rewards_B=ones_B,

@@ -224,6 +224,8 @@ def _direct_loss(
     batch = {key: data[key] for key in ("dp_size", "batch_num_tokens", "global_batch_size")}
     batch["loss_scale_factor"] = config.loss_scale_factor
     divergence_BT = no_padding_2_padding(model_output["divergence"], data)
+    if "rollout_is_weights" in data:  # of replayed rows (`ReplayingTrainer`)
+        divergence_BT = divergence_BT * data["rollout_is_weights"].to_padded_tensor(0.0)
     loss = method.coef * aggregate(divergence_BT, mask_BT, config.loss_agg_mode, **batch)
     metrics = {"actor/direct_loss": Metric(value=loss, aggregation=AggregationType.SUM)}
     if "entropy" in model_output:

@@ -51,7 +51,7 @@ class ReplayingTrainer(AdaptedTrainer):
     def __init__(self, config: DictConfig) -> None:
         super().__init__(config)
         self.replay = check_replay(config, self.method, self.pipeline)
-        self.memory = PriorityBuffer(self.replay, config.data.seed or 0) if self.replay.share else None
+        self.memory: PriorityBuffer | None = None
         self._replayed: Replayed | None = None
         self._replayed_keys: dict[str, int] = {}
         """Of this step's replayed rows, the place in `Replayed.accepted`."""
@@ -59,9 +59,15 @@ class ReplayingTrainer(AdaptedTrainer):
         """By step, the prompts that were not sent out since stored samples will stand in for theirs."""
         self._fresh: list[Rows] = []
         self._left_out = 0
-        if self.memory is not None:
+        if self.replay.share:
             with open_dict(config):
                 config.data.gen_batch_size = 1  # so that any number of prompts can be asked for
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        if self.replay.share:
+            top_k = self.method.top_k if self.method.top_k >= 0 else len(self.tokenizer)
+            self.memory = PriorityBuffer(self.replay, self.config.data.seed or 0, top_k)
 
     @property
     def _n(self) -> int:
@@ -248,7 +254,9 @@ class ReplayingTrainer(AdaptedTrainer):
         trained = [place for place in places if has_token[place]]
         self._left_out += len(places) - len(trained)
         if trained:
-            self._fresh.append(queue.take(batch, trained, samples.truncated_B[trained].tolist()))
+            self._fresh.append(
+                queue.take(batch, trained, samples.truncated_B[trained].tolist(), top=self.method.top_k != 0)
+            )
 
     def _keep(self) -> dict[str, float]:
         """The step has ended: what it drew gets its new priority, and what it sampled goes into the buffer."""

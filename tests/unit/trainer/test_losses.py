@@ -135,6 +135,14 @@ def test_a_direct_loss_is_the_divergence_over_the_whole_batchs_denominator(make_
     assert "actor/entropy_loss" not in metrics
 
 
+def test_the_weight_of_a_replayed_row_multiplies_its_part_of_any_loss(actor):
+    data = micro_batch()
+    data["rollout_is_weights"] = nested([[0.5, 0.5], [2.0, 2.0, 2.0]])
+    assert loss_of(actor, DIRECT, data)[0] == pytest.approx(2.0 * (0.5 * 0.75 + 2.0 * 3.0))
+    pushed = 0.5 * (0.5 - 1.0 + 0.2 + 0.4) + 2.0 * (2.0 + 1.0 + 0.6 + 0.8)
+    assert loss_of(actor, MethodConfig(**BASELINE), data)[0] == pytest.approx(-pushed)
+
+
 def test_a_constant_denominator_is_read_from_the_actor(make_actor):
     actor = make_actor(loss_agg_mode="seq-mean-token-sum-norm", loss_scale_factor=4)
     assert loss_of(actor, DIRECT, micro_batch())[0] == pytest.approx(2.0 * 3.75 / (2 * 4))

@@ -4,6 +4,7 @@ Two moments of a step touch it. `draw` changes nothing, so that a step that is g
 `add` stand after the step. `config.py` says what each setting does.
 """
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,15 @@ import numpy as np
 import torch
 
 from verl_ext.trainer.replay.config import ReplayConfig
-from verl_ext.trainer.replay.storage import KEPT_FIELDS, ROW_FIELDS, TOKEN_FIELDS, Rows, RowStorage, slots_of
+from verl_ext.trainer.replay.storage import (
+    KEPT_FIELDS,
+    ROW_FIELDS,
+    TOKEN_FIELDS,
+    Rows,
+    RowStorage,
+    entries_of,
+    slots_of,
+)
 from verl_ext.trainer.replay.sum_tree import Floats, Integers, SumTree
 
 PRIORITY_FLOOR = 1e-3
@@ -38,19 +47,19 @@ class Draw:
 class PriorityBuffer:
     """Bounded in tokens and bytes; O(log n) a row to add and to draw (`rank` and `recency`: O(n) more a draw)."""
 
-    def __init__(self, config: ReplayConfig, seed: int) -> None:
-        """`seed` and the step decide a draw.
+    def __init__(self, config: ReplayConfig, seed: int, top_k: int = 0) -> None:
+        """`seed` and the step decide a draw. `top_k` of the teacher's tokens are kept with each token.
 
         Raises:
             ValueError: if no token fits `config.capacity_bytes`, or `config.device` is not here.
         """
-        tokens = fitting_tokens(config.capacity_tokens, config.capacity_bytes)
+        tokens = fitting_tokens(config.capacity_tokens, config.capacity_bytes, top_k)
         if tokens < 1:
             raise ValueError(f"replay.capacity_bytes={config.capacity_bytes} does not hold one token; raise it")
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("replay.device=cuda: the trainer's process sees no GPU; set replay.device=cpu")
         self.config, self.seed = config, seed
-        self.storage = RowStorage(tokens, config.device)
+        self.storage = RowStorage(tokens, config.device, top_k)
         self._tree = SumTree(self.storage.slots)
         self._exhausted = 0
         """Rows held that were used `max_uses` times."""
@@ -195,17 +204,17 @@ def _earlier(numbers: Integers) -> Integers:
     return found
 
 
-def bytes_of(tokens: int) -> int:
+def bytes_of(tokens: int, top_k: int = 0) -> int:
     """Bytes of a buffer of so many tokens: the tokens, the rows' slots, the tree above these."""
-    a_token = sum(dtype.itemsize for dtype in TOKEN_FIELDS.values())
+    a_token = sum(dtype.itemsize * math.prod(entries_of(name, top_k)) for name, dtype in TOKEN_FIELDS.items())
     a_slot = sum(np.dtype(dtype).itemsize for dtype in (ROW_FIELDS | KEPT_FIELDS).values())
     leaves = 1 << max(0, slots_of(tokens) - 1).bit_length()
     return tokens * a_token + slots_of(tokens) * a_slot + 2 * leaves * np.dtype(np.float64).itemsize
 
 
-def fitting_tokens(capacity_tokens: int, capacity_bytes: int) -> int:
+def fitting_tokens(capacity_tokens: int, capacity_bytes: int, top_k: int) -> int:
     """The most tokens, at most `capacity_tokens`, whose buffer takes at most `capacity_bytes`."""
-    return bisect_right(range(capacity_tokens + 1), capacity_bytes, key=bytes_of) - 1
+    return bisect_right(range(capacity_tokens + 1), capacity_bytes, key=lambda tokens: bytes_of(tokens, top_k)) - 1
 
 
 def _check_priorities(priorities_B: Floats) -> None:

@@ -70,6 +70,11 @@ class ReplayConfig:
         return self.beta_start + (1.0 - self.beta_start) * passed
 
 
+def bytes_a_token(top_k: int) -> int:
+    """Its id, two log-probs and the mask; id and log-prob of each of the teacher's `top_k` tokens there."""
+    return 13 + 8 * top_k
+
+
 def check_replay(config: Any, method: MethodConfig, pipeline: PipelineConfig) -> ReplayConfig:
     """The replay of a whole run's configuration, checked against the method and verl's settings beside it.
 
@@ -99,11 +104,15 @@ def check_replay(config: Any, method: MethodConfig, pipeline: PipelineConfig) ->
             f"versions old when it is first trained on; raise it to {pipeline.ahead + 1} or more"
         )
     longest = data.max_prompt_length + data.max_response_length
-    if longest > replay.capacity_tokens:
-        raise ValueError(
-            f"replay.capacity_tokens={replay.capacity_tokens} does not hold one sample of data.max_prompt_length + "
-            f"data.max_response_length={longest} tokens; raise it"
-        )
+    for key, capacity, needed in (
+        ("capacity_tokens", replay.capacity_tokens, longest),
+        ("capacity_bytes", replay.capacity_bytes, longest * bytes_a_token(max(method.top_k, 0))),
+    ):
+        if needed > capacity:
+            raise ValueError(
+                f"replay.{key}={capacity} does not hold one sample of data.max_prompt_length + "
+                f"data.max_response_length={longest} tokens, which takes {needed}; raise it"
+            )
     if replay.device == "cuda" and config.trainer.device == "cpu":
         raise ValueError("replay.device=cuda and trainer.device=cpu: set replay.device=cpu")
     if rollout.enable_rollout_routing_replay:
@@ -116,13 +125,7 @@ def check_replay(config: Any, method: MethodConfig, pipeline: PipelineConfig) ->
 
 def _check_method(replay: ReplayConfig, config: Any, method: MethodConfig) -> None:
     share = f"replay.share={replay.share}"
-    if method.needs_student_logits:
-        key = f"method.loss={method.loss}" if method.is_direct else f"method.baseline={method.baseline}"
-        raise ValueError(
-            f"{share} with {key}: the teacher's top tokens are not kept with a sample; set method.loss=policy_gradient "
-            "and method.baseline=none, or replay.share=0"
-        )
-    if method.policy_loss.kind == UNBOUNDED:
+    if method.policy_loss.kind == UNBOUNDED and not method.is_direct:
         raise ValueError(
             f"{share} with method.policy_loss.kind={UNBOUNDED}: the student has moved on since a stored sample, ratios "
             "are far from 1, and this loss does not bound them; set "

@@ -16,16 +16,18 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl_ext.trainer.replay.storage import Rows, spans
 
 FIELDS = ["input_ids", "response_mask", "rollout_log_probs", "teacher_logprobs", "rm_scores"]
+TOP_FIELDS = ["teacher_top_ids", "teacher_top_logprobs"]
 
 
-def take(batch: Any, places: Sequence[int], truncated: Sequence[bool]) -> Rows:
-    """The samples at these places of a batch, as they were sampled and scored.
+def take(batch: Any, places: Sequence[int], truncated: Sequence[bool], *, top: bool) -> Rows:
+    """The samples at these places of a batch, as they were sampled and scored; `top`, with the teacher's top tokens.
 
     In the order of their tokens and not in that in which they arrived, so that a repeated run draws the same.
     """
     keys = [batch.keys[place] for place in places]
     tags = [batch.tags[place] for place in places]
-    data: Any = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=FIELDS)
+    names = FIELDS + TOP_FIELDS * top
+    data: Any = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=names)
     lengths_B = np.array([tag["seq_len"] for tag in tags], dtype=np.int64)
     prompt_lengths_B = np.array([tag["prompt_len"] for tag in tags], dtype=np.int64)
     ids_N = data["input_ids"].values()
@@ -35,13 +37,15 @@ def take(batch: Any, places: Sequence[int], truncated: Sequence[bool]) -> Rows:
 
     def along_rows(name: str) -> torch.Tensor:
         values = data[name].values()
-        return torch.zeros(len(ids_N), dtype=values.dtype).index_put((response,), values)
+        return torch.zeros(len(ids_N), *values.shape[1:], dtype=values.dtype).index_put((response,), values)
 
     rows = Rows(
         token_ids_N=ids_N.int(),
         rollout_logprobs_N=along_rows("rollout_log_probs"),
         teacher_logprobs_N=along_rows("teacher_logprobs"),
         mask_N=along_rows("response_mask").bool(),
+        top_ids_NK=along_rows("teacher_top_ids") if top else torch.zeros(len(ids_N), 0, dtype=torch.int32),
+        top_logprobs_NK=along_rows("teacher_top_logprobs") if top else torch.zeros(len(ids_N), 0),
         lengths_B=lengths_B,
         prompt_lengths_B=prompt_lengths_B,
         rewards_B=np.array([row.sum().item() for row in data["rm_scores"].unbind()]),
@@ -80,6 +84,9 @@ def put(rows: Rows, partition_id: str) -> KVBatchMeta:
                 "rm_scores": rewards,
             }
         )
+        if rows.top_ids_NK.shape[1]:
+            fields[-1]["teacher_top_ids"] = rows.top_ids_NK[response]
+            fields[-1]["teacher_top_logprobs"] = rows.top_logprobs_NK[response]
         tags.append(
             {
                 "status": "success",

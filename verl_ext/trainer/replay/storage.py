@@ -1,6 +1,7 @@
 """Bounded circular storage of samples ("rows"): flat tensors that are allocated once, and no Python object a token.
 
-Shapes: `B` rows, `N` tokens of all of them, row after row, each its prompt and then its response. Log-probs in nats.
+Shapes: `B` rows, `N` tokens of all of them, row after row, each its prompt and then its response; `K` tokens that the
+teacher finds most likely at each, 0 where the method asks for none. Log-probs in nats.
 """
 
 from bisect import bisect_left
@@ -20,6 +21,8 @@ TOKEN_FIELDS = {
     "rollout_logprobs_N": torch.float32,
     "teacher_logprobs_N": torch.float32,
     "mask_N": torch.bool,
+    "top_ids_NK": torch.int32,
+    "top_logprobs_NK": torch.float32,
 }
 ROW_FIELDS = {
     "lengths_B": np.int32,
@@ -44,6 +47,9 @@ class Rows:
     """0 on prompts."""
     mask_N: torch.Tensor
     """True on tokens that are trained."""
+    top_ids_NK: torch.Tensor
+    """The teacher's; 0 on prompts."""
+    top_logprobs_NK: torch.Tensor
     lengths_B: np.ndarray
     """Prompt and response tokens."""
     prompt_lengths_B: np.ndarray
@@ -81,6 +87,11 @@ def spans(starts: Integers, lengths: Integers) -> Integers:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
 
 
+def entries_of(field: str, top_k: int) -> tuple[int, ...]:
+    """Shape of a field's entry of one token."""
+    return (top_k,) if field.endswith("_NK") else ()
+
+
 def slots_of(tokens: int) -> int:
     return -(-tokens // TOKENS_A_SLOT)
 
@@ -88,9 +99,12 @@ def slots_of(tokens: int) -> int:
 class RowStorage:
     """The newest rows that fit. Rows and tokens are numbered from 0 on, never again; `number % slots` is the place."""
 
-    def __init__(self, tokens: int, device: str) -> None:
+    def __init__(self, tokens: int, device: str, top_k: int) -> None:
         self.tokens, self.slots = tokens, slots_of(tokens)
-        self._token = {name: torch.zeros(tokens, dtype=dtype, device=device) for name, dtype in TOKEN_FIELDS.items()}
+        self._token = {
+            name: torch.zeros(tokens, *entries_of(name, top_k), dtype=dtype, device=device)
+            for name, dtype in TOKEN_FIELDS.items()
+        }
         self.row: dict[str, Any] = {
             name: np.zeros(self.slots, dtype=dtype) for name, dtype in (ROW_FIELDS | KEPT_FIELDS).items()
         }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from verl_ext.trainer.replay.buffer import PRIORITY_FLOOR, PriorityBuffer, bytes_of
-from verl_ext.trainer.replay.config import ReplayConfig
+from verl_ext.trainer.replay.config import ReplayConfig, bytes_a_token
 from verl_ext.trainer.replay.storage import TOKEN_FIELDS, TOKENS_A_SLOT, Rows
 from verl_ext.trainer.replay.sum_tree import SumTree
 
@@ -16,7 +16,7 @@ UNBOUNDED = {"max_uses": 2**31 - 1, "max_age": 2**31 - 1}
 PRIORITIES = np.array([0.0, 0.05, 0.3, 0.3, 1.0, 2.5, 7.0])
 
 
-def make_rows(lengths, *, first: int = 0, version: int = 0) -> Rows:
+def make_rows(lengths, *, first: int = 0, version: int = 0, top_k: int = 0) -> Rows:
     """Rows whose every value can be told from any other's; token ids are `first`, `first + 1`, ..."""
     lengths = np.asarray(lengths)
     tokens = int(lengths.sum())
@@ -26,6 +26,8 @@ def make_rows(lengths, *, first: int = 0, version: int = 0) -> Rows:
         rollout_logprobs_N=-0.25 * ids_N.float(),
         teacher_logprobs_N=-0.5 * ids_N.float(),
         mask_N=ids_N % 3 > 0,
+        top_ids_NK=7 * ids_N[:, None] + torch.arange(top_k).int(),
+        top_logprobs_NK=-0.125 * ids_N.float()[:, None] - torch.arange(top_k),
         lengths_B=lengths,
         prompt_lengths_B=lengths // 2,
         rewards_B=lengths * 0.5,
@@ -35,8 +37,8 @@ def make_rows(lengths, *, first: int = 0, version: int = 0) -> Rows:
     )
 
 
-def make_buffer(capacity_tokens: int = 4096, **settings) -> PriorityBuffer:
-    return PriorityBuffer(ReplayConfig(share=0.5, capacity_tokens=capacity_tokens, **settings), seed=0)
+def make_buffer(capacity_tokens: int = 4096, *, top_k: int = 0, **settings) -> PriorityBuffer:
+    return PriorityBuffer(ReplayConfig(share=0.5, capacity_tokens=capacity_tokens, **settings), seed=0, top_k=top_k)
 
 
 def filled(priorities=PRIORITIES, **settings) -> PriorityBuffer:
@@ -115,10 +117,10 @@ def test_the_step_and_the_seed_decide_a_draw_which_changes_nothing():
 
 def test_what_is_held_is_always_the_newest_that_fits_token_for_token():
     """Against a plain queue, over many wraps of the ring."""
-    buffer, plain = make_buffer(capacity_tokens=160), deque()
+    buffer, plain = make_buffer(capacity_tokens=160, top_k=2), deque()
     draw, first, evicted = np.random.default_rng(0), 0, 0
     for version in range(300):
-        rows = make_rows(draw.integers(2, 40, size=draw.integers(1, 12)), first=first, version=version)
+        rows = make_rows(draw.integers(2, 40, size=draw.integers(1, 12)), first=first, version=version, top_k=2)
         first += int(rows.lengths_B.sum())
         buffer.add(rows, np.ones(len(rows)))
         for i in range(len(rows)):
@@ -148,6 +150,11 @@ def test_the_tighter_bound_holds_in_bytes_too():
     buffer = make_buffer(capacity_tokens=10**9, capacity_bytes=10_000)
     tokens = buffer.storage.tokens
     assert buffer.metrics()["replay/bytes"] == bytes_of(tokens) <= 10_000 < bytes_of(tokens + TOKENS_A_SLOT)
+    wide = make_buffer(capacity_tokens=10**9, capacity_bytes=10_000, top_k=4)
+    assert wide.metrics()["replay/bytes"] == bytes_of(wide.storage.tokens, 4) <= 10_000
+    assert wide.storage.tokens < 0.6 * tokens
+    for top_k in (0, 4):
+        assert bytes_a_token(top_k) * 16 == bytes_of(1600, top_k) - bytes_of(1584, top_k) - 41
     with pytest.raises(ValueError, match=r"replay.capacity_bytes=5 does not hold one token"):
         make_buffer(capacity_bytes=5)
 

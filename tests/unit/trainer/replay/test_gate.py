@@ -19,6 +19,8 @@ def rows_of(rollout: list[list[float]], teacher: list[list[float]], mask: list[l
         rollout_logprobs_N=flat[0],
         teacher_logprobs_N=flat[1],
         mask_N=flat[2].bool(),
+        top_ids_NK=torch.zeros(len(flat[0]), 0, dtype=torch.int32),
+        top_logprobs_NK=torch.zeros(len(flat[0]), 0),
         lengths_B=lengths,
         prompt_lengths_B=ones,
         rewards_B=ones,

@@ -125,6 +125,22 @@ def test_with_the_current_students_charge_the_loss_is_left_to_take_it(make_run):
         torch.testing.assert_close(sample["advantages"], sample["teacher_logprobs"] - sample["rollout_log_probs"])
 
 
+DIRECT = ("method.loss=forward_kl", UNBOUNDED)  # which has no ratio to bound
+EXPECTED = ("method.baseline=expected_reverse_kl", BOUNDED)
+
+
+@pytest.mark.parametrize("method", [DIRECT, EXPECTED], ids=["direct", "expected"])
+def test_the_teachers_top_tokens_come_back_with_a_sample(make_run, method):
+    run = make_run(*HALF, *method, "method.top_k=3", "trainer.total_training_steps=2").fit()
+    first, second = run.actor.updates
+    tops = {content(s): (s["teacher_top_ids"].tolist(), s["teacher_top_logprobs"].tolist()) for s in first}
+    assert len(replayed(second)) == N
+    for sample in replayed(second):
+        top = tops[content(sample)]
+        assert (sample["teacher_top_ids"].tolist(), sample["teacher_top_logprobs"].tolist()) == top
+        assert len(set(sample["rollout_is_weights"].tolist())) == 1
+
+
 def test_a_sample_that_the_student_has_left_behind_is_refused_and_its_place_is_sampled(make_run):
     run = make_run(*HALF, "replay.min_ess=1", "trainer.total_training_steps=3").fit()
     assert [len(fresh(update)) for update in run.actor.updates] == [4, 4, 4]
@@ -247,18 +263,11 @@ def test_a_checkpoint_without_a_buffer_begins_an_empty_one_and_says_so(make_run,
     ("overrides", "message"),
     [
         ([UNBOUNDED], "kind=importance_sampling: .* this loss does not bound them"),
-        (
-            ["method.loss=forward_kl", "method.top_k=4", UNBOUNDED],
-            "with method.loss=forward_kl: .*set method.loss=policy_gradient",
-        ),
-        (
-            ["method.baseline=expected_reverse_kl", "method.top_k=4"],
-            "method.baseline=expected_reverse_kl: the teacher's",
-        ),
         (["method.baseline=group"], "with method.baseline=group: it compares the samples of one prompt"),
         (["method.task_reward.coef=1"], "with method.task_reward.coef: it compares"),
         (["algorithm.rollout_correction.bypass_mode=false"], "bypass_mode=false"),
         (["replay.share=0.4"], "replay.share=0.4 of data.train_batch_size=2 prompts is less than one"),
+        (["replay.capacity_bytes=1000"], "replay.capacity_bytes=1000 does not hold one sample"),
         (["replay.capacity_tokens=10"], "replay.capacity_tokens=10 does not hold one sample"),
         (["replay.device=cuda"], "replay.device=cuda and trainer.device=cpu"),
         (
