@@ -44,6 +44,7 @@ from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS as TRAIN_KEYS
 from verl_ext.trainer.pipeline_config import PipelineConfig
+from verl_ext.trainer.replay.config import ReplayConfig
 
 ROOT = Path(__file__).parents[2]
 WRONG_NUMBERS = ("abc", "true", "0", "-1", "2.5", "nan", "inf", "1e30", "null")
@@ -189,7 +190,12 @@ def documented(text: str, whole: bool) -> Callable[[float], bool]:
 def settings_fields() -> Iterator[tuple[str, str, Any, str]]:
     """Command, key, type and text of every field of every settings dataclass that a command reads."""
     owners = {
-        "train": {"method": MethodConfig, "teacher": TeacherConfig, "pipeline": PipelineConfig},
+        "train": {
+            "method": MethodConfig,
+            "teacher": TeacherConfig,
+            "pipeline": PipelineConfig,
+            "replay": ReplayConfig,
+        },
         "sft": {"sft": SftConfig},
         "doctor": {"doctor": DoctorConfig},
     }
@@ -264,7 +270,7 @@ def test_every_key_of_verls_that_the_documentation_names_has_a_range():
     # Of these a word on the command line says all that can be wrong, or a check of their own does.
     others = {"trainer.logger", "ray_kwargs.ray_init.address", "actor_rollout_ref.rollout.n", "data.val_files"}
     assert {key for key in NAMED if key not in TRAIN_RANGES | FIXED | SFT_RANGES} - others == set()
-    ours = {key for key in TRAIN_KEYS if not key.startswith(("method.", "teacher.", "pipeline."))}
+    ours = {key for key in TRAIN_KEYS if not key.startswith(("method.", "teacher.", "pipeline.", "replay."))}
     assert ours - TEXTS - set(TRAIN_RANGES) == set()
 
 

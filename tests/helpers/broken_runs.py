@@ -186,6 +186,12 @@ BROKEN = [
         words("pipeline.mode=stream", "pipeline.max_staleness=2"),
         r"pipeline\.max_staleness=2 with method\.policy_loss\.kind=importance_sampling.*=truncated_importance_sampling",
     ),
+    ("replay", words("replay.share=1"), r"replay\.share=1.* must be in \[0, 1\)"),
+    (
+        "replay",
+        words("replay.share=0.5"),
+        r"replay\.share=0\.5 with method\.policy_loss\.kind=importance_sampling.*=truncated_importance_sampling",
+    ),
     ("teacher settings", words("teacher.tp=0"), r"teacher\.tp: 0 is below 1"),
     ("memory plan", words("hardware=cpu", "trainer.nnodes=2"), r"on CPU trainer\.nnodes=2, trainer"),
     ("sampling", words("actor_rollout_ref.rollout.temperature=0.7"), r"rollout\.temperature=0\.7.*set it to 1\.0"),
