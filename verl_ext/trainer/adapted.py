@@ -160,7 +160,8 @@ class AdaptedTrainer(PPOTrainerSync):
 
 def only_fresh(batch: Any) -> Any:
     """A batch without replayed rows and verl's padding."""
-    return batch.select_keys([batch.keys[place] for place in fresh_rows(batch)])
+    places = fresh_rows(batch)
+    return batch if len(places) == len(batch) else batch.select_keys([batch.keys[place] for place in places])
 
 
 def order_by_length(lengths: list[int], share: int) -> list[int]:

@@ -64,11 +64,11 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         samples = self._under_this_student(batch, samples)
         step = self.global_steps - 1
         taught = with_controlled_teacher(samples, self.method.control, step=step, vocabulary=len(self.tokenizer))
-        sampled = taught.select(fresh)
+        sampled = taught if len(fresh) == len(batch) else taught.select(fresh)
         metrics["response_length/truncated_share"] = sampled.truncated_B.float().mean().item()
         metrics["teacher_kl"] = teacher_kl(sampled.student_logprobs_BT, sampled.teacher_logprobs_BT, sampled.mask_BT)
-        metrics.update(guard(sampled, self.method.guards, step=step)[1])
-        guarded = guard(taught, self.method.guards, step=step)[0]
+        guarded, found = guard(taught, self.method.guards, step=step)
+        metrics.update(found if sampled is taught else guard(sampled, self.method.guards, step=step)[1])
         if guarded.mask_BT is not samples.mask_BT:
             store_mask(batch, guarded)
         self._store_weights(batch, samples)
