@@ -55,13 +55,29 @@ METHODS: dict[str, tuple[str, ...]] = {
     "replay_50": ("replay.share=0.5", TRUNCATED, *TWO_SIDED),
     "replay_50_uniform": ("replay.share=0.5", "replay.priority=uniform", TRUNCATED, *TWO_SIDED),
 }
+CURRENT = "method.student_logprobs=current"
+STALE = ("method.policy_loss.kind=truncated_importance_sampling", *TWO_SIDED)
+LAGS = {
+    **{"one_step_off": 1, "one_step_off_4_updates": 1, "stream_1": 1, "stream_2": 2, "stream_4": 4},
+    **{"stream_2_rollout": 2, "stream_4_rollout": 4},
+}
+"""Weight versions by which the samples of an arm may be older than its student."""
+PIPELINES: dict[str, tuple[str, ...]] = {
+    "one_step_off": ("pipeline.mode=one_step_off",),
+    "one_step_off_4_updates": ("pipeline.mode=one_step_off", FOUR_UPDATES, CURRENT, *STALE),
+    **{
+        f"stream_{lag}": ("pipeline.mode=stream", f"pipeline.max_staleness={lag}", CURRENT, *STALE) for lag in (1, 2, 4)
+    },
+    **{f"stream_{lag}_rollout": ("pipeline.mode=stream", f"pipeline.max_staleness={lag}", *STALE) for lag in (2, 4)},
+}
+"""Old samples, with the reverse KL of the student in training; `_rollout`: of the student that sampled."""
 CONTROLS: dict[str, tuple[str, ...]] = {
     name: (f"method.control={name}",)
     for name in ("flipped_sign", "shuffled_teacher", "random_teacher", "teacher_is_student", "constant_negative")
 }
 OFF_POLICY_CONTROLS: dict[str, tuple[str, ...]] = {"no_weight_sync": ("method.control=no_weight_sync",)}
 """Learns, from ever older samples: in the table, without a bar."""
-ARMS = METHODS | CONTROLS | OFF_POLICY_CONTROLS
+ARMS = METHODS | PIPELINES | CONTROLS | OFF_POLICY_CONTROLS
 
 ENOUGH = 0.9
 """Share of the teacher's accuracy that every method must reach."""
@@ -135,9 +151,13 @@ def summary(result: dict[str, Any], target: float) -> dict[str, Any]:
 
 
 def bars(rows: list[dict[str, Any]], teacher: float) -> list[tuple[str, float, float]]:
-    """Every method learns, no control does."""
+    """Every method learns, no control does, and old samples cost at most one update more than their age."""
     found = []
+    synchronous = next((row["steps_to_target"] for row in rows if row["arm"] == "reverse_kl"), None)
     for row in rows:
+        if row["arm"] in PIPELINES and synchronous is not None:
+            later = (row["steps_to_target"] or float("inf")) - synchronous
+            found.append((f"{row['arm']}_updates_later", later, LAGS[row["arm"]] + 1))
         if row["arm"] in METHODS:
             found.append((f"{row['arm']}_missing", max(0.0, ENOUGH * teacher - row["best_accuracy"]), 0.0))
         elif row["arm"] in CONTROLS:
@@ -178,7 +198,7 @@ def draw(results: list[dict[str, Any]], target: float, file: Path) -> None:
     figure = Figure(figsize=(11, 5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, of_panel in zip(panels, ("methods", "controls"), (True, False), strict=True):
-        shown = [result for result in results if (result["arm"] in METHODS) == of_panel]
+        shown = [result for result in results if (result["arm"] in METHODS | PIPELINES) == of_panel]
         for number, result in enumerate(shown):
             steps, style = result["steps"], ("-", "--")[number % 2]
             colour = matplotlib.colormaps["tab20"](number % 20)
