@@ -56,7 +56,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "replay_50_uniform": ("replay.share=0.5", "replay.priority=uniform", TRUNCATED, *TWO_SIDED),
 }
 CURRENT = "method.student_logprobs=current"
-STALE = ("method.policy_loss.kind=truncated_importance_sampling", *TWO_SIDED)
+STALE = (TRUNCATED, *TWO_SIDED)
 LAGS = {
     **{"one_step_off": 1, "one_step_off_4_updates": 1, "stream_1": 1, "stream_2": 2, "stream_4": 4},
     **{"stream_2_rollout": 2, "stream_4_rollout": 4},
