@@ -55,6 +55,7 @@ OVERRIDES = [
     (adapted.AdaptedTrainer, PPOTrainerSync, "_build_replay_buffer"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_init_dataloader"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_load_checkpoint"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "step"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "get_llm_client"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_init_end"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_train_begin"),

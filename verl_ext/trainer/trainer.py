@@ -8,8 +8,6 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl_ext.method.reverse_kl import teacher_kl
 from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.advantages import advantages, fetch, guard, store_mask, teacher_metrics, with_controlled_teacher
-from verl_ext.trainer.checkpoint import save_last_finished_step
-from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.staleness import staleness_metrics
 
 NAME, PIPELINED = "on_policy_distillation", "on_policy_distillation_pipelined"
@@ -82,7 +80,7 @@ class OnPolicyDistillationTrainer(AdaptedTrainer):
         """Stop, with a checkpoint, when no teacher could score too many of a step's samples ("" for a scored one)."""
         unscored = [error for error in errors if error]
         if len(unscored) > self.teacher.max_unscored_share * len(errors):
-            saved = save_last_finished_step(self, self._data_state if self.pipeline.mode == SYNC else None)
+            saved = self._save_last_finished_step()
             raise RuntimeError(
                 f"{len(unscored)} of {len(errors)} samples have no teacher score, more than "
                 f"teacher.max_unscored_share={self.teacher.max_unscored_share}; {saved}; the first says: {unscored[0]}"
