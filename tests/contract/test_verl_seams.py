@@ -56,6 +56,7 @@ OVERRIDES = [
     (adapted.AdaptedTrainer, PPOTrainerSync, "_init_dataloader"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_load_checkpoint"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_log_rollout_data"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "step"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "get_llm_client"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_init_end"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_train_begin"),

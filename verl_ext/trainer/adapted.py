@@ -20,7 +20,8 @@ from verl_ext.run.settings import settings_of
 from verl_ext.run.timeline import TimelineFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.advantages import fresh_rows
-from verl_ext.trainer.buffer import PipelineBuffer, SyncBuffer
+from verl_ext.trainer.buffer import PipelineBuffer, SamplingStopped, SyncBuffer
+from verl_ext.trainer.checkpoint import save_last_finished_step
 from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.losses import loss_from_logits
@@ -145,6 +146,17 @@ class AdaptedTrainer(PPOTrainerSync):
     def on_train_begin(self) -> None:
         reach_stage(self.config.run_dir, "agent loop is up")
         super().on_train_begin()
+
+    def step(self, metrics: dict, timing_raw: dict) -> Any:
+        """verl's; where no more samples come, what the steps before it made is kept."""
+        try:
+            return super().step(metrics, timing_raw)
+        except SamplingStopped as error:
+            raise RuntimeError(f"{error}; {self._save_last_finished_step()}") from error
+
+    def _save_last_finished_step(self) -> str:
+        """Checkpoint the run as its last finished step left it; what to tell the user."""
+        return save_last_finished_step(self, self._data_state if self.pipeline.mode == SYNC else None)
 
     def on_step_begin(self) -> None:
         self._data_state = self.train_dataloader.state_dict()

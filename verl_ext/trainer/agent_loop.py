@@ -80,14 +80,14 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         """The teacher reads the prompt while the student writes: its n samples then share the prefix."""
         if not trajectory["validate"]:
-            task = asyncio.create_task(self._prime(self._request(prompt, [], None)))
+            task = asyncio.create_task(self._prime(prompt))
             self._primes.add(task)
             task.add_done_callback(self._primes.discard)
         await super()._run_prompt(prompt, sampling_params, trajectory, trace)
 
-    async def _prime(self, request: ScoreRequest) -> None:
+    async def _prime(self, row: dict) -> None:
         with contextlib.suppress(ValueError, sqlite3.Error):  # scoring the samples will say it
-            await self.teacher.prime(request)
+            await self.teacher.prime(self._request(row, [], None))
 
     async def _run_agent_loop(
         self,

@@ -15,6 +15,10 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl_ext.trainer.pipeline_config import WAIT, PipelineConfig
 
 
+class SamplingStopped(RuntimeError):
+    """No more samples come: nothing is finished, or everything fails."""
+
+
 class BoundedWait(ReplayBuffer):
     """A wait for samples ends with an error where no more of them is finished for `pipeline.wait_timeout_s`."""
 
@@ -27,8 +31,12 @@ class BoundedWait(ReplayBuffer):
         self._progress: tuple[int, float] = (0, 0.0)
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+        """Raises SamplingStopped instead of waiting for ever."""
         self._progress = (0, time.monotonic())
-        return super().sample(global_steps, partition_id, batch_size)
+        try:
+            return super().sample(global_steps, partition_id, batch_size)
+        except RuntimeError as error:  # verl's, where every prompt of a synchronous step has failed
+            raise SamplingStopped(f"{error} ({self.where()})") from error
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         ended = len(self.finished_keys[partition_id] | self.failure_keys[partition_id])
@@ -36,9 +44,9 @@ class BoundedWait(ReplayBuffer):
             self._progress = (ended, time.monotonic())
         elif time.monotonic() - self._progress[1] > self.pipeline.wait_timeout_s:
             pending, running = len(self.pending_keys[partition_id]), len(self.running_keys[partition_id])
-            raise TimeoutError(
+            raise SamplingStopped(
                 f"no prompt was finished for pipeline.wait_timeout_s={self.pipeline.wait_timeout_s:g} seconds: "
-                f"{ended} are finished, {pending} wait for an agent loop, {running} are being answered ({self.where()})"
+                f"{ended} are finished, {pending} wait for an agent loop, {running} are being answered"
             )
         return super()._wait_for_next_poll(partition_id, last_debug_time)
 
@@ -83,5 +91,5 @@ class PipelineBuffer(BoundedWait, ReplayBufferAsync):
         self._failed_in_a_row = 0 if self.finished_keys[partition_id] else self._failed_in_a_row + len(failed)
         assert self.train_batch_size is not None
         if self._failed_in_a_row > self.train_batch_size:
-            raise RuntimeError(f"{self._failed_in_a_row} prompts failed and none was finished ({self.where()})")
+            raise SamplingStopped(f"{self._failed_in_a_row} prompts failed and none was finished")
         return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)

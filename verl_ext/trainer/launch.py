@@ -1,6 +1,7 @@
 """Start a checked run and wait for its end: Ray, the teachers beside the trainer, the console."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -30,11 +31,21 @@ def launch(config: DictConfig, started: float) -> None:
         if os.environ.get(FULL_ERROR) == "1":
             raise
         sys.exit(
-            f"error: the run failed: {str(error).strip().splitlines()[-1]}; traceback: {keep_traceback(error)}, every "
+            f"error: the run failed: {last_words(error)}; traceback: {keep_traceback(error)}, every "
             f"process' output: {config.run_dir}/logs; {how_to_go_on(config.trainer)}"
         )
     except KeyboardInterrupt:
         sys.exit(f"interrupted; {how_to_go_on(config.trainer)}")
+
+
+def last_words(error: Exception) -> str:
+    """One line; of Ray's page about a node without memory, what happened."""
+    if memory := re.search(r"was ([\d.]+ ?GB) used / ([\d.]+ ?GB) limit", str(error)):
+        return (
+            f"out of memory: {memory[1]} of {memory[2]} are in use on a node, and Ray ended workers there; end what else "
+            "runs on it, or take a smaller batch or model"
+        )
+    return str(error).strip().splitlines()[-1]
 
 
 def train(config: DictConfig, started: float) -> None:

@@ -15,8 +15,6 @@ from verl_ext.trainer.advantages import (
     teacher_metrics,
     with_controlled_teacher,
 )
-from verl_ext.trainer.checkpoint import save_last_finished_step
-from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.replaying import ReplayingTrainer
 from verl_ext.trainer.staleness import staleness_metrics
 
@@ -96,7 +94,7 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         """Stop, with a checkpoint, when no teacher could score too many of a step's samples ("" for a scored one)."""
         unscored = [error for error in errors if error]
         if len(unscored) > self.teacher.max_unscored_share * len(errors):
-            saved = save_last_finished_step(self, self._data_state if self.pipeline.mode == SYNC else None)
+            saved = self._save_last_finished_step()
             raise RuntimeError(
                 f"{len(unscored)} of {len(errors)} samples have no teacher score, more than "
                 f"teacher.max_unscored_share={self.teacher.max_unscored_share}; {saved}; the first says: {unscored[0]}"

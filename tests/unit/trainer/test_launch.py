@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from ray.exceptions import OutOfMemoryError
 
 from verl_ext.run.metrics import MetricsFile, write_place
 from verl_ext.trainer import launch as driver
@@ -93,6 +94,17 @@ def test_a_run_that_stands_still_is_given_up_with_the_place_where_it_stands(run,
     assert "no step ended for stall_timeout_s=0 seconds; the run is at step 3: samples and scores; trace" in line
     assert line.endswith("no checkpoint to resume from: the same command starts over")
     assert "TimeoutError" in Path(line.split("traceback: ")[1].split(", every")[0]).read_text()
+
+
+def test_a_node_without_memory_is_named_in_one_line(run):
+    def killed() -> None:
+        told = "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: f2) was"
+        raise OutOfMemoryError(f"{told} 22.25GB used / 23.54GB limit (0.945172)\n\nRefer to the documentation on how")
+
+    with pytest.raises(
+        SystemExit, match=r"^error: the run failed: out of memory: 22.25GB of 23.54GB .* or model; trace"
+    ):
+        run(Cluster(killed))
 
 
 def test_ctrl_c_says_how_to_go_on(run, tmp_path):

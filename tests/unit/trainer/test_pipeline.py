@@ -5,7 +5,7 @@ import transfer_queue as tq
 import yaml
 from omegaconf import OmegaConf
 
-from verl_ext.trainer.buffer import PipelineBuffer
+from verl_ext.trainer.buffer import PipelineBuffer, SamplingStopped
 from verl_ext.trainer.pipeline_config import PipelineConfig, check_pipeline
 from verl_ext.trainer.staleness import staleness_metrics
 
@@ -80,6 +80,33 @@ def test_a_run_whose_every_prompt_fails_ends(make_run):
         run.fit()
 
 
+def test_where_every_prompt_fails_what_was_finished_is_saved(make_run):
+    run = make_run("trainer.total_training_steps=3", "trainer.save_freq=100")
+    run.sampler.refused = list(range(4, 1000))
+    with pytest.raises(RuntimeError, match=r"the last error: the engine is out of memory\); step 1 is saved; the same"):
+        run.fit()
+    assert run.actor.saved == [1]
+
+
+@pytest.mark.parametrize("mode", ["sync", "one_step_off"])
+def test_a_row_whose_template_raises_blocks_nothing(make_run, mode):
+    """The teacher's prompt of one row is refused; its samples are replaced, or padded, and train nothing."""
+    run = make_run(f"pipeline.mode={mode}", "trainer.total_training_steps=3")
+    render = run.worker._request
+
+    def refuse(row, *rest):
+        if row["index"] == 0:
+            raise ValueError("the chat template refuses it")
+        return render(row, *rest)
+
+    run.worker._request = refuse
+    run.fit()
+    assert len(run.metrics) == 3
+    trained = [sample for sample in run.samples if any(sample["response_mask"])]
+    assert 0 not in {sample["index"] for sample in trained}
+    assert len(trained) == (3 * 4 if mode == "one_step_off" else 2 * 4 + 2)
+
+
 def queued(*prompts: tuple[str, str, int]) -> None:
     """Prompts by name, status and step, each with one sample of the weights before that step."""
     names = [name for name, _, _ in prompts]
@@ -106,7 +133,7 @@ def buffer_of(**pipeline) -> PipelineBuffer:
 
 def test_a_step_waits_for_a_prompt_that_would_be_too_old_a_step_later(empty_queue):
     queued(("old", "running", 1), ("b", "finished", 2), ("c", "finished", 2))
-    with pytest.raises(TimeoutError, match=r"wait_timeout_s=0.2 seconds: 2 are .* 1 are .* \(1 at the student"):
+    with pytest.raises(SamplingStopped, match=r"wait_timeout_s=0.2 seconds: 2 are .* 1 are .* \(1 at the student"):
         buffer_of(max_staleness=1).sample(2, "train", 2)
     batch, _ = buffer_of(max_staleness=2).sample(2, "train", 2)  # it has another step
     assert sorted(batch.keys) == ["b_0_0", "c_0_0"]
