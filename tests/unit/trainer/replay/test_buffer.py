@@ -194,6 +194,16 @@ def test_nothing_of_value_zero_is_drawn_and_an_empty_tree_says_so():
     values = np.random.default_rng(0).random(30) * 1e-9
     tree.set(np.arange(3, 93, 3), values)
     assert set(tree.draw(100_000, np.random.default_rng(1)) % 3) == {0}
+
+    class Almost:
+        """Draws that, beside another stratum, round up to the whole total."""
+
+        def random(self, count: int) -> np.ndarray:
+            return np.full(count, np.nextafter(1.0, 0.0))
+
+    small = SumTree(4)
+    small.set(np.array([0, 1]), np.array([0.5, 0.5]))
+    assert small.draw(2, Almost())[1] == 1  # pyright: ignore[reportArgumentType]
     tree.set(np.arange(100), 0.0)
     with pytest.raises(ValueError, match="nothing to draw"):
         tree.draw(1, np.random.default_rng(0))

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from local_run import write_rows
@@ -57,6 +58,8 @@ def test_every_sample_of_a_step_is_kept_and_comes_back_as_it_was_and_is_not_made
         assert {content(sample) for sample in replayed(update)} <= set(kept)
         kept += [content(sample) for sample in fresh(update)]
     assert sorted(held(run)) == sorted(sample[:2] for sample in kept)  # all groups of all steps
+    of_step = held(run)[:4]  # not in the order of their arrival, which a repeated run need not have
+    assert of_step == sorted(of_step, key=lambda ids: np.array(ids[0] + ids[1], dtype=np.int32).tobytes())
     seen = [content(sample) for update in run.actor.updates for sample in replayed(update)]
     assert len(seen) == 4 * N
     assert len(set(seen)) > N
