@@ -42,8 +42,8 @@ def last_words(error: Exception) -> str:
     """One line; of Ray's page about a node without memory, what happened."""
     if memory := re.search(r"was ([\d.]+ ?GB) used / ([\d.]+ ?GB) limit", str(error)):
         return (
-            f"out of memory: {memory[1]} of {memory[2]} are in use on a node, and Ray ended workers there; end what else "
-            "runs on it, or take a smaller batch or model"
+            f"out of memory: {memory[1]} of {memory[2]} are in use on a node, and Ray ended workers there; end what "
+            "else runs on it, or take a smaller batch or model"
         )
     return str(error).strip().splitlines()[-1]
 
