@@ -182,7 +182,8 @@ class _Reader:
         best: tuple[int, Sequence[str]] = (start, ())
         for pattern, labels in self.labels:
             match = pattern.match(text, start)
-            if match and match.end() > best[0] and _ends_word(text, match.end()):
+            denies = match and match[0].casefold() == "no" and _SAME_KIND.match(text, match.end())  # `no problem`
+            if match and match.end() > best[0] and _ends_word(text, match.end()) and not denies:
                 best = match.end(), labels
         return best
 
@@ -203,7 +204,7 @@ class _Reader:
             if other != labels:
                 if not _is_choice(separator[0], rest[other_end:]):
                     break
-                echo = re.match(r"\W*[:?]\s*\w", rest[other_end:])  # `yes or no: yes`
+                echo = re.match(r"\W*[:?]\s*\w|\s+(?:is|are|were|do|does|can|would|both)\b", rest[other_end:])
                 return () if echo else tuple(dict.fromkeys((*labels, *other)))
             rest = rest[other_end:]
         rest = rest[_symbols(rest) :]

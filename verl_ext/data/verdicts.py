@@ -16,7 +16,7 @@ _MARKS = rf"[^\w{FIRST}-\U0010fffd]*"
 
 KIND = (
     r"(?:sentiment|language|label|class|category|classification|answer|tone|mood|emotion|feeling|attitude|opinion|topic|"
-    r"intent|speech|review|text|comment|content|sentence|statement|document|article|story|piece|section|email|message|"
+    r"intent|speech|review|text|comment|content|sentence|statement|document|article|story|piece|section|matter|issue|problem|email|message|"
     r"tweet|post|report|ticket|request|query|code|snippet|rating|score|stars?|points?|one|news|case|"
     r"relationship|level|priority|type|group)"
 )
@@ -24,9 +24,9 @@ KIND = (
 
 _DECORATION = re.compile(r"[*_`\"“”«»「」『』【】\[\]{}$#]+|(?<!\w)['\u2018\u2019]|['\u2018\u2019](?!\w)")
 _QUOTE = re.compile(r"[\"“”„«][^\"“”„«»\n]*[\"“”»]")
-_SENTENCE_END = re.compile(r"(?<=[.!?;…])\s+|[。！？；\n|]+")
+_SENTENCE_END = re.compile(r"(?<=[.!?;…])\s+|[。！？；।\n|]+")
 _CLAUSE_END = re.compile(
-    rf"(?<!{LABEL}),|,(?!\s*(?:(?:or|and|nor)\s+)?{LABEL})|[;:，：()\u2014\u2013]|\s-\s|\b(?:but|so|therefore|thus|"
+    rf"(?<!{LABEL}),|,(?!\s*(?:(?:or|and|nor)\s+)?{LABEL})|[;:，：()\u2014\u2013]|\s-\s|→|[-=]>|\b(?:but|so|therefore|thus|"
     r"hence|though|although|while|whereas|however|because|sondern|sino|mais|aber|pero)\b",
     re.IGNORECASE,
 )
@@ -36,8 +36,8 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 _OFFERED = re.compile(
-    r"\b(?:or|alternatively|either|whether|between|both|cannot|can't|unclear|unsure|unable|if|would have|at first|"
-    r"initially|please|oder|ou)\b|或",
+    r"\b(?:or|alternatively|either|whether|between|both|cannot|can't|unclear|unsure|unable|if|would have|first (?:thought|glance|sight)|"
+    r"initially|please|mix(?:ed|ture)? (?:of|with)|combination of|oder|ou)\b|或|\d\s*(?:to|-)\s*$",
     re.IGNORECASE,
 )
 _DOUBTED = re.compile(r"\b(?:could|might|may|maybe|perhaps|possibly|vielleicht|könnte|peut(?:-être)?)\b", re.IGNORECASE)
@@ -45,7 +45,7 @@ _TURN = re.compile(
     rf"\b(?:wait|actually|correction|should be|hmm|rather|instead|on second thought)\b|^{_MARKS}no\b", re.I
 )
 _CONCLUDES = re.compile(
-    r"\b(?:overall|so|therefore|thus|hence|final\w*|conclu\w*|answer|label|classif\w*|category|verdict|rating|score|"
+    r"\b(?:overall|so|therefore|thus|hence|final\w*|conclu\w*|answer|label|classif\w*|category|verdict|rating|score|winner|result|prediction|output|"
     r"decision|summary|ultimately|balance|reflection|second thought|the end|as a whole|best|most|correct|"
     r"(?:but|rather|instead|actually),? (?:it|this|that)|daher|also|insgesamt|donc|sondern)\b|[因所总]",
     re.IGNORECASE,
@@ -63,11 +63,12 @@ _FILLER = (
 _OBJECT = rf"(?:it|this|that|them|him|her|(?:the|this|that)\s+(?:\w+\s+)?\w+)"
 _LED = re.compile(
     r"(?:\b(?:is|would|are|was|were|be|being|it['\u2019]?s|that['\u2019]?s|(?<!such )as|under|"
-    r"(?:is|written|spoken|expressed) in|into|say|choose|chose|pick|select|answer|go with|went with|conclude|means|remains|so|therefore|thus|hence|just|"
+    r"(?:is|\w+ed|written|spoken) in|recommend(?: to)?|into|say|choose|chose|pick|select|answer|go with|went with|conclude|means|remains|so|therefore|thus|hence|just|"
     r"but|overall|rather|instead|ultimately|assign|has|belongs? to|falls? in|fits?(?: best)?(?: in)?|corresponds? to|"
     r"matches|expresses|conveys|indicates|suggests|shows|found \w+|"
     r"(?:example|instance|case|expression|sense|feeling|tone|score|rating|level|category|label|one) of|"
     r"ist|est|es|é|è|sondern|also|daher|donc|"
+    r"(?:is|are|was|be|been) (?:rated|labell?ed|classified|considered|deemed|called|seen|regarded)(?: as)?|"
     rf"(?:rat|giv|call|label|consider|deem|scor|mark|mak|plac|assign)\w*\s+{_OBJECT}(?:\s+as)?)(?![\w'\u2019])"
     rf"|^{_MARKS}(?:\w+\s+){{0,3}}\w+\s*[-\u2013\u2014]|[:=→>：]|[是为為属于於は])[,:]?\s*{_FILLER}",
     re.IGNORECASE,
@@ -79,19 +80,25 @@ _WEAKLY_LED = re.compile(
     re.IGNORECASE,
 )
 _ENDED = re.compile(
-    rf"(?!.*\b(?:mixed|leaning|border\w*|verging)\b)(?:\s+{KIND}\b)*\s*(?:的|类|です|だ)?"
-    r"(?:$|[.,;:!)(\n，、：\u2014\u2013>]|-\s|\s(?:because|since|as|given|due to|rather than|instead of|not|with|to|"
+    rf"(?!.*\b(?:mixed|leaning|border\w*|verging)\b)(?:\s+{KIND}\b)*\s*(?:的|类|です|だ|है|입니다)?"
+    r"(?:$|[.,;:!)(\n，、：\u2014\u2013>]|-\s|\s(?:because|since|as(?! well)|given|due to|rather than|instead of|not|with|to|"
     r"towards?|about|regarding|by|on|in|the|this|but|though|although|even|despite|overall|here|based on|for|so|"
-    r"and (?:not|the|it|this|that|is)|weil|parce que|porque)\b)",
+    r"and|weil|parce que|porque)\b)",
     re.IGNORECASE,
 )
-_CHOICE_BEHIND = re.compile(
-    rf"{_MARKS}(?:(?:or|and|and/or|to|vs|versus|oder|ou|und|et|y|o)\b{_MARKS}|[或和与跟])?{LABEL}", re.IGNORECASE
-)
-_COPULA_BEHIND = re.compile(r"^\s*(?:的|类|です|だ)")
-_ENDS_SENTENCE = re.compile(rf"(?:\s+{KIND}\b)*\s*(?:的|类|です|だ)?{_MARKS}$", re.IGNORECASE)
+_CONJUNCTION = rf"(?:(?:or|and|and/or|to|vs|versus|oder|ou|und|et|y|o)\b{_MARKS}|[或和与跟/])(?:(?:as|in|an?|the)\s)?"
+_CHOICE_BEFORE = re.compile(rf"({LABEL}){_MARKS}{_CONJUNCTION}$", re.IGNORECASE)
+_CHOICE_BEHIND = re.compile(rf"{_MARKS}(?:{_CONJUNCTION})?{LABEL}", re.IGNORECASE)
+_ADDRESS = re.compile(r"\b(?:I|I['\u2019]\w+|we|you|your|let|here)\b", re.IGNORECASE)
+_OPENS = re.compile(rf"^{_MARKS},\s")
+_APART = re.compile(r"\w,\s*$")
+_COPULA_BEHIND = re.compile(r"^\s*(?:的|类|です|だ|है|입니다)")
+_ENDS_SENTENCE = re.compile(rf"(?:\s+{KIND}\b)*\s*(?:的|类|です|だ|है|입니다)?{_MARKS}$", re.IGNORECASE)
+_NAMED = re.compile(rf"^{_MARKS}(?:(?:the|option|choice|assistant|model|{KIND})\s+)*$", re.I)
 _NAMES = re.compile(
-    rf"^(?:\s+{KIND})*\s+(?:detected|found|(?:is|fits|seems|would be|applies)\b.*\b(?:best|most|correct|right|answer))\b",
+    rf"^(?:\s+{KIND})*\s+(?:detected|found|it is|"
+    r"(?:is|fits|seems|would be|applies|gives|provides|has|wins)\b(?:(?!\bnot\b|n't\b|\bthan\b).)*?"
+    r"\b(?:best|better|most|correct|right|answer|winner))\b",
     re.I,
 )
 _OFFERED_BEHIND = re.compile(
@@ -132,7 +139,7 @@ def verdict(text: str, degrees: bool, concluding: bool) -> list[str]:
     found = [mention for mention in mentions if mention.weight >= WEAK]
     strong = [mention for mention in found if mention.weight == STRONG] or found
     if not strong:
-        return [] if concluding else _only(mentions) or _in_brackets(text)
+        return [] if concluding else _only(mentions) or _in_brackets(text, mentions)
     last = strong[-1]
     if concluding and not last.concludes:
         return []
@@ -185,16 +192,25 @@ def _mention(text: str, start: int, sentence: str, position: int) -> _Mention:
     denied = bool(_DENIED.search(clause) or _ASIDE.search(since))
     doubted = bool(_DOUBTED.search(clause) or _OFFERED_BEHIND.match(behind))
     offered = bool(_OFFERED.search(clause)) or sentence.endswith(("?", "？"))
-    choice = _CHOICE_BEHIND.match(behind)
-    alone = not any(character.isalnum() for character in before + _COPULA_BEHIND.sub("", behind))
+    choice = _CHOICE_BEHIND.match(behind), _CHOICE_BEFORE.search(before)
+    chosen = {found[0][-1] if found is choice[0] else found[1] for found in choice if found} - {label}
+    around = (before + _COPULA_BEHIND.sub("", behind)).replace(label, "")
+    alone = not any(character.isalnum() or character >= FIRST for character in around)
     weight = 0
-    if not denied and not offered and not (choice and choice[0][-1] != label):
-        if not before.strip() and _NAMES.match(behind):
+    if not denied and not offered and not chosen:
+        if _NAMED.match(before) and _NAMES.match(behind):
             weight = STRONG
         elif _ENDED.match(behind):
             led = alone or _LED.search(before) or (start == 0 and _OPENING.search(before))
-            bare = BARE if label < FIRST_COMMON and _ENDS_SENTENCE.match(behind) and len(before.split()) > 1 else 0
-            weight = STRONG if led and not doubted else WEAK if led or _WEAKLY_LED.search(before) else bare
+            ends = _ENDS_SENTENCE.match(behind) or not _ADDRESS.search(before)
+            bare = BARE if label < FIRST_COMMON and ends and len(before.split()) > 1 else 0
+            weak = (
+                led
+                or _WEAKLY_LED.search(before)
+                or (label < FIRST_COMMON and _OPENS.match(before + behind))
+                or (_APART.search(before) and behind[:1] == ",")
+            )
+            weight = STRONG if led and not doubted else WEAK if weak else bare
     turned = not weight >= WEAK and bool(offered or alone or _TURN.search(before))
     return _Mention(
         label=label,
@@ -206,10 +222,11 @@ def _mention(text: str, start: int, sentence: str, position: int) -> _Mention:
     )
 
 
-def _in_brackets(text: str) -> list[str]:
+def _in_brackets(text: str, mentions: list[_Mention]) -> list[str]:
     """`It is about computers (x).`"""
-    ends = re.findall(rf"([^.!?\n]*)\(({LABEL})\)(?=\W*(?:$|\n))", text)
-    return [label for before, label in ends if not _DENIED.search(_clause(before)) and not _OFFERED.search(before)][-1:]
+    named = _distinct([mention for mention in mentions if not mention.denied])
+    brackets = re.search(rf"[^.!?\n]*\(({LABEL})\)(?=\W*(?:$|[\n.,;]))", text)
+    return named if brackets and named == [brackets[1]] and not _OFFERED.search(brackets[0]) else []
 
 
 def _clause(before: str) -> str:
