@@ -140,7 +140,7 @@ class _Reader:
             return r"\s+".join(re.escape(word) for word in key.split())
         negated = _NOT.match(key)
         if negated and key[negated.end() :] in keys:
-            return rf"(?:{_joined(key)}|(?:non|not|no(?=[-_\s]))[-_\s]*{_joined(key[negated.end() :])})"
+            return rf"(?:{_joined(key)}|(?:non|not(?:\s+an?\b)?|no(?=[-_\s]))[-_\s]*{_joined(key[negated.end() :])})"
         return _joined(key)
 
     def concluded(self, text: str, concluding: bool) -> Sequence[str]:

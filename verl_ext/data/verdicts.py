@@ -15,8 +15,10 @@ LABEL = f"[{FIRST}-\U0010fffd]"
 _MARKS = rf"[^\w{FIRST}-\U0010fffd]*"
 
 KIND = (
-    r"(?:sentiment|language|label|class|category|classification|answer|tone|mood|emotion|feeling|attitude|opinion|topic|"
-    r"intent|speech|review|text|comment|content|sentence|statement|document|article|story|piece|section|matter|issue|problem|email|message|"
+    r"(?:sentiment|language|label|class|category|classification|answer|tone|mood|emotion|feeling|attitude|opinion|"
+    r"topic|"
+    r"intent|speech|review|text|comment|content|sentence|statement|document|article|story|piece|section|matter|issue|"
+    r"problem|email|message|"
     r"tweet|post|report|ticket|request|query|code|snippet|rating|score|stars?|points?|one|news|case|"
     r"relationship|level|priority|type|group)"
 )
@@ -26,18 +28,21 @@ _DECORATION = re.compile(r"[*_`\"“”«»「」『』【】\[\]{}$#]+|(?<!\w)[
 _QUOTE = re.compile(r"[\"“”„«][^\"“”„«»\n]*[\"“”»]")
 _SENTENCE_END = re.compile(r"(?<=[.!?;…])\s+|[。！？；।\n|]+")
 _CLAUSE_END = re.compile(
-    rf"(?<!{LABEL}),|,(?!\s*(?:(?:or|and|nor)\s+)?{LABEL})|[;:，：()\u2014\u2013]|\s-\s|→|[-=]>|\b(?:but|so|therefore|thus|"
+    rf"(?<!{LABEL}),|,(?!\s*(?:(?:or|and|nor)\s+)?{LABEL})|[;:，：()\u2014\u2013]|\s-\s|→|[-=]>|\b(?:but|so|therefore|"
+    rf"thus|"
     r"hence|though|although|while|whereas|however|because|sondern|sino|mais|aber|pero)\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r"\b(?:not|no|neither|nor|never|none|nothing|nobody|free of|without|unlike|than|anything but|far from|devoid of|instead of|lacks?|hardly|barely|"
-    r"partly|wrong|excluded?|rules? out|nicht|kein\w*|weder|noch|ni|pas)\b|n['\u2019]t\b|[不非没]",
+    r"\b(?:not|no|neither|nor|never|none|nothing|nobody|free of|without|unlike|than|anything but|far from|devoid of|"
+    r"instead of|lacks?|hardly|barely|partly|wrong|excluded?|rules? out|nicht|kein\w*|weder|noch|ni|pas)\b|"
+    r"n['\u2019]t\b|[不非没]",
     re.IGNORECASE,
 )
 _OFFERED = re.compile(
-    r"\b(?:or|alternatively|either|whether|between|both|cannot|can't|unclear|unsure|unable|if|would have|first (?:thought|glance|sight)|"
-    r"initially|please|mix(?:ed|ture)? (?:of|with)|combination of|oder|ou)\b|或|\d\s*(?:to|-)\s*$",
+    r"\b(?:or|alternatively|either|whether|between\W+(?:and\W+)?$|both|cannot|can't|unclear|unsure|unable|if|"
+    r"would have|first (?:thought|glance|sight)|initially|please|mix(?:ed|ture)? (?:of|with)|combination of|oder|"
+    r"ou)\b|或|\d\s*(?:to|-)\s*$",
     re.IGNORECASE,
 )
 _DOUBTED = re.compile(r"\b(?:could|might|may|maybe|perhaps|possibly|vielleicht|könnte|peut(?:-être)?)\b", re.IGNORECASE)
@@ -45,7 +50,8 @@ _TURN = re.compile(
     rf"\b(?:wait|actually|correction|should be|hmm|rather|instead|on second thought)\b|^{_MARKS}no\b", re.I
 )
 _CONCLUDES = re.compile(
-    r"\b(?:overall|so|therefore|thus|hence|final\w*|conclu\w*|answer|label|classif\w*|category|verdict|rating|score|winner|result|prediction|output|"
+    r"\b(?:overall|so|therefore|thus|hence|final\w*|conclu\w*|answer|label|classif\w*|category|verdict|rating|score|"
+    r"winner|result|prediction|output|"
     r"decision|summary|ultimately|balance|reflection|second thought|the end|as a whole|best|most|correct|"
     r"(?:but|rather|instead|actually),? (?:it|this|that)|daher|also|insgesamt|donc|sondern)\b|[因所总]",
     re.IGNORECASE,
@@ -56,15 +62,17 @@ _DEGREE = re.compile(
     re.IGNORECASE,
 )
 _FILLER = (
-    rf"(?:(?:clearly|definitely|certainly|probably|likely|simply|actually|really|only|mostly|mainly|generally|an?|the|most|more|best|overall|just|indeed|thus|then|hence|"
-    rf"instead|rather|still|here|in the end|on (?:reflection|balance|second thought|the whole)|after all|solid|clear|"
+    r"(?:(?:clearly|definitely|certainly|probably|likely|simply|actually|really|only|mostly|mainly|generally|an?|the|"
+    r"most|more|best|overall|just|indeed|thus|then|hence|"
+    r"instead|rather|still|here|in the end|on (?:reflection|balance|second thought|the whole)|after all|solid|clear|"
     rf"firm|definite|typical|classic|obvious|ein\w*|une?|una?|eher|option|choice|(?!one){KIND})\b[,:]?\s*)*\(?$"
 )
-_OBJECT = rf"(?:it|this|that|them|him|her|(?:the|this|that)\s+(?:\w+\s+)?\w+)"
+_OBJECT = r"(?:it|this|that|them|him|her|(?:the|this|that)\s+(?:\w+\s+)?\w+)"
 _LED = re.compile(
     r"(?:\b(?:is|would|are|was|were|be|being|it['\u2019]?s|that['\u2019]?s|(?<!such )as|under|"
-    r"(?:is|\w+ed|written|spoken) in|recommend(?: to)?|into|say|choose|chose|pick|select|answer|go with|went with|conclude|means|remains|so|therefore|thus|hence|just|"
-    r"but|overall|rather|instead|ultimately|assign|has|belongs? to|falls? in|fits?(?: best)?(?: in)?|corresponds? to|"
+    r"(?:is|\w+ed|written|spoken) in|recommend(?: to)?|into|say|choose|chose|pick|select|answer|go (?:with|for)|"
+    r"conclude|means|remains|so|therefore|thus|hence|just|but|overall|rather|instead|ultimately|assign|has|"
+    r"belongs? to|falls? in|fits?(?: best)?(?: in)?|corresponds? to|"
     r"matches|expresses|conveys|indicates|suggests|shows|found \w+|"
     r"(?:example|instance|case|expression|sense|feeling|tone|score|rating|level|category|label|one) of|"
     r"ist|est|es|é|è|sondern|also|daher|donc|"
@@ -81,8 +89,9 @@ _WEAKLY_LED = re.compile(
 )
 _ENDED = re.compile(
     rf"(?!.*\b(?:mixed|leaning|border\w*|verging)\b)(?:\s+{KIND}\b)*\s*(?:的|类|です|だ|है|입니다)?"
-    r"(?:$|[.,;:!)(\n，、：\u2014\u2013>]|-\s|\s(?:because|since|as(?! well)|given|due to|rather than|instead of|not|with|to|"
-    r"towards?|about|regarding|by|on|in|the|this|but|though|although|even|despite|overall|here|based on|for|so|"
+    r"(?:$|[.,;:!)(\n，、：\u2014\u2013>]|-\s|\s(?:because|since|as(?! well)|given|due to|rather than|"
+    r"instead of|not|with|to|towards?|of|about|regarding|by|on|in|the|this|but|though|although|even|despite|overall|"
+    r"here|based on|for|so|"
     r"and|weil|parce que|porque)\b)",
     re.IGNORECASE,
 )
@@ -90,6 +99,7 @@ _CONJUNCTION = rf"(?:(?:or|and|and/or|to|vs|versus|oder|ou|und|et|y|o)\b{_MARKS}
 _CHOICE_BEFORE = re.compile(rf"({LABEL}){_MARKS}{_CONJUNCTION}$", re.IGNORECASE)
 _CHOICE_BEHIND = re.compile(rf"{_MARKS}(?:{_CONJUNCTION})?{LABEL}", re.IGNORECASE)
 _ADDRESS = re.compile(r"\b(?:I|I['\u2019]\w+|we|you|your|let|here)\b", re.IGNORECASE)
+_DISMISSED = re.compile(r"[^\w\n]*\s(?:but|yet|however)\b", re.IGNORECASE)
 _OPENS = re.compile(rf"^{_MARKS},\s")
 _APART = re.compile(r"\w,\s*$")
 _COPULA_BEHIND = re.compile(r"^\s*(?:的|类|です|だ|है|입니다)")
@@ -107,6 +117,12 @@ _OFFERED_BEHIND = re.compile(
 _ASIDE = re.compile(r"\b(?:second(?:ary)?|alternatives?|runner-up|other)\b[^:]*:", re.IGNORECASE)
 _OUT_OF = re.compile(rf"(?<={LABEL})((?:\s+{KIND})?)\s+out of (?:{LABEL}|\d+)")
 _SCORE = re.compile(rf"({LABEL})\W{{0,4}}[:=(]\W*\d")
+
+
+_SEEN = 200
+"""Characters of a sentence that are looked at on either side of a label."""
+_READ = 6000
+"""Characters of a text that are looked at, its last ones: where a model repeats itself, time grows with them."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,10 @@ def _only(mentions: list[_Mention]) -> list[str]:
 def second_thoughts(explanation: str, degrees: bool) -> list[str]:
     """The labels that what follows a label gives too, or doubts it with: `or x`, `it could be x`, `wait, x`."""
     mentions = _mentions(_bare(explanation, degrees))
-    return _distinct([mention for mention in mentions if mention.doubted or mention.weight == STRONG])
+    strong = [mention for mention in mentions if mention.weight == STRONG]
+    since = strong[-1].position if strong and strong[-1].concludes else 0
+    found = [mention for mention in mentions if mention.doubted or mention.weight == STRONG]
+    return _distinct([mention for mention in found if mention.position >= since])
 
 
 def is_list_of_scores(text: str) -> bool:
@@ -166,6 +185,7 @@ def is_list_of_scores(text: str) -> bool:
 
 
 def _bare(text: str, degrees: bool) -> str:
+    text = text[-_READ:]
     text = "".join(one for one in text if unicodedata.category(one) not in ("So", "Sk"))
     if not re.fullmatch(_QUOTE, text.strip()):
         text = _QUOTE.sub(lambda quote: quote[0] if not re.search(r"\w", quote[0]) else "quote", text)
@@ -187,7 +207,8 @@ def _mentions(text: str) -> list[_Mention]:
 
 
 def _mention(text: str, start: int, sentence: str, position: int) -> _Mention:
-    label, before, behind = sentence[position], sentence[:position], sentence[position + 1 :]
+    label, behind = sentence[position], sentence[position + 1 : position + 1 + _SEEN]
+    before = sentence[max(0, position - _SEEN) : position]
     clause, since = _clause(before), re.split(LABEL, before)[-1]
     denied = bool(_DENIED.search(clause) or _ASIDE.search(since))
     doubted = bool(_DOUBTED.search(clause) or _OFFERED_BEHIND.match(behind))
@@ -218,7 +239,7 @@ def _mention(text: str, start: int, sentence: str, position: int) -> _Mention:
         weight=weight,
         concludes=bool(_CONCLUDES.search(since)) or (alone and start + len(sentence) == len(text)),
         denied=denied,
-        doubted=(doubted or turned) and not denied,
+        doubted=(doubted or turned) and not denied and not _DISMISSED.match(behind),
     )
 
 
