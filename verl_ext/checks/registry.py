@@ -52,10 +52,10 @@ CHECKS = (
     # Student and teacher: the same tokens, and the prompts that they should see?
     Check("model type", MODELS, (*RUN, SFT), architecture.model_type, ("models",)),
     Check("student tokenizer", MODELS, (*RUN, SFT, *ANSWERS), inputs.student_tokenizer, ("models",)),
+    Check("end of answer", MODELS, (*RUN, SFT), architecture.end_of_answer, ("model type", "student tokenizer")),
     Check("special tokens", MODELS, (*RUN, *ANSWERS), data.special_tokens, ("data", "student tokenizer")),
     Check("roles", MODELS, (*RUN, GENERATE, SCORE), roles.roles, ("data", "student tokenizer")),
     Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, ROLES),
-    Check("end of answer", MODELS, (*RUN, SFT), architecture.end_of_answer, ("model type", "student tokenizer")),
     Check("student model", MODELS, (*RUN, SFT), architecture.text_model, ("model type",)),
     Check("weight transfer", MODELS, RUN, architecture.weight_transfer, ("student model",)),
     Check("served model", MODELS, (*RUN, SCORE), served.model, ("server",), each_teacher=True),
