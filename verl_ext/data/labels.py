@@ -43,7 +43,7 @@ _SAME_KIND = re.compile(rf"(?:\s+(?:{KIND}|out of \d+)\b)+", re.IGNORECASE)
 _EXPLAINED = re.compile(
     r"\s*\n|\s*[.!?;。\uff01\uff1f\uff1b…)]+(?=\s|$|[\"'*_])|[。\uff01\uff1f]|\s*[:(\[{\uff08]|"
     r"\s+[-\u2013—>→=]|\s*[—\u2013→]|"
-    r",?\s+(?:because|since|weil|porque|parce que|car|given|due to|as (?:the|it|this|there|all|in)|"
+    r",?\s+(?:because|since|with|weil|porque|parce que|car|given|due to|as (?:the|it|this|there|all|in)|"
     r"and not|but not|not|rather than|instead of)\b|"
     r",\s*(?:as|for|which|meaning|based|with|despite|given|the|this|that|these|it|there|i|we|they|its|in|indeed|i\.e)\b",
     re.IGNORECASE,
@@ -68,13 +68,13 @@ def strict_label(answer: str, extract: str, label_set: Sequence[str]) -> Reading
     if marked is not None:
         parts.append((marked, "marked"))
     for part, how in parts or [(text, "alone")]:
-        if readers[-1].is_list_of_scores(part):
-            return Reading("", "a score for each of several labels")
         if (values := json_values(part)) is not None:
             found = {label for value in values for label in readers[-1].read(value, "alone")}
             if found:
                 return _reading(sorted(found))
         looks = [(variant, how) for variant in dict.fromkeys((part, plain(part)))] + [(plain(boxed(part)), "alone")]
+        if readers[-1].is_list_of_scores(part):
+            continue
         for found in (reader.read(*look) for reader in readers for look in looks):
             if len(found) > 1:  # `Center Right` is two labels, unless `center-right` is one
                 joined = [one for look in looks if len(one := readers[-1].read(*look)) == 1]
@@ -258,6 +258,8 @@ def _ends_word(text: str, end: int) -> bool:
     """Whether a label can end here: what follows is no part of the same word, name or number."""
     following, behind = text[end : end + 1], text[end + 1 : end + 2]
     if not following:
+        return True
+    if text.startswith("입니다", end):  # `is`, in Korean
         return True
     unspaced = _UNSPACED.match(following) and _UNSPACED.fullmatch(text[end - 2 : end])
     if unicodedata.category(following)[0] in "LMN" and not unspaced:

@@ -41,10 +41,12 @@ _DENIED = re.compile(
 )
 _OFFERED = re.compile(
     r"\b(?:or|alternatively|either|whether|between\W+(?:and\W+)?$|both|cannot|can't|unclear|unsure|unable|if|"
-    r"would have|first (?:thought|glance|sight)|initially|please|mix(?:ed|ture)? (?:of|with)|combination of|oder|"
+    r"would have|first (?:thought|glance|sight)|initially|please|(?:wanted|tempted|inclined) to|mix(?:ed|ture)? (?:of|"
+    r"with)|combination of|oder|"
     r"ou)\b|或|\d\s*(?:to|-)\s*$",
     re.IGNORECASE,
 )
+_CONCEDED = re.compile(rf"^{_MARKS}(?:(?:even )?though|although|while|whereas|despite)\b[^,]*$", re.IGNORECASE)
 _DOUBTED = re.compile(r"\b(?:could|might|may|maybe|perhaps|possibly|vielleicht|könnte|peut(?:-être)?)\b", re.IGNORECASE)
 _TURN = re.compile(
     rf"\b(?:wait|actually|correction|should be|hmm|rather|instead|on second thought)\b|^{_MARKS}no\b", re.I
@@ -90,7 +92,8 @@ _WEAKLY_LED = re.compile(
 _ENDED = re.compile(
     rf"(?!.*\b(?:mixed|leaning|border\w*|verging)\b)(?:\s+{KIND}\b)*\s*(?:的|类|です|だ|है|입니다)?"
     r"(?:$|[.,;:!)(\n，、：\u2014\u2013>]|-\s|\s(?:because|since|as(?! well)|given|due to|rather than|"
-    r"instead of|not|with|to|towards?|of|about|regarding|by|on|in|the|this|but|though|although|even|despite|overall|"
+    r"instead of|not|with|to|towards?|of|from|at|within|when|after|about|regarding|by|on|in|the|this|but|though|"
+    r"although|even|despite|overall|"
     r"here|based on|for|so|"
     r"and|weil|parce que|porque)\b)",
     re.IGNORECASE,
@@ -116,7 +119,7 @@ _OFFERED_BEHIND = re.compile(
 )
 _ASIDE = re.compile(r"\b(?:second(?:ary)?|alternatives?|runner-up|other)\b[^:]*:", re.IGNORECASE)
 _OUT_OF = re.compile(rf"(?<={LABEL})((?:\s+{KIND})?)\s+out of (?:{LABEL}|\d+)")
-_SCORE = re.compile(rf"({LABEL})\W{{0,4}}[:=(]\W*\d")
+_SCORE = re.compile(rf"({LABEL})\W{{0,4}}[:=(]\W*(?:\d|(?:yes|no|true|false)\b)", re.IGNORECASE)
 
 
 _SEEN = 200
@@ -218,7 +221,7 @@ def _mention(text: str, start: int, sentence: str, position: int) -> _Mention:
     around = (before + _COPULA_BEHIND.sub("", behind)).replace(label, "")
     alone = not any(character.isalnum() or character >= FIRST for character in around)
     weight = 0
-    if not denied and not offered and not chosen:
+    if not denied and not offered and not chosen and not _CONCEDED.search(before):
         if _NAMED.match(before) and _NAMES.match(behind):
             weight = STRONG
         elif _ENDED.match(behind):
