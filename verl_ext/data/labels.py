@@ -154,7 +154,7 @@ class _Reader:
     def _folded(self, text: str) -> str:
         """The text as it is compared, `4/5` as the 4 that it is where 5 is the highest label."""
         text = folded(text, self.level).strip()
-        return re.sub(rf"(?<=\d)\s*/\s*{self.top}(?![\d.])", "", text) if self.top else text
+        return re.sub(rf"(?<=\d)\s*/\s*{self.top}(?!\d|\.\d)", "", text) if self.top else text
 
     def _masked(self, text: str) -> tuple[str, list[Sequence[str]]]:
         """The text with each label in it as one character, and what these stand for, in their order."""

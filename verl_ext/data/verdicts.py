@@ -92,7 +92,8 @@ _WEAKLY_LED = re.compile(
 _ENDED = re.compile(
     rf"(?!.*\b(?:mixed|leaning|border\w*|verging)\b)(?:\s+{KIND}\b)*\s*(?:的|类|です|だ|है|입니다)?"
     r"(?:$|[.,;:!)(\n，、：\u2014\u2013>]|-\s|\s(?:because|since|as(?! well)|given|due to|rather than|"
-    r"instead of|not|with|to|towards?|of|from|at|within|when|after|about|regarding|by|on|in|the|this|but|though|"
+    r"instead of|not|with|without|to|towards?|of|from|at|within|when|after|about|regarding|by|on|in|the|this|but|"
+    r"though|"
     r"although|even|despite|overall|"
     r"here|based on|for|so|"
     r"and|weil|parce que|porque)\b)",
@@ -107,9 +108,13 @@ _OPENS = re.compile(rf"^{_MARKS},\s")
 _APART = re.compile(r"\w,\s*$")
 _COPULA_BEHIND = re.compile(r"^\s*(?:的|类|です|だ|है|입니다)")
 _ENDS_SENTENCE = re.compile(rf"(?:\s+{KIND}\b)*\s*(?:的|类|です|だ|है|입니다)?{_MARKS}$", re.IGNORECASE)
-_NAMED = re.compile(rf"^{_MARKS}(?:(?:the|option|choice|assistant|model|{KIND})\s+)*$", re.I)
+_NAMED = re.compile(
+    rf"^{_MARKS}(?:i (?:believe|think|guess|would say)\s+(?:that\s+)?)?"
+    rf"(?:(?:the|option|choice|assistant|model|{KIND})\s+)*$",
+    re.I,
+)
 _NAMES = re.compile(
-    rf"^(?:\s+{KIND})*\s+(?:detected|found|it is|"
+    rf"^(?:\s+{KIND})*\s+(?:detected|found|it is|holds|applies|"
     r"(?:is|fits|seems|would be|applies|gives|provides|has|wins)\b(?:(?!\bnot\b|n't\b|\bthan\b).)*?"
     r"\b(?:best|better|most|correct|right|answer|winner))\b",
     re.I,
@@ -215,7 +220,9 @@ def _mention(text: str, start: int, sentence: str, position: int) -> _Mention:
     clause, since = _clause(before), re.split(LABEL, before)[-1]
     denied = bool(_DENIED.search(clause) or _ASIDE.search(since))
     doubted = bool(_DOUBTED.search(clause) or _OFFERED_BEHIND.match(behind))
-    offered = bool(_OFFERED.search(clause)) or sentence.endswith(("?", "？"))
+    offered = bool(_OFFERED.search(clause) or re.search(r"\bmixed\s*:", since, re.IGNORECASE)) or sentence.endswith(
+        ("?", "？")
+    )
     choice = _CHOICE_BEHIND.match(behind), _CHOICE_BEFORE.search(before)
     chosen = {found[0][-1] if found is choice[0] else found[1] for found in choice if found} - {label}
     around = (before + _COPULA_BEHIND.sub("", behind)).replace(label, "")
