@@ -101,7 +101,7 @@ _ENDED = re.compile(
 )
 _CONJUNCTION = rf"(?:(?:or|and|and/or|to|vs|versus|oder|ou|und|et|y|o)\b{_MARKS}|[或和与跟/])(?:(?:as|in|an?|the)\s)?"
 _CHOICE_BEFORE = re.compile(rf"({LABEL}){_MARKS}{_CONJUNCTION}$", re.IGNORECASE)
-_CHOICE_BEHIND = re.compile(rf"{_MARKS}(?:{_CONJUNCTION})?{LABEL}", re.IGNORECASE)
+_CHOICE_BEHIND = re.compile(rf"{_MARKS}(?:{_CONJUNCTION})?({LABEL})", re.IGNORECASE)
 _ADDRESS = re.compile(r"\b(?:I|I['\u2019]\w+|we|you|your|let|here)\b", re.IGNORECASE)
 _DISMISSED = re.compile(r"[^\w\n]*\s(?:but|yet|however)\b", re.IGNORECASE)
 _OPENS = re.compile(rf"^{_MARKS},\s")
@@ -122,15 +122,17 @@ _NAMES = re.compile(
 _OFFERED_BEHIND = re.compile(
     r"\s+(?:is|are|seems|would be|could be|may be|might be)\s+(?:also|plausible|possible)\b", re.I
 )
+_MIXED = re.compile(r"\bmixed\s*:", re.IGNORECASE)
 _ASIDE = re.compile(r"\b(?:second(?:ary)?|alternatives?|runner-up|other)\b[^:]*:", re.IGNORECASE)
 _OUT_OF = re.compile(rf"(?<={LABEL})((?:\s+{KIND})?)\s+out of (?:{LABEL}|\d+)")
 _SCORE = re.compile(rf"({LABEL})\W{{0,4}}[:=(]\W*(?:\d|(?:yes|no|true|false)\b)", re.IGNORECASE)
-
 
 _SEEN = 200
 """Characters of a sentence that are looked at on either side of a label."""
 _READ = 6000
 """Characters of a text that are looked at, its last ones: where a model repeats itself, time grows with them."""
+_STRONG, _WEAK, _BARE = 3, 2, 1
+"""How a label is asserted: `it is x`, `it seems x`, a sentence that ends with it. 0: not at all."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +141,12 @@ class _Mention:
     position: int
     """Of the label's character in the text."""
     weight: int
-    """STRONG, WEAK (`it seems x`), BARE (a sentence ends with it), or 0: not asserted."""
+    """_STRONG, _WEAK, _BARE or 0."""
     concludes: bool
     """`Overall, x`."""
     denied: bool
     doubted: bool
     """`Or x`, `it could be x`, `wait, x`."""
-
-
-STRONG, WEAK, BARE = 3, 2, 1
 
 
 def verdict(text: str, degrees: bool, concluding: bool) -> list[str]:
@@ -160,8 +159,8 @@ def verdict(text: str, degrees: bool, concluding: bool) -> list[str]:
     """
     text = _bare(text, degrees)
     mentions = _mentions(text)
-    found = [mention for mention in mentions if mention.weight >= WEAK]
-    strong = [mention for mention in found if mention.weight == STRONG] or found
+    found = [mention for mention in mentions if mention.weight >= _WEAK]
+    strong = [mention for mention in found if mention.weight == _STRONG] or found
     if not strong:
         return [] if concluding else _only(mentions) or _in_brackets(text, mentions)
     last = strong[-1]
@@ -175,15 +174,15 @@ def _only(mentions: list[_Mention]) -> list[str]:
     """The one label that a text names and does not deny, where a sentence ends with it."""
     named = [mention for mention in mentions if not mention.denied]
     sole = len(_distinct(named)) == 1 and not any(mention.doubted for mention in named)
-    return _distinct([mention for mention in named if mention.weight == BARE and sole])
+    return _distinct([mention for mention in named if mention.weight == _BARE and sole])
 
 
 def second_thoughts(explanation: str, degrees: bool) -> list[str]:
     """The labels that what follows a label gives too, or doubts it with: `or x`, `it could be x`, `wait, x`."""
     mentions = _mentions(_bare(explanation, degrees))
-    strong = [mention for mention in mentions if mention.weight == STRONG]
+    strong = [mention for mention in mentions if mention.weight == _STRONG]
     since = strong[-1].position if strong and strong[-1].concludes else 0
-    found = [mention for mention in mentions if mention.doubted or mention.weight == STRONG]
+    found = [mention for mention in mentions if mention.doubted or mention.weight == _STRONG]
     return _distinct([mention for mention in found if mention.position >= since])
 
 
@@ -220,37 +219,38 @@ def _mention(text: str, start: int, sentence: str, position: int) -> _Mention:
     clause, since = _clause(before), re.split(LABEL, before)[-1]
     denied = bool(_DENIED.search(clause) or _ASIDE.search(since))
     doubted = bool(_DOUBTED.search(clause) or _OFFERED_BEHIND.match(behind))
-    offered = bool(_OFFERED.search(clause) or re.search(r"\bmixed\s*:", since, re.IGNORECASE)) or sentence.endswith(
-        ("?", "？")
-    )
-    choice = _CHOICE_BEHIND.match(behind), _CHOICE_BEFORE.search(before)
-    chosen = {found[0][-1] if found is choice[0] else found[1] for found in choice if found} - {label}
+    offered = bool(_OFFERED.search(clause) or _MIXED.search(since)) or sentence.endswith(("?", "？"))
+    choices = _CHOICE_BEHIND.match(behind), _CHOICE_BEFORE.search(before)
+    chosen = {choice[1] for choice in choices if choice} - {label}
     around = (before + _COPULA_BEHIND.sub("", behind)).replace(label, "")
     alone = not any(character.isalnum() or character >= FIRST for character in around)
-    weight = 0
-    if not denied and not offered and not chosen and not _CONCEDED.search(before):
-        if _NAMED.match(before) and _NAMES.match(behind):
-            weight = STRONG
-        elif _ENDED.match(behind):
-            led = alone or _LED.search(before) or (start == 0 and _OPENING.search(before))
-            ends = _ENDS_SENTENCE.match(behind) or not _ADDRESS.search(before)
-            bare = BARE if label < FIRST_COMMON and ends and len(before.split()) > 1 else 0
-            weak = (
-                led
-                or _WEAKLY_LED.search(before)
-                or (label < FIRST_COMMON and _OPENS.match(before + behind))
-                or (_APART.search(before) and behind[:1] == ",")
-            )
-            weight = STRONG if led and not doubted else WEAK if weak else bare
-    turned = not weight >= WEAK and bool(offered or alone or _TURN.search(before))
+    excluded = denied or offered or chosen or _CONCEDED.search(before)
+    weight = 0 if excluded else _weight(label, before, behind, led=alone, begins=start == 0)
+    turned = weight < _WEAK and bool(offered or alone or _TURN.search(before))
     return _Mention(
         label=label,
         position=start + position,
-        weight=weight,
+        weight=min(weight, _WEAK) if doubted else weight,
         concludes=bool(_CONCLUDES.search(since)) or (alone and start + len(sentence) == len(text)),
         denied=denied,
         doubted=(doubted or turned) and not denied and not _DISMISSED.match(behind),
     )
+
+
+def _weight(label: str, before: str, behind: str, *, led: bool, begins: bool) -> int:
+    """How a label between two texts is asserted. `led`: as if by words; `begins`: its sentence is the first."""
+    if _NAMED.match(before) and _NAMES.match(behind):
+        return _STRONG
+    if not _ENDED.match(behind):
+        return 0
+    if led or _LED.search(before) or (begins and _OPENING.search(before)):
+        return _STRONG
+    common = label >= FIRST_COMMON
+    apart = _APART.search(before) and behind.startswith(",")
+    if _WEAKLY_LED.search(before) or apart or (not common and _OPENS.match(before + behind)):
+        return _WEAK
+    ends = _ENDS_SENTENCE.match(behind) or not _ADDRESS.search(before)
+    return _BARE if ends and not common and len(before.split()) > 1 else 0
 
 
 def _in_brackets(text: str, mentions: list[_Mention]) -> list[str]:
