@@ -105,7 +105,6 @@ _CHOICE_BEHIND = re.compile(rf"{_MARKS}(?:{_CONJUNCTION})?({LABEL})", re.IGNOREC
 _ADDRESS = re.compile(r"\b(?:I|I['\u2019]\w+|we|you|your|let|here)\b", re.IGNORECASE)
 _DISMISSED = re.compile(r"[^\w\n]*\s(?:but|yet|however)\b", re.IGNORECASE)
 _OPENS = re.compile(rf"^{_MARKS},\s")
-_APART = re.compile(r"\w,\s*$")
 _COPULA_BEHIND = re.compile(r"^\s*(?:的|类|です|だ|है|입니다)")
 _ENDS_SENTENCE = re.compile(rf"(?:\s+{KIND}\b)*\s*(?:的|类|です|だ|है|입니다)?{_MARKS}$", re.IGNORECASE)
 _NAMED = re.compile(
@@ -246,8 +245,7 @@ def _weight(label: str, before: str, behind: str, *, led: bool, begins: bool) ->
     if led or _LED.search(before) or (begins and _OPENING.search(before)):
         return _STRONG
     common = label >= FIRST_COMMON
-    apart = _APART.search(before) and behind.startswith(",")
-    if _WEAKLY_LED.search(before) or apart or (not common and _OPENS.match(before + behind)):
+    if _WEAKLY_LED.search(before) or (not common and _OPENS.match(before + behind)):
         return _WEAK
     ends = _ENDS_SENTENCE.match(behind) or not _ADDRESS.search(before)
     return _BARE if ends and not common and len(before.split()) > 1 else 0
