@@ -71,7 +71,7 @@ _FILLER = (
 )
 _OBJECT = r"(?:it|this|that|them|him|her|(?:the|this|that)\s+(?:\w+\s+)?\w+)"
 _LED = re.compile(
-    r"(?:\b(?:is|would|are|was|were|be|being|it['\u2019]?s|that['\u2019]?s|(?<!such )as|under|"
+    r"(?:\b(?:is|(?<!I )(?<!we )(?<!you )would|are|was|were|be|being|it['\u2019]?s|that['\u2019]?s|(?<!such )as|under|"
     r"(?:is|\w+ed|written|spoken) in|recommend(?: to)?|into|say|choose|chose|pick|select|answer|go (?:with|for)|"
     r"conclude|means|remains|so|therefore|thus|hence|just|but|overall|rather|instead|ultimately|assign|has|"
     r"belongs? to|falls? in|fits?(?: best)?(?: in)?|corresponds? to|"
