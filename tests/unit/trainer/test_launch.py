@@ -107,6 +107,15 @@ def test_a_node_without_memory_is_named_in_one_line(run):
         run(Cluster(killed))
 
 
+def test_a_run_folder_that_was_deleted_is_named(run, tmp_path):
+    def deleted() -> None:
+        (tmp_path / "config.yaml").unlink()
+        raise OSError("No such file or directory: tensorboard/events.out")
+
+    with pytest.raises(SystemExit, match=rf"^error: run_dir={tmp_path} was deleted or moved while the run wrote"):
+        run(Cluster(lambda: TEACHER, deleted))
+
+
 def test_ctrl_c_says_how_to_go_on(run, tmp_path):
     def interrupt() -> None:
         raise KeyboardInterrupt
