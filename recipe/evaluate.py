@@ -23,7 +23,7 @@ from typing import Any
 
 from verl_ext.checks.check import EVALUATE
 from verl_ext.checks.context import Context
-from verl_ext.checks.run import refuse
+from verl_ext.checks.run import refuse, warnings
 from verl_ext.evaluation.arms import EvaluateConfig, evaluate, read_rows, show
 from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_verb
@@ -47,7 +47,8 @@ def evaluate_arms(config: Any) -> None:
     context = Context(
         models=settings.models, rows=lambda: list(chain(*read_rows(settings))), ranks_of_vllm={"tp": settings.tp}
     )
-    refuse(EVALUATE, context)
+    for line in warnings(refuse(EVALUATE, context)):
+        print(line)
     found = evaluate(settings)
     seconds = time.perf_counter() - started
     report = {"config": asdict(settings), "seconds": seconds} | found.as_dict()

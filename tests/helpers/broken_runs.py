@@ -58,6 +58,17 @@ def other_eos(folder: Path) -> None:
     changed_tokenizer(folder, eos_token="<|im_start|>")
 
 
+def cut_off(folder: Path) -> None:
+    """As after half a download."""
+    file = folder / "model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def broken_template(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text() + "{% if %}")
+
+
 def no_eos(folder: Path) -> None:
     changed_tokenizer(folder, eos_token=None)
 
@@ -76,8 +87,10 @@ def other_template(folder: Path) -> None:
 
 def huge(pair: Pair) -> list[str]:
     folder = pair.copy("huge")
+    header = json.dumps({"more": {"dtype": "U8", "shape": [1 << 40], "data_offsets": [0, 1 << 40]}}).encode()
     with (folder / "more.safetensors").open("wb") as file:
-        os.truncate(file.fileno(), 1 << 40)  # sparse
+        file.write(len(header).to_bytes(8, "little") + header)
+        os.truncate(file.fileno(), 8 + len(header) + (1 << 40))  # sparse
     return [f"student.path={folder}", f"teacher.model_path={pair.student}"]
 
 
@@ -198,6 +211,16 @@ BROKEN = [
     ("sampling", words("actor_rollout_ref.rollout.top_p=0.9"), r"actor_rollout_ref\.rollout\.top_p=0\.9"),
     ("sampling", words("actor_rollout_ref.rollout.top_k=20"), r"actor_rollout_ref\.rollout\.top_k=20"),
     ("models", words("student.path=/nowhere/m"), r"student\.path=/nowhere/m: no such folder"),
+    (
+        "models",
+        student(cut_off),
+        r"student\.path: \S+/model\.safetensors has [\d,]+ bytes, and [\d,]+ by its header; d",
+    ),
+    (
+        "models",
+        student(broken_template),
+        r"student\.path: \S+/chat_template\.jinja is no Jinja template \(its line \d+:",
+    ),
     ("data", words("data.train_files=none.parquet"), r"data\.train_files=none\.parquet: no such file"),
     (
         "run folder",
@@ -219,6 +242,7 @@ BROKEN = [
     ),
     ("free memory", huge, r"not enough memory.*smaller student\.path"),
     ("teacher model", words("teacher.model_path=/nowhere/m"), r"teacher\.model_path=/nowhere/m: no such folder"),
+    ("teacher model", teacher(cut_off), r"teacher\.model_path: \S+/model\.safetensors has [\d,]+ bytes, and [\d,]+ by"),
     ("exposure", words("teacher.host=0.0.0.0"), r"teacher\.host=0\.0\.0\.0 lets other machines in"),
     ("interpreter", words("teacher.python=/nowhere/python"), r"teacher\.python=/nowhere/python.*make setup"),
     (
@@ -229,12 +253,16 @@ BROKEN = [
     ("server", words(*NOBODY), r"teacher\.urls: a server does not score: http://127\.0\.0\.1:9: ClientConnectorError"),
     ("student tokenizer", without_template, r"student\.path=.* has no chat template; add chat_template\.jinja"),
     (
-        "student model",
+        "model type",
         student(composite),
         r"student\.path=.* is a composite model \(model_type qwen2_5_vl, .*text models",
     ),
     ("student model", student(replaced_config(model_type="t5")), r"student\.path=.* is an encoder-decoder"),
-    ("student model", student(changed_config(model_type="new")), r"student\.path=.*its config\.json cannot be read"),
+    (
+        "model type",
+        student(changed_config(model_type="new")),
+        r"student\.path=.*transformers knows no model_type 'new'",
+    ),
     ("end of answer", student(other_eos), r"ends with '<\|im_start\|>' for its tokenizer, with '<\|im_end\|>' for the"),
     ("end of answer", student(no_eos), r"student\.path=.*: its tokenizer has no eos_token; name"),
     ("weight transfer", student(changed_config(vocab_size=1 << 50)), r"MiB of shared memory, .*--shm-size"),

@@ -4,10 +4,12 @@ The functions of a Context are the checks of `verl_ext.checks.registry`.
 """
 
 import shutil
+from pathlib import Path
 
 from verl_ext.checks.context import Context
 from verl_ext.checks.finding import WARN, Finding
-from verl_ext.run.models import chat_text, context_length, end_tokens, read_config
+from verl_ext.run.model_files import read_json
+from verl_ext.run.models import chat_text, context_length, end_tokens, may_know, read_config
 
 KEPT_BACK = 7
 """Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py)."""
@@ -16,16 +18,36 @@ FP32_BYTES = 4
 SHARED_MEMORY = "/dev/shm"
 
 
+def model_type(context: Context) -> str:
+    """What a folder's config.json says itself: a model that transformers knows, and of text. Nothing imports torch."""
+    key, path = context.student
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        return "known once it is loaded"  # a name of the hub
+    content = read_json(key, file)
+    if (kind := content.get("model_type")) is not None and not may_know(str(kind)):
+        raise ValueError(
+            f"{key}={path}: transformers knows no model_type {kind!r} (config.json); give a model that it knows"
+        )
+    if isinstance(text := content.get("text_config"), dict):
+        raise _composite(key, path, str(kind), str(text.get("model_type")))
+    return str(kind)
+
+
+def _composite(key: str, path: str, whole: str, part: str) -> ValueError:
+    return ValueError(
+        f"{key}={path} is a composite model (model_type {whole}, its text part {part}): text models alone are trained "
+        "here; give one of those"
+    )
+
+
 def text_model(context: Context) -> str:
     """The student is one decoder of text: what else a model has, the trainers do not know."""
     key, path = context.student
     config = read_config(key, path)
     text = config.get_text_config()
     if text is not config:
-        raise ValueError(
-            f"{key}={path} is a composite model (model_type {config.model_type}, its text part {text.model_type}): "
-            "text models alone are trained here; give one of those"
-        )
+        raise _composite(key, path, config.model_type, text.model_type)
     if config.is_encoder_decoder:
         raise ValueError(f"{key}={path} is an encoder-decoder (model_type {config.model_type}); give a decoder")
     return str(config.model_type)

@@ -1,6 +1,7 @@
 """What of an answer is looked at, and how: thinking left out, markup taken off, characters made alike."""
 
 import html
+import json
 import re
 import unicodedata
 
@@ -11,6 +12,7 @@ _TAGS = re.compile(r"[<\[◁](/?)(?:seed:)?(?:think|thinking|thought|reasoning|s
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")
 
 _INVISIBLE = re.compile("[\ufeff\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0e\ufe0f]")
+_AMPERSAND = re.compile(r"\s*&\s*")
 _SPACES = re.compile(r"[^\S\n]+")
 _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-")
@@ -26,12 +28,14 @@ _MARKER = re.compile(
 )
 _BARE_MARKER = re.compile(r"^\W*final[\s_]+answer\b(?!s)", re.IGNORECASE | re.MULTILINE)
 
+_FENCE = re.compile(r"```\w*\n(.*?)\n?```", re.DOTALL)
 _LATEX = re.compile(r"\\(?:boxed|fbox|text\w*|math(?:rm|bf|it|sf|tt)|emph)\s*\{((?:[^{}\\]|\\.)*)\}")
 _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _MATH = re.compile(r"\\[()\[\]]|\$\$?((?:[^$\n\\]|\\.)+)\$\$?")
 _ESCAPED = re.compile(r"\\([_*#%&$+.!~`-])")
 _SPECIAL = re.compile(r"<\|[^|<>]*\|>|</?s>|<(?:eos|bos|pad|end_of_turn|start_of_turn)>", re.IGNORECASE)
 _HTML = re.compile(r"</?(?:b|i|u|p|em|strong|code|pre|span|div|br|h\d|mark|final_answer|answer|label)\b[^<>]*>", re.I)
+_XML = re.compile(r"<(\w[\w-]*)>([^<>]*)</\1>")
 _ANGLES = re.compile(r"<([^<>/\n]{1,60})>")
 
 
@@ -61,13 +65,25 @@ def behind_marker(text: str) -> str | None:
     return None
 
 
+def json_values(text: str) -> list[str] | None:
+    """The texts and numbers right in the JSON object that a text is, fenced or not; None where it is none."""
+    fenced = _FENCE.fullmatch(text.strip())
+    try:
+        found = json.loads(fenced[1] if fenced else text)
+    except ValueError:
+        return None
+    if not isinstance(found, dict):
+        return None
+    return [str(value) for value in found.values() if isinstance(value, str | int | float) and value is not True]
+
+
 def plain(text: str) -> str:
     """Without LaTeX, HTML, special tokens and escapes."""
     text, before = html.unescape(_SPECIAL.sub(" ", text)), None
     while text != before:
         before, text = text, _LATEX.sub(r"\1", text)
     text = _MATH.sub(r"\1", _ESCAPED.sub(r"\1", text))
-    return _ANGLES.sub(r"\1", _HTML.sub(" ", text))
+    return _ANGLES.sub(r"\1", _XML.sub(r"\1: \2", _HTML.sub(" ", text)))
 
 
 def boxed(text: str) -> str:
@@ -81,4 +97,6 @@ def folded(text: str, level: int) -> str:
     text = _SPACES.sub(" ", _INVISIBLE.sub("", unicodedata.normalize("NFC", text)))
     if level >= 1:
         text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS))
+    if level >= 3:
+        text = _AMPERSAND.sub(" and ", text)
     return unicodedata.normalize("NFKC", text.casefold()) if level >= 2 else text

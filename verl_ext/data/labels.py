@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from verl_ext.data.answer_text import LEVELS, behind_marker, boxed, folded, plain, without_thinking
+from verl_ext.data.answer_text import LEVELS, behind_marker, boxed, folded, json_values, plain, without_thinking
+from verl_ext.data.verdicts import FIRST, FIRST_COMMON, KIND, is_list_of_scores, second_thoughts, verdict
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Reading:
 
 
 _JOINT = re.compile(r"(?<=\w)[-_\s]+(?=\w)")
+_CODE = re.compile(r"[A-Z]\d|\d[A-Z]")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_UNSPACED = re.compile(r"[\u3041-\u30ff\u4e00-\u9fff]{1,2}")
+"""Of Chinese and Japanese, which put no space between words."""
 _NOT = re.compile(r"(?:non|not|un|in|im|ir|il|dis)[-_\s]*", re.IGNORECASE)
 
 # Regular expressions of what stands around a label, in the order in which it is met.
@@ -34,40 +39,14 @@ _ALTERNATIVE = re.compile(
     r"\s*(?:[/|,;&+、\uff0c]|(?:and/or|or|and|und|oder|ou|et|vs\.?|to)\b|->|→)?\s*", re.IGNORECASE
 )
 _NUMBERED = re.compile(r"\d{1,2}[.)]\s+(?=\D)")
-_SAME_KIND = re.compile(
-    r"\s+(?:sentiment|language|label|class|category|answer|tone|speech|review|text|comment|content|sentence|"
-    r"email|message|stars?|points?|out of \d+)\b",
-    re.IGNORECASE,
-)
+_SAME_KIND = re.compile(rf"(?:\s+(?:{KIND}|out of \d+)\b)+", re.IGNORECASE)
 _EXPLAINED = re.compile(
     r"\s*\n|\s*[.!?;。\uff01\uff1f\uff1b…)]+(?=\s|$|[\"'*_])|[。\uff01\uff1f]|\s*[:(\[{\uff08]|"
     r"\s+[-\u2013—>→=]|\s*[—\u2013→]|"
-    r",?\s+(?:because|since|weil|porque|parce que|car|given|due to|as (?:the|it|this|there|all|in)|"
+    r",?\s+(?:because|since|with|weil|porque|parce que|car|given|due to|as (?:the|it|this|there|all|in)|"
     r"and not|but not|not|rather than|instead of)\b|"
-    r",\s*(?:as|for|which|meaning|based|the|this|that|these|it|there|i|we|they|its|in|indeed|i\.e)\b",
+    r",\s*(?:as|for|which|meaning|based|with|despite|given|the|this|that|these|it|there|i|we|they|its|in|indeed|i\.e)\b",
     re.IGNORECASE,
-)
-_DOUBT = (
-    r"\b(?:or|maybe|perhaps|possibly|alternatively|could|might|may|also|either|wait|actually|"
-    r"rather(?! than)|instead(?! of)|correction|should be)\b(?:[^\w\n]+\w+){0,3}?[^\w\n]*?"
-)
-_CONTRADICTED = r"\b(?:no[,:;.]|(?:is|it's|it\u2019s|be)\b(?!\s+not))[^\w\n]*"
-_CLAUSE_ENDS = r"(?=[^\w\n]*(?:[.,;!?)\n]|$)|\s+(?:because|given|as|since|due|too|instead|if|though|but|or|and)\b)"
-_DENIED = re.compile(r"\b(?:not|neither|nor|unlike|rather than|instead of)\b|n['\u2019]t\b", re.IGNORECASE)
-_SURELY = r"(?:(?:most likely|likely|probably|definitely|clearly|overall)\b[,:]?\s*)?"
-_FURTHER = re.compile(rf"(?:(?!\bnot\b)[^:.\n]){{1,80}}?\b(?:is|be|as)\b:?\s*{_SURELY}", re.IGNORECASE)
-"""`The label that is best is x`: the next `is`."""
-_FRAMES = tuple(
-    re.compile(pattern + _SURELY, re.IGNORECASE)
-    for pattern in (
-        r"\W*(?:\w+[ _'\u2019]){0,4}\w+[\"'*_`]*\s*[:\uff1a=]\s*",
-        r"\W*(?:the|my|this|that|it|its|so|thus|therefore|hence|i|answer|sentiment|label|language|class|category)\b"
-        r"(?:(?!\bnot\b|n't\b)[^:.\n]){0,80}?\b(?:is (?:written|spoken|expressed) in|is|be|as|it's)\b:?\s*",
-        r"\W*(?:it's|i think|i believe|i guess|i(?:'d| would) (?:say|go with))\b[,:]?\s*",
-        r"\W*(?=(?:most likely|likely|probably|definitely|clearly|overall)\b)",
-        r"\W*(?:option|choice|answer|label|class|category|sentiment|language)\s+",
-        r"(?!.*\b(?:not|neither|nor|or)\b)[^\n()]{1,40}\((?=[^\n()]+\)\W*$)",
-    )
 )
 
 
@@ -89,17 +68,38 @@ def strict_label(answer: str, extract: str, label_set: Sequence[str]) -> Reading
     if marked is not None:
         parts.append((marked, "marked"))
     for part, how in parts or [(text, "alone")]:
+        if (values := json_values(part)) is not None:
+            found = {label for value in values for label in readers[-1].read(value, "alone")}
+            if found:
+                return _reading(sorted(found))
         looks = [(variant, how) for variant in dict.fromkeys((part, plain(part)))] + [(plain(boxed(part)), "alone")]
+        if readers[-1].is_list_of_scores(part):
+            continue
         for found in (reader.read(*look) for reader in readers for look in looks):
             if len(found) > 1:  # `Center Right` is two labels, unless `center-right` is one
                 joined = [one for look in looks if len(one := readers[-1].read(*look)) == 1]
                 return _reading(joined[0] if joined else found)
             if found:
                 return _reading(found)
+    if found := _concluded(readers, *(parts or [(text, "alone")])[0]):
+        return _reading(found)
     shown = text if marked is None else marked.strip()
     if extract == "final_answer" and marked is None:
         return Reading("", "no label found")
     return Reading("", f"{shown[:40]!r} is not one of the labels" if shown else "the answer ends before the label")
+
+
+def _concluded(readers: Sequence["_Reader"], part: str, how: str) -> Sequence[str]:
+    """The labels of what a text concludes in prose."""
+    part = plain(part).strip()
+    concluding = how == "alone" and bool(re.search(r"[.!?\n]\s*\S", part))  # not where all is one sentence
+    if how == "alone":
+        part = part.rsplit("\n", 1)[-1]
+    levels = slice(1, 2) if readers[-1].letters else slice(0 if readers[-1].ambiguous else -1, None)
+    for reader in readers[levels]:  # the label `A` is not the article `a`
+        if found := reader.concluded(part, concluding):
+            return found
+    return ()
 
 
 def _reading(labels: Sequence[str]) -> Reading:
@@ -120,58 +120,70 @@ class _Reader:
         self.level = level
         spelt: dict[str, list[str]] = {}
         for label in dict.fromkeys(label_set):
-            if key := folded(label, level).strip():
+            if key := folded(_CAMEL.sub(" ", label) if level == 3 else label, level).strip():
                 spelt.setdefault(key, []).append(label)
         self.labels = [(re.compile(self._pattern(key, spelt)), labels) for key, labels in spelt.items()]
-        self.any = "|".join(f"(?:{pattern.pattern})" for pattern, _ in self.labels) or r"(?!)"
+        self.ambiguous = any(len(labels) > 1 for labels in spelt.values())
+        self.letters = any(len(key) == 1 for key in spelt)
+        words = {key: _JOINT.split(key) for key in spelt}
+        pairs = [
+            (one, two)
+            for one, longer in words.items()
+            for two, shorter in words.items()
+            if longer[-len(shorter) :] == shorter and longer[0] not in ("not", "non", "no", *shorter)
+        ]
+        self.graded = {label for pair in pairs for key in pair for label in spelt[key]}
+        self.top = max(spelt, key=int) if len(spelt) > 2 and all(key.isdecimal() for key in spelt) else ""
 
     def _pattern(self, key: str, keys: dict[str, list[str]]) -> str:
         if self.level < 3:
             return r"\s+".join(re.escape(word) for word in key.split())
         negated = _NOT.match(key)
         if negated and key[negated.end() :] in keys:
-            return r"(?:non|not|no(?=[-_\s]))[-_\s]*" + _joined(key[negated.end() :])
+            return rf"(?:{_joined(key)}|(?:non|not(?:\s+an?\b)?|no(?=[-_\s]))[-_\s]*{_joined(key[negated.end() :])})"
         return _joined(key)
+
+    def concluded(self, text: str, concluding: bool) -> Sequence[str]:
+        """The labels that a text in prose gives (`verdict`)."""
+        masked, labels = self._masked(self._folded(text))
+        return _named(verdict(masked, bool(self.graded), concluding), labels)
+
+    def is_list_of_scores(self, text: str) -> bool:
+        return is_list_of_scores(self._masked(self._folded(text))[0])
+
+    def _folded(self, text: str) -> str:
+        """The text as it is compared, `4/5` as the 4 that it is where 5 is the highest label."""
+        text = folded(text, self.level).strip()
+        return re.sub(rf"(?<=\d)\s*/\s*{self.top}(?!\d|\.\d)", "", text) if self.top else text
+
+    def _masked(self, text: str) -> tuple[str, list[Sequence[str]]]:
+        """The text with each label in it as one character, and what these stand for, in their order."""
+        masked, seen, position = [], [], 0
+        while position < len(text):
+            begins = position == 0 or _starts_word(text[position - 1]) or _UNSPACED.match(text[position])
+            end, labels = self._at(text, position) if begins else (position, ())
+            if labels and labels not in seen:
+                seen.append(labels)
+            first = FIRST_COMMON if _is_common("".join(labels)) or not self.graded.isdisjoint(labels) else FIRST
+            masked.append(chr(ord(first) + seen.index(labels)) if labels else text[position])
+            position = end if labels else position + 1
+        return "".join(masked), seen
 
     def read(self, text: str, how: str) -> Sequence[str]:
         """The labels that a text gives: none, one, or several that it could be."""
-        text = folded(text, self.level).strip()
+        text = self._folded(text)
         for start in _starts(text):
             if found := self._statement(text, start, alone=how == "alone"):
                 return found
-        if how == "alone":
-            return self._framed(text.rsplit("\n", 1)[-1], _FRAMES[:2], alone=True)
-        if found := self._framed(text, _FRAMES, alone=False):
-            return found
-        return self._last_line(text) if how == "whole" else ()
-
-    def _framed(self, text: str, frames: Sequence[re.Pattern[str]], alone: bool) -> Sequence[str]:
-        """The labels behind `The answer is`, `Label:` and the like."""
-        for frame in frames:
-            match = frame.match(text)
-            while match:
-                for start in _starts(text[match.end() :]):
-                    if found := self._statement(text[match.end() :], start, alone):
-                        return found
-                further = _FURTHER.match(text, match.end()) if frame is _FRAMES[1] else None
-                crossed = further and re.search(rf"(?<!\w)(?:{self.any})(?!\w)", further[0])
-                match = None if crossed else further
         return ()
-
-    def _last_line(self, text: str) -> Sequence[str]:
-        """The label that stands alone on the last line."""
-        line = text.rsplit("\n", 1)[-1]
-        for start in _starts(line):
-            if found := self._statement(line, start, alone=True):
-                return found
-        return self._framed(line, _FRAMES[:2], alone=True)
 
     def _at(self, text: str, start: int) -> tuple[int, Sequence[str]]:
         """End and label of the longest label that stands at `start`, whole; (start, ()) for none."""
         best: tuple[int, Sequence[str]] = (start, ())
         for pattern, labels in self.labels:
             match = pattern.match(text, start)
-            if match and match.end() > best[0] and _ends_word(text, match.end()):
+            denies = match and match[0].casefold() == "no" and _SAME_KIND.match(text, match.end())  # `no problem`
+            if match and match.end() > best[0] and _ends_word(text, match.end()) and not denies:
                 best = match.end(), labels
         return best
 
@@ -190,7 +202,10 @@ class _Reader:
                 break
             other_end, other = self._at(rest, separator.end() + begin)
             if other != labels:
-                return tuple(dict.fromkeys((*labels, *other))) if _is_choice(separator[0], rest[other_end:]) else ()
+                if not _is_choice(separator[0], rest[other_end:]):
+                    break
+                echo = re.match(r"\W*[:?]\s*\w|\s+(?:is|are|were|do|does|can|would|both)\b", rest[other_end:])
+                return () if echo else tuple(dict.fromkeys((*labels, *other)))
             rest = rest[other_end:]
         rest = rest[_symbols(rest) :]
         if not any(character.isalnum() for character in rest):
@@ -202,23 +217,13 @@ class _Reader:
         explained = _EXPLAINED.match(rest) or (_EXPLAINED.match(text[end:]) and not kind)
         if any(character.isalnum() for character in rest) and not explained:
             return ()
-        return tuple(dict.fromkeys((*labels, *self._second_thoughts(rest))))
+        masked, seen = self._masked(rest)
+        return tuple(dict.fromkeys((*labels, *_named(second_thoughts(masked, bool(self.graded)), seen))))
 
-    def _second_thoughts(self, explanation: str) -> list[str]:
-        """Labels that an explanation offers too: `or es`, `it could be es`, `the text is es.`, `(es)`, `es` alone."""
-        found: list[str] = []
-        for before, after in ((_DOUBT, _CLAUSE_ENDS), (_CONTRADICTED, _CLAUSE_ENDS), (r"^\W*", r"(?=\W*$)")):
-            for match in re.finditer(f"{before}(?P<label>{self.any})(?!\\w){after}", explanation, re.IGNORECASE):
-                sentence = re.split(r"[.!?\n]", explanation[: match.start("label")])[-1]
-                if not _DENIED.search(sentence):
-                    found += self._at(explanation, match.start("label"))[1]
-        lines = [line.strip() for line in explanation.split("\n")[1:] if line.strip()]
-        for line in lines[:1]:  # a list
-            for start in _starts(line):
-                end, labels = self._at(line, start)
-                if labels and not any(character.isalnum() for character in line[end:]):
-                    found += labels
-        return [*found, *(self._last_line(explanation) if lines else ())]
+
+def _named(characters: Sequence[str], labels: Sequence[Sequence[str]]) -> Sequence[str]:
+    """The labels that characters of `_masked` stand for."""
+    return tuple(dict.fromkeys(label for one in characters for label in labels[ord(one) & 0xFFFF]))
 
 
 def _joined(key: str) -> str:
@@ -238,18 +243,36 @@ def _starts(text: str) -> Iterator[int]:
             return
 
 
+def _is_common(label: str) -> bool:
+    """Whether a label may stand in a text without being meant: `no`, `de`, `4`."""
+    letters = sum(character.isalpha() for character in label)
+    return label.isascii() and (letters < 2 or letters == 2 == len(label)) and not _CODE.search(label)
+
+
+def _starts_word(before: str) -> bool:
+    """Whether a label can begin behind this character."""
+    return not (before.isalnum() or before in "_-.@#+$")
+
+
 def _ends_word(text: str, end: int) -> bool:
     """Whether a label can end here: what follows is no part of the same word, name or number."""
     following, behind = text[end : end + 1], text[end + 1 : end + 2]
     if not following:
         return True
-    if unicodedata.category(following)[0] in "LMN" or following in "+#%°$€£^=@\\\u200d" or "🏻" <= following <= "🏿":
+    if text.startswith("입니다", end):  # `is`, in Korean
+        return True
+    unspaced = _UNSPACED.match(following) and _UNSPACED.fullmatch(text[end - 2 : end])
+    if unicodedata.category(following)[0] in "LMN" and not unspaced:
+        return False
+    if following in "+#%°$€£^=@\\\u200d" or "🏻" <= following <= "🏿":
         return False
     if following in "-\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d":
         return False
     if following in "_'./" and behind.isalnum():
         return following == "/" and not text[end - 1 : end].isdigit()
-    return not (following in ",:" and text[end - 1 : end].isdigit() and behind.isdigit())
+    if following == ":":
+        return not (behind.isascii() and behind.isalnum())
+    return not (following == "," and text[end - 1 : end].isdigit() and behind.isdigit())
 
 
 def _closers(rest: str) -> int:
@@ -266,4 +289,4 @@ def _symbols(rest: str) -> int:
 
 def _is_choice(separator: str, rest: str) -> bool:
     """Whether a second label is one, and not a word of an explanation: `yes, no doubt`."""
-    return separator.strip() != "," or not re.match(r"[*_`\"']*\s+(?!or\b|and\b)\w", rest)
+    return separator.strip() not in ("", ",") or not re.match(r"[*_`\"']*\s+(?!or\b|and\b)\w", rest)

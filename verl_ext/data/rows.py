@@ -159,7 +159,7 @@ def read_table(key: str, path: str, verb: str) -> pa.Table:
     if not Path(path).is_file():
         raise ValueError(f"{key}={path}: no such file; make it with `python -m recipe.{verb}`")
     try:
-        return pq.read_table(path)
+        return pq.ParquetFile(path).read()  # read_table imports pandas
     except pa.ArrowInvalid as error:
         raise ValueError(f"{key}={path} is no parquet file ({error}); see data/README.md") from None
 

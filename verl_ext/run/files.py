@@ -63,9 +63,13 @@ def check_writable(key: str, path: Any, *, folder: bool = False) -> Path:
     return place
 
 
+RESOLVED = "config.yaml"
+"""Of a run directory: its configuration, written before the run starts."""
+
+
 def save_resolved_config(resolved_yaml: str, run_dir: str, choices: str = "") -> Path:
     """Write the resolved configuration into the run directory, after the groups' `choices`; return the file."""
-    file = Path(run_dir) / "config.yaml"
+    file = Path(run_dir) / RESOLVED
     write_atomically(file, choices + resolved_yaml)
     return file
 

@@ -1,12 +1,12 @@
 """Models and tokenizers by folder or hub name."""
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from verl_ext.run.model_files import check_files, lacking_weights
 from verl_ext.run.plain_text import render_plain, written_in
 
 HUB_WAIT_S = 8.0
@@ -28,37 +28,11 @@ def check_model(key: str, path: str, *, offline: bool = False) -> None:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{key}={path} is no model: the folder has no config.json")
-        for file in sorted(folder.glob("*.json")):
-            read_json(key, file)
-        if lacking := lacking_weights(folder):
-            raise ValueError(f"{key}={path} is no model: the folder has no {lacking}")
+        check_files(key, folder)
     elif path.count("/") != 1 or path.startswith((".", "/", "outputs/")) or not _is_name(path):
         raise ValueError(f"{key}={path}: no such folder; `make demo` builds a tiny model, or name one from the hub")
     elif not is_cached(path) and (problem := problem_with_hub(path, offline)):
         raise ValueError(f"{key}={path}: no such folder, and {problem}")
-
-
-def read_json(key: str, file: Path) -> dict[str, Any]:
-    """A file of a model. ValueError naming `key`, file and line where it is no JSON object."""
-    fix = "download the model again, or mend the file"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{key}: {file} is no JSON (line {error.lineno}: {error.msg}); {fix}") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{key}: {file} cannot be read ({error}); {fix}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{key}: {file} holds no JSON object; {fix}")
-    return found
-
-
-def lacking_weights(folder: Path) -> str:
-    """What is missing of a model's weights, as after half a download; "" for nothing."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return next((name for name in sorted(files) if not (folder / name).is_file()), "")
-    return "" if list(folder.glob("*.safetensors")) or list(folder.glob("*.bin")) else "weights (*.safetensors)"
 
 
 def _is_name(path: str) -> bool:
@@ -133,6 +107,15 @@ def read_config(key: str, path: str, *, trust_remote_code: bool = False) -> Any:
         raise ValueError(
             f"{key}={path}: its config.json cannot be read ({first}); give a model that it knows"
         ) from None
+
+
+def may_know(model_type: str) -> bool:
+    """Transformers could have a configuration of this type; asked without AutoConfig, which imports torch."""
+    import transformers
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+
+    folder = Path(transformers.__path__[0]) / "models" / model_type.replace("-", "_")  # `gpt-sw3` is not in the list
+    return model_type in CONFIG_MAPPING_NAMES or folder.is_dir()
 
 
 def context_length(key: str, path: str, *, trust_remote_code: bool = False) -> int | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -30,6 +31,9 @@ from verl_ext.run.own_yaml import is_file_of_keys, words_of
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's own variable: 1 for the traceback of an error."""
+SEEN_NEW = 100_000
+"""New objects after which Python looks for garbage (its own: 700). Imports and YAML make millions, and no garbage: a
+refused run would spend a sixth of its time there."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ def run_verb(verb: Verb, job: Callable[[Any], None], words: list[str] | None = N
         show_help(verb)
         return
     debug = flags.debug or os.environ.get(FULL_ERROR) == "1"
+    gc.set_threshold(SEEN_NEW)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: what was started is ended too
     elsewhere = (flags.config_dir, flags.config_path, flags.config_name, flags.hydra_help, flags.shell_completion)
     with one_line_errors(verb, debug):

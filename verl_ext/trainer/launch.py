@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 
 from verl_ext.platform.ray_address import keep_to_loopback
 from verl_ext.run.console import RunConsole
+from verl_ext.run.files import RESOLVED
 from verl_ext.run.loopback import open_doors
 from verl_ext.run.metrics import mark_stage
 from verl_ext.run.next_command import evaluation_of
@@ -30,6 +31,10 @@ def launch(config: DictConfig, started: float) -> None:
     except (RayError, RuntimeError, TimeoutError, OSError) as error:
         if os.environ.get(FULL_ERROR) == "1":
             raise
+        if not (Path(config.run_dir) / RESOLVED).is_file():
+            sys.exit(
+                f"error: run_dir={config.run_dir} was deleted or moved while the run wrote into it; start the run again"
+            )
         sys.exit(
             f"error: the run failed: {last_words(error)}; traceback: {keep_traceback(error)}, every "
             f"process' output: {config.run_dir}/logs; {how_to_go_on(config.trainer)}"
@@ -42,8 +47,8 @@ def last_words(error: Exception) -> str:
     """One line; of Ray's page about a node without memory, what happened."""
     if memory := re.search(r"was ([\d.]+ ?GB) used / ([\d.]+ ?GB) limit", str(error)):
         return (
-            f"out of memory: {memory[1]} of {memory[2]} are in use on a node, and Ray ended workers there; end what else "
-            "runs on it, or take a smaller batch or model"
+            f"out of memory: {memory[1]} of {memory[2]} are in use on a node, and Ray ended workers there; end what "
+            "else runs on it, or take a smaller batch or model"
         )
     return str(error).strip().splitlines()[-1]
 

@@ -65,6 +65,12 @@ def run(tmp_path, monkeypatch, model):
     return run
 
 
+def test_special_tokens_in_a_sentence_are_counted(run, capsys):
+    said = {"good<|im_end|>": Answer("en", 1, "stop"), "day": Answer("en", 1, "stop")}
+    run([row("good<|im_end|>", "en"), row("day", "en")], said, "extract=whole", "labels=[en,de]", "policy=strict")
+    assert "warning: special tokens: 1 of 2 rows hold special tokens as text (first: row 0, " in capsys.readouterr().out
+
+
 def test_every_answer_is_kept_and_wrong_ones_are_shown(run, model, tmp_path, capsys):
     said = {
         "good day": Answer("It is English: de", 4, "stop"),

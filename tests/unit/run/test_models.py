@@ -15,6 +15,7 @@ from verl_ext.run.api_key import bearer_header
 from verl_ext.run.models import check_model, render_chat
 
 WORDS = ("[ask]", "[answer]", "[think]", "good", "morning")
+NO_TENSORS = b"\x02" + bytes(7) + b"{}"
 TEMPLATE = (
     "{%- for message in messages %}[ask] {{ message['content'] }} {% endfor %}"
     "{%- if add_generation_prompt %}[answer]{% endif %}{%- if enable_thinking %} [think]{% endif %}"
@@ -56,8 +57,8 @@ def test_model_paths(tmp_path):
 )
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
 def test_a_broken_file_of_a_model_is_named(tmp_path, name, content, says):
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / file).write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(NO_TENSORS)
     check_model("student.path", str(tmp_path))
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(
@@ -65,6 +66,54 @@ def test_a_broken_file_of_a_model_is_named(tmp_path, name, content, says):
     ) as refused:
         check_model("student.path", str(tmp_path))
     assert says in str(refused.value)
+
+
+HEADER = b'{"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (WHOLE[:-1], f"has {len(WHOLE) - 1} bytes, and {len(WHOLE)} by its header"),
+        (WHOLE + b"x", f"has {len(WHOLE) + 1} bytes, and {len(WHOLE)} by its header"),
+        (WHOLE[:40], "is no safetensors file, or cut off in its header"),
+        (b"", "is no safetensors file, or cut off in its header"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is no safetensors file, or cut off in its header"),
+    ],
+)
+def test_weights_that_are_not_whole_are_named(tmp_path, content, says):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(WHOLE)
+    check_model("student.path", str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^student\.path: {tmp_path}/model\.safetensors [^\n]+; download") as refused:
+        check_model("student.path", str(tmp_path))
+    assert says in str(refused.value)
+
+
+GENERATION = (
+    "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}"
+    "{% generation %}{{ m.content }}{%- endgeneration -%}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_template_that_is_none_is_named_and_those_of_transformers_are_known(tmp_path, file, named):
+    def write(template: str) -> None:
+        config = [{"name": "default", "template": template}] if named else template
+        (tmp_path / file).write_text(template if file.endswith("jinja") else json.dumps({"chat_template": config}))
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(NO_TENSORS)
+    write(GENERATION)
+    check_model("student.path", str(tmp_path))
+    write(GENERATION + "\n{% endif %}")
+    with pytest.raises(
+        ValueError, match=rf"^student\.path: {tmp_path}/{file} is no Jinja template \(its line 2: [^\n]+$"
+    ):
+        check_model("student.path", str(tmp_path))
 
 
 def test_what_transformers_cannot_read_is_one_line(tmp_path):
@@ -159,11 +208,11 @@ def test_what_is_in_the_cache_needs_no_hub(hub, tmp_path):
     with pytest.raises(ValueError, match="cannot be asked"):
         check_model("model", "a/b")  # no weights yet
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "1.safetensors", "y": "2.safetensors"}}')
-    (folder / "1.safetensors").touch()
+    (folder / "1.safetensors").write_bytes(NO_TENSORS)
     with pytest.raises(ValueError, match="cannot be asked"):
         check_model("model", "a/b")  # half of them
     with pytest.raises(ValueError, match=r"is no model: the folder has no 2\.safetensors"):
         check_model("model", str(folder))
-    (folder / "2.safetensors").touch()
+    (folder / "2.safetensors").write_bytes(NO_TENSORS)
     check_model("model", "a/b", offline=True)
     check_model("model", str(folder))

@@ -62,7 +62,7 @@ def start(tmp_path, monkeypatch):
     """`start(sampler, **changes)`: two samples of each of three rows, in chunks of two."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "model" / "model.safetensors").write_text("")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pq.write_table(pa.Table.from_pylist(rows("a", "b", "c")), tmp_path / "rows.parquet")
     run = AnswerRun(str(tmp_path / "model"), str(tmp_path / "rows.parquet"), "student", 2, 0, SAMPLING, EngineConfig())

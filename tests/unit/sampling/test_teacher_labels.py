@@ -158,7 +158,7 @@ def run(tmp_path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_text("")
+    (model / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rows = [
         make_row(Sentence(i, f"text {i}", "en", 0, TRANSLATION, "en"), "name it: {text}", "train", LANGUAGE)
