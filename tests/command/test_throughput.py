@@ -100,9 +100,7 @@ def test_a_run_that_took_turns(tmp_path, clock, compose_run, monkeypatch, capsys
     assert row_of(text, "one_step_off") == ["one_step_off", "1", "1", "7", "4.571", "1.43", "71", "29", "43", "student"]
     streams = [line.split() for line in text.splitlines() if line.startswith("stream ")]
     assert [line[1:5] for line in streams] == [["1", "1", "6", "5.333"], ["2", "1", "4", "8"]]
-    assert (
-        "bound by the student: 60% of the step waits for samples and scores, and the teacher has room (2.5 of 4" in text
-    )
+    assert "bound by the student: 60% of the step waits for samples and scores; the teacher: 2.5 of 4 requests" in text
     assert re.search(r"checkpoint \(1 of 3 steps\) +│ +\+2 ", text)
     assert re.search(r"validation \(1 of 3 steps\) +│ +\+4 ", text)
     assert "<svg" in (tmp_path / "who.svg").read_text()

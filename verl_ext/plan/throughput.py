@@ -133,17 +133,21 @@ def stages_of(steps: Sequence[StepTimes]) -> Stages:
     )
 
 
-def teacher_is_full(stages: Stages, engines: Engines) -> bool:
-    """Sampling waits for the teacher: nearly all the time samples are there, and nearly all its slots are taken."""
-    return stages.teacher >= FULL * stages.answering and stages.in_flight >= FULL * engines.slots
+def teacher_limits(stages: Stages, engines: Engines) -> bool:
+    """Sampling waits for the teacher: samples are there for longer, or nearly all the time with all its slots taken."""
+    full = stages.teacher >= FULL * stages.answering and stages.in_flight >= FULL * engines.slots
+    return full or stages.teacher > stages.student
+
+
+def answering_bound(stages: Stages, engines: Engines) -> str:
+    """Who of the two that make and score answers is waited for."""
+    return TEACHER if teacher_limits(stages, engines) else STUDENT
 
 
 def bound_now(stages: Stages, engines: Engines) -> str:
     """Whose work the step waits for, as it is."""
-    answers = TEACHER if teacher_is_full(stages, engines) else STUDENT
-    if engines.ahead:
-        return answers if stages.waiting > IDLE * stages.whole else TRAINER
-    return answers if stages.waiting > stages.trainer else TRAINER
+    limit = IDLE * stages.whole if engines.ahead else stages.trainer
+    return answering_bound(stages, engines) if stages.waiting > limit else TRAINER
 
 
 def _outlook(name: str, stages: Stages, students: int, teachers: int, work: dict[str, float], pace: float) -> Outlook:
@@ -165,8 +169,7 @@ def one_step_off(stages: Stages, engines: Engines) -> Outlook:
     work = {STUDENT: stages.student, TEACHER: stages.teacher, TRAINER: stages.trainer}
     pace = max(stages.answering, stages.trainer)
     found = _outlook("one_step_off", stages, engines.students, engines.teachers, work, pace)
-    answers = TEACHER if teacher_is_full(stages, engines) else STUDENT
-    bound = TRAINER if stages.trainer >= stages.answering else answers
+    bound = TRAINER if stages.trainer >= stages.answering else answering_bound(stages, engines)
     return Outlook(found.name, found.students, found.teachers, found.seconds, found.busy, bound)
 
 

@@ -16,7 +16,6 @@ from verl_ext.plan.throughput import (
     now,
     one_step_off,
     stream,
-    teacher_is_full,
 )
 
 WORTH = 1.05
@@ -80,16 +79,13 @@ def outlooks_of(stages: Stages, engines: Engines) -> list[Outlook]:
 
 def bound_in_words(stages: Stages, engines: Engines) -> str:
     """What the step waits for, and how it is known."""
-    found = now(stages, engines)
-    share = stages.trainer / stages.whole
-    if found.bound == TRAINER:
-        overlapped = " behind which sampling and scoring are hidden" if engines.ahead else ""
-        return f"bound by training: {share:.0%} of the step,{overlapped}".rstrip(",")
+    bound = bound_now(stages, engines)
+    if bound == TRAINER:
+        hidden = ", behind which sampling and scoring are hidden" if engines.ahead else ""
+        return f"bound by training: {stages.trainer / stages.whole:.0%} of the step{hidden}"
     waits = f"{stages.waiting / stages.whole:.0%} of the step waits for samples and scores"
     slots = f"{stages.in_flight:.1f} of {engines.slots} requests in flight while a sample is there"
-    if teacher_is_full(stages, engines):
-        return f"bound by the teacher: {waits}, and its slots are full ({slots})"
-    return f"bound by the student: {waits}, and the teacher has room ({slots})"
+    return f"bound by the {bound}: {waits}; the teacher: {slots}"
 
 
 def advice(stages: Stages, engines: Engines, run: str, shared: list[str], managed: bool) -> list[str]:

@@ -61,6 +61,7 @@ def test_a_step_in_turn_and_overlapped():
         ({"teacher": 5.0, "in_flight": 3.5}, 0, TEACHER),
         ({"teacher": 5.0, "in_flight": 3.0}, 0, STUDENT),  # the teacher has room
         ({"teacher": 4.0, "in_flight": 4.0}, 0, STUDENT),  # samples are there two thirds of the time
+        ({"teacher": 5.1, "in_flight": 1.0}, 0, TEACHER),  # they are there for longer than at the student
         ({"waiting": 0.2, "whole": 3.2}, 1, TRAINER),
         ({"waiting": 3.0, "whole": 6.0}, 1, STUDENT),
         ({"waiting": 3.0, "whole": 6.0, "teacher": 6.0, "in_flight": 4.0}, 1, TEACHER),
