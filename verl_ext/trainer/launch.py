@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import ray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayError
 
 from verl_ext.platform.ray_address import keep_to_loopback
@@ -51,6 +51,7 @@ def train(config: DictConfig, started: float) -> None:
         teachers, worker_config = start_teachers(config)
         if any(teacher.share_device for teacher in teachers_of(config).values()):
             ray.get(list(teachers))  # its memory is taken before trainer and vLLM measure what is free
+        OmegaConf.resolve(worker_config)  # resolvers of ours are known to this process alone
         training = as_actor(Runner).remote().run.remote(worker_config)
         pending = [*teachers, training]
         while training in pending:

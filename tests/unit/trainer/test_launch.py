@@ -56,7 +56,7 @@ def run(monkeypatch, tmp_path: Path, compose_run):
     def go(cluster: Cluster, *overrides: str) -> None:
         config = compose_run("platform=cpu", f"run_dir={tmp_path}", *overrides)
         OmegaConf.save(config, tmp_path / "config.yaml")
-        workers = OmegaConf.create({"for": "workers"})
+        workers = OmegaConf.create({"for": "workers", "ours": "${same:1,1}"})
         actor = SimpleNamespace(remote=lambda: SimpleNamespace(run=SimpleNamespace(remote=cluster.start_training)))
         monkeypatch.setattr(driver, "keep_to_loopback", lambda ray_init: ray_init | {"kept": True})
         monkeypatch.setattr(driver, "ray_session", cluster.session)
@@ -66,7 +66,8 @@ def run(monkeypatch, tmp_path: Path, compose_run):
         monkeypatch.setattr(driver.ray, "wait", cluster.wait)
         monkeypatch.setattr(driver.ray, "get", cluster.get)
         driver.launch(config, time.perf_counter())
-        assert cluster.given == workers
+        # A worker knows no resolver of ours.
+        assert OmegaConf.to_container(cluster.given, resolve=False) == {"for": "workers", "ours": True}
 
     return go
 
