@@ -96,6 +96,7 @@ def test_a_run_that_took_turns(tmp_path, clock, compose_run, monkeypatch, capsys
     text = typed(monkeypatch, capsys, str(run.folder), f"picture={tmp_path}/who.svg")
     assert "pipeline.mode=sync, 32 samples a step; medians of steps 2 to 4; 1 at the ends left out\n" in text
     assert row_of(text, "now") == ["now", "1", "1", "10", "3.2", "50", "20", "30", "student"]
+    assert [step.whole for step in look(run.folder, ahead=0).steps] == [10, 10, 10]  # checkpoint and validation apart
     # max(6, 3) + 1, and with an endless queue max(5, 2, 3) + 1; two students are faster than the trainer.
     assert row_of(text, "one_step_off") == ["one_step_off", "1", "1", "7", "4.571", "1.43", "71", "29", "43", "student"]
     streams = [line.split() for line in text.splitlines() if line.startswith("stream ")]
