@@ -105,10 +105,10 @@ def advice(stages: Stages, engines: Engines, run: str, shared: list[str], manage
         lines.append(
             f"next: more devices for the {bound}, until there are {most.students} students, {most.teachers} teachers"
         )
-    who = " and ".join(f"the {each}" for each in shared)
+    who = " and ".join(f"the {each}" for each in shared) + (" work" if len(shared) > 1 else " works")
     lines.append(
-        f"{who} work on the trainer's own devices: overlap gives as much as those are idle now, and more replicas want "
-        "more devices"
+        f"{who} on the trainer's own devices: overlap gives as much as those are idle now, and more replicas want more "
+        "devices"
     )
     return lines
 

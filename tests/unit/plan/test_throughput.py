@@ -97,7 +97,7 @@ def test_the_next_command():
         "next: python -m recipe.on_policy_distillation outputs/mine/config.yaml "
         "pipeline.mode=one_step_off run_dir=outputs/mine-one_step_off"
     )
-    assert shared.startswith("the student work")
+    assert shared.startswith("the student works on")
     ahead = dataclasses.replace(ENGINES, mode="stream", ahead=2)
     full = stages(waiting=3.0, teacher=5.5, student=3.0, in_flight=4.0, whole=6.0)
     # Two teachers take 2.75, the student 3, and 0.5 for the sync: 6 / 3.5.
