@@ -179,7 +179,7 @@ def test_commands_are_shown_as_they_were_typed(monkeypatch):
     [
         ("verl-opd tr", ["train"]),
         ("verl-opd evaluate --d", ["--debug"]),
-        ("verl-opd plan ", ["memory"]),
+        ("verl-opd plan ", ["memory", "throughput"]),
         ("verl-opd train hardware=h", ["hardware=h100_1x", "hardware=h100_8x", "hardware=h200_1x"]),
         ("verl-opd train actor_rollout_ref.actor.optim.lr=", ["actor_rollout_ref.actor.optim.lr=0.0001"]),
         ("verl-opd sft preset=seed pres", ["preset="]),

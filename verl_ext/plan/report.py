@@ -1,11 +1,13 @@
-"""A plan as a table and as a picture."""
+"""A plan as tables and words, and as a picture."""
 
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
+from verl_ext.plan.advice import single_changes
 from verl_ext.plan.hardware import GIB, HardwareConfig
-from verl_ext.plan.layout import PHASES, Pool
+from verl_ext.plan.layout import PHASES, Pool, overflows, pools, problems
 from verl_ext.plan.run import Run
 
 
@@ -38,6 +40,25 @@ def table(pool: Pool) -> Table:
     free = [(pool.capacity - value) / GIB for value in totals]
     result.add_row("free", *(f"[red]{value:.2f}[/red]" if value < 0 else f"{value:.2f}" for value in free))
     return result
+
+
+def explain(run: Run, hardware: HardwareConfig, console: Console) -> bool:
+    """Print the plan; returns whether the run fits."""
+    console.print(title(run, hardware), soft_wrap=True, highlight=False)
+    for pool in pools(run, hardware):
+        console.print(table(pool))
+    wrong = problems(run, hardware)
+    if not wrong and not overflows(run, hardware):
+        console.print("fits", style="green")
+        return True
+    for line in [*wrong, *overflows(run, hardware)]:
+        console.print(f"does not work: {line}", style="red", soft_wrap=True, highlight=False)
+    changes = single_changes(run, hardware)
+    for change in changes:
+        console.print(f"this change alone makes it fit: {change.overrides}", soft_wrap=True, highlight=False)
+    if not changes:
+        console.print("no single change that the planner knows makes it fit: take a smaller model or more devices")
+    return False
 
 
 def draw(pools: list[Pool], heading: str, file: Path) -> None:

@@ -52,6 +52,8 @@ class Verb:
     """Folders whose files are choices of a group, where there is no `config_dir`."""
     noun: str = ""
     """Word that comes before the overrides: what is planned or compared."""
+    beside: Mapping[str, "Verb"] = field(default_factory=dict)
+    """Other nouns of the same command -> what each does."""
     required: tuple[str, ...] = ()
     """Keys that must be given beside those that are `???`."""
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -102,7 +104,8 @@ def words_of_files(verb: Verb, files: list[str], typed: list[str]) -> list[str]:
 def complete(verb: Verb, words: list[str]) -> list[str]:
     """What the last of `words`, which follow the verb, can become."""
     if verb.noun and len(words) == 1:
-        return [verb.noun]
+        return [noun for noun in (verb.noun, *verb.beside) if noun.startswith(words[0])]
+    verb = verb.beside.get(words[0], verb)
     with verb.composing():
         return candidates(verb.name, words, verb.added)
 
@@ -152,7 +155,8 @@ def after_noun(verb: Verb, words: list[str]) -> list[str]:
     if words[:1] == [verb.noun]:
         return words[1:]
     if verb.noun and not (words and words[0].startswith("-")):
-        sys.exit(f"error: expected the word {verb.noun} before key=value and flags; --help has examples")
+        nouns = " or ".join((verb.noun, *verb.beside))
+        sys.exit(f"error: expected the word {nouns} before key=value and flags; --help has examples")
     return words
 
 

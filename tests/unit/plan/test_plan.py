@@ -9,12 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from recipe.plan import explain, main
+from recipe.plan import main
 from verl_ext.plan import memory
 from verl_ext.plan.advice import single_changes
 from verl_ext.plan.hardware import GIB, HardwareConfig, hardware_of
 from verl_ext.plan.layout import overflows, pools, problems
-from verl_ext.plan.report import draw
+from verl_ext.plan.report import draw, explain
 from verl_ext.plan.run import Rollout, Run, Teacher, Trainer, changed
 from verl_ext.plan.shape import ATTENTION, PROJECTIONS, load_shape, published, shape_from
 
