@@ -14,6 +14,7 @@ import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.workers.rollout.llm_server import LLMServerClient
 
 from verl_ext.data.conversations import read_label
 from verl_ext.data.rows import MATH
@@ -26,14 +27,25 @@ from verl_ext.teacher.store.store import StoreError
 from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row, teachers_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 from verl_ext.trainer.config import MethodConfig
+from verl_ext.trainer.queue_writer import QueueWriter
 from verl_ext.trainer.runner import plain_class
+from verl_ext.trainer.shared_calls import share_calls
 
 # Of its own: verl renders prompts in the loop's default threads, and the verifier compares one pair at a time.
 MATH_THREAD = ThreadPoolExecutor(1)
+UNREAD = ("teacher_messages", "extra_info", "raw_prompt")
+"""Columns of the data that nobody reads of a scored sample; the last one a reward model does."""
 
 
 class PlainTextLoop(SingleTurnAgentLoop):
-    """verl's loop of one turn; special tokens that a sentence holds are plain text, as they are everywhere here."""
+    """verl's loop of one turn; special tokens that a sentence holds are plain text, as they are everywhere here.
+
+    The samples of a prompt, which start together, share its tokens.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rendering: dict[tuple[int, ...], asyncio.Task[list[int]]] = {}
 
     async def ct_build_initial_tokens(
         self, messages: list[dict], tools=None, images=None, videos=None, audios=None, mm_inputs_out=None
@@ -41,7 +53,30 @@ class PlainTextLoop(SingleTurnAgentLoop):
         if written_in(self.tokenizer, messages):
             ids = render_chat(self.tokenizer, messages, self.apply_chat_template_kwargs)
             return self._cap_text_prompt_length(ids)
-        return await super().ct_build_initial_tokens(messages, tools, images, videos, audios, mm_inputs_out)
+        if self.processor is not None or tools:
+            return await super().ct_build_initial_tokens(messages, tools, images, videos, audios, mm_inputs_out)
+        prompt = tuple(map(id, messages))  # the very messages of the data's row, which the task keeps alive
+        if prompt not in self._rendering:
+            task = asyncio.create_task(super().ct_build_initial_tokens(messages))
+            self._rendering[prompt] = task
+            task.add_done_callback(lambda _: self._rendering.pop(prompt))
+        return list(await self._rendering[prompt])
+
+    async def ct_merge_assistant_token(
+        self,
+        runtime_token_ids: list[int],
+        assistant_token_ids: list[int],
+        response_mask: list[int],
+        response_logprobs: list[float] | None = None,
+        assistant_logprobs: list[float] | None = None,
+    ) -> Any:
+        """As verl, which puts this copying of lists into a thread."""
+        builder = self.continuous_token_builder
+        merged = builder.merge_assistant_tokens(runtime_token_ids, assistant_token_ids)
+        mask, logprobs = builder.align_response_metadata(
+            merged, response_mask, response_logprobs, assistant_logprobs=assistant_logprobs
+        )
+        return merged, mask, logprobs
 
 
 class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
@@ -56,14 +91,23 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         if self.top_k < 0:
             self.top_k = len(self.tokenizer)
         self._primes: set[asyncio.Task[None]] = set()
+        self._teacher_prompts: dict[str, list[int]] = {}
+        QueueWriter(UNREAD[:-1] if self.config.reward.reward_model.enable else UNREAD).install()
+        if isinstance(self.llm_client, LLMServerClient):
+            share_calls(self.llm_client)
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         """The teacher reads the prompt while the student writes: its n samples then share the prefix."""
-        if not trajectory["validate"]:
-            task = asyncio.create_task(self._prime(self._request(prompt, [], None)))
-            self._primes.add(task)
-            task.add_done_callback(self._primes.discard)
-        await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+        if trajectory["validate"]:
+            await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+            return
+        task = asyncio.create_task(self._prime(self._request(prompt, [], None)))
+        self._primes.add(task)
+        task.add_done_callback(self._primes.discard)
+        try:
+            await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+        finally:
+            self._teacher_prompts.pop(prompt["uid"], None)
 
     async def _prime(self, request: ScoreRequest) -> None:
         with contextlib.suppress(ValueError, sqlite3.Error):  # scoring the samples will say it
@@ -163,8 +207,11 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
 
     def _request(self, row: dict, response_ids: list[int], response_mask: list[int] | None) -> ScoreRequest:
         """The response under the teacher's prompt of a data row."""
-        kwargs = self.config.data.get("apply_chat_template_kwargs", {})
-        teacher_prompt_ids = render_chat(self.tokenizer, row["teacher_messages"], kwargs)
+        prompt = row["uid"]
+        if prompt not in self._teacher_prompts:
+            kwargs = self.config.data.get("apply_chat_template_kwargs", {})
+            self._teacher_prompts[prompt] = render_chat(self.tokenizer, row["teacher_messages"], kwargs)
+        teacher_prompt_ids = self._teacher_prompts[prompt]
         name = teacher_of_row(row, self.teachers)
         return ScoreRequest(teacher_prompt_ids, response_ids, response_mask, name, top_k=self.top_k)
 

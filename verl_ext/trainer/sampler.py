@@ -12,6 +12,8 @@ import ray
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
+from verl_ext.trainer.shared_calls import Answering, Answers, Requests
+
 
 class FinishReasonServer(vLLMHttpServer):
     """`extra_fields["finish_reason"]` of an answer is vLLM's own: `stop`, `length` or `abort`."""
@@ -19,6 +21,13 @@ class FinishReasonServer(vLLMHttpServer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reasons: dict[str, str | None] = {}
+        self._answering = Answering(self.generate)
+
+    async def begin(self, client: str, requests: Requests) -> None:
+        await self._answering.begin(client, requests)
+
+    async def ended(self, client: str) -> Answers:
+        return await self._answering.ended(client)
 
     async def run_server(self, args: Namespace) -> None:
         await super().run_server(args)
