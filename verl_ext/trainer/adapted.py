@@ -1,6 +1,7 @@
 """verl's synchronous trainer with what a run of ours needs around the step; the step itself is in trainer.py."""
 
 import functools
+import time
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ class AdaptedTrainer(PPOTrainerSync):
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
-        metrics["training/total_steps"] = self.total_training_steps
+        metrics |= {"training/total_steps": self.total_training_steps, "training/unix_time": time.time()}
         self.metrics_file.append(global_steps, metrics)
 
 
