@@ -3,8 +3,8 @@
     TRL_PYTHON=.venv-trl/bin/python python -m benchmarks.vs_trl --json vs_trl.json                 # seconds a step
     TRL_PYTHON=.venv-trl/bin/python python -m benchmarks.vs_trl --learning --out outputs/vs_trl    # samples to learn
 
-`make trl` makes TRL's environment. Ours is `recipe.on_policy_distillation`; TRL's (arms/sdft_trl.py) is one process with
-`model.generate`, all cores and no vLLM. Both charge a sampled token its reverse KL, with Adam at a constant rate.
+`make trl` makes TRL's environment. Ours is `recipe.on_policy_distillation`; TRL's (arms/sdft_trl.py) is one process
+with `model.generate`, all cores and no vLLM. Both charge a sampled token its reverse KL, with Adam at a constant rate.
 
 Speed: the arms run in turn, `--rounds` times, so that a busy machine slows each; a step's seconds are the median time
 from one step's end to the next, over all rounds, without the first two of each. Pairs: `tiny`, that of `make demo`
@@ -104,7 +104,7 @@ def run_trl(pair: Pair, out: Path, steps: int, lr: float, seed: int, heldout: bo
     }
     write_json(out / "settings.json", settings)
     print(f"running TRL, {steps} steps (log: {out}/run.log)", flush=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())}
+    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "PASSIVE"}
     environment.pop("PYTHONPATH", None)
     command = [TRL_PYTHON, str(Path(__file__).with_name("arms") / "sdft_trl.py"), str(out / "settings.json")]
     with (out / "run.log").open("w") as log:

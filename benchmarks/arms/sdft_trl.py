@@ -3,8 +3,8 @@
 python benchmarks/arms/sdft_trl.py SETTINGS.json
 
 SETTINGS.json: `model`, `rows`, `heldout` (null: no accuracies), `out`, `steps`, `prompts`, `n`, `micro`, `tokens`,
-`whole` (every answer has all its tokens), `lr`, `seed`. Writes `out/steps.jsonl`: after each step its unix time, and the
-held-out accuracy of greedy answers where asked for, whose seconds are taken off the time.
+`whole` (every answer has all its tokens), `lr`, `seed`. Writes `out/steps.jsonl`: after each step its unix time, and
+the held-out accuracy of greedy answers where asked for, whose seconds are taken off the time.
 """
 
 # pyright: reportMissingImports=false

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from seams import parameters
+from transfer_queue import interface
 from verl import DataProto
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopMetrics, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.config import AlgoConfig
 from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
@@ -29,7 +30,7 @@ from verl.utils.config import validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.rollout.llm_server import LLMServerClient
-from verl.workers.rollout.replica import get_rollout_replica_class
+from verl.workers.rollout.replica import RolloutReplicaRegistry, get_rollout_replica_class
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
@@ -284,10 +285,38 @@ def test_an_answers_end_is_noted_where_verls_server_asks_vllm():
     assert "extra_fields=output.extra_fields" in inspect.getsource(SingleTurnAgentLoop.run)
 
 
-def test_verl_starts_our_server_in_place_of_its_own():
-    trainer.register()
+def test_verl_starts_our_server_in_place_of_its_own(composed_config, monkeypatch):
+    """Whatever is registered under `vllm` is asked for when the actor has loaded, by `runner.py` to be ours."""
+    composed_config.trainer.nnodes = 2  # whose servers are not started early
+    monkeypatch.setitem(RolloutReplicaRegistry._registry, "vllm", lambda: runner.start_engines(composed_config))
     assert get_rollout_replica_class("vllm") is sampler.FinishReasonReplica
     assert "self.server_class.options(" in inspect.getsource(vLLMReplica.launch_servers)
+
+
+def test_the_server_that_is_started_early_is_the_one_that_verl_asks_for():
+    source = inspect.getsource(vLLMReplica.launch_servers)
+    for words in (
+        'name = f"{prefix}server_{self.replica_rank}_{node_rank}{self.name_suffix}"',
+        '**{var: "1" for var in get_platform().ray_noset_envvars()}',
+        "**get_platform().rollout_env_vars()",
+        'runtime_env={"env_vars": env_vars}',
+        "max_concurrency=self.max_concurrency",
+    ):
+        assert words in source
+    options = sampler.verls_options(SimpleNamespace(max_num_seqs=5_000))
+    assert set(options) == {"runtime_env", "name", "max_concurrency"}
+    assert options["max_concurrency"] > 5_000
+    assert vLLMReplica._get_server_name_prefix(None) + "server_0_0" == options["name"]  # pyright: ignore[reportArgumentType]
+
+
+def test_the_queue_that_is_started_early_is_found_by_verl():
+    assert "if _init_from_existing():\n        return conf" in inspect.getsource(interface.init)
+    assert "tq.init(config.transfer_queue)" in inspect.getsource(TaskRunnerV1.__ray_metadata__.modified_class.run)
+
+
+def test_verl_asks_for_agent_loop_workers_by_no_option_that_matters():
+    source = inspect.getsource(AgentLoopManager._init_agent_loop_workers)
+    assert re.findall(r"^ {20}(\w+)=", source, re.MULTILINE) == ["name", "scheduling_strategy"]
 
 
 async def test_each_answers_own_reason_is_noted_and_strangers_are_not():

@@ -29,14 +29,14 @@ UPDATE_FIELDS = (
 POLL_INTERVAL_S = 0.05
 
 
-def _balanced(lengths: Any, k_partitions: int, equal_size: bool) -> list[list[int]]:
+def _balanced(lengths: Any, k_partitions: int, equal_size: bool) -> Any:
     """verl's partition of rows between ranks, in Python that takes 2 ms a row; of one rank it is every row."""
     if k_partitions == 1:
         return [list(range(len(lengths)))]
     return get_seqlen_balanced_partitions(lengths, k_partitions, equal_size)
 
 
-trainer_base.get_seqlen_balanced_partitions = _balanced
+trainer_base.get_seqlen_balanced_partitions = _balanced  # pyright: ignore[reportPrivateImportUsage]  where it is called
 
 
 class AdaptedTrainer(PPOTrainerSync):

@@ -27,6 +27,7 @@ from verl_ext.teacher.store.store import StoreError
 from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row, teachers_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 from verl_ext.trainer.config import MethodConfig
+from verl_ext.trainer.early import EarlyActor
 from verl_ext.trainer.queue_writer import QueueWriter
 from verl_ext.trainer.runner import plain_class
 from verl_ext.trainer.shared_calls import share_calls
@@ -247,6 +248,13 @@ def top_fields(outcome: Score | TeacherError, request: ScoreRequest) -> dict[str
 class DistillationAgentLoopManager(AgentLoopManagerTQ):
     """verl's manager, starting our workers; picked by `rollout.agent.agent_loop_manager_class`."""
 
+    early: EarlyActor | None = None
+
+    @classmethod
+    def start_early(cls) -> None:
+        """Start the first worker's process, on one node; what it is asked for with, its name, nobody asks it by."""
+        cls.early = EarlyActor(DistillationAgentLoopWorker, indifferent=("name", "scheduling_strategy"))
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(DistillationAgentLoopWorker)
+        self.agent_loop_workers_class = self.early or ray.remote(DistillationAgentLoopWorker)

@@ -48,7 +48,7 @@ class SharedPrompts:
     samples_N: Tensor
 
 
-def share_prompts(prompts: Tensor, responses: Tensor) -> SharedPrompts:
+def share_prompts(prompts: Any, responses: Any) -> SharedPrompts:
     """Put the answers to one prompt side by side behind it.
 
     Prompts end in column P - 1, so that all answers begin in column P.
@@ -138,14 +138,14 @@ class SharedPromptEngine(_Engine):
         found = {"log_probs": logprobs_NV.gather(1, packed.labels_N.to(logits_NV.device)[:, None])[:, 0]}
         if tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False):
             # A gradient that the loss multiplies with 0 costs as much as one that it uses.
-            used = tu.get_non_tensor_data(micro_batch, "entropy_is_trained", default=True)
+            used = bool(tu.get_non_tensor_data(micro_batch, "entropy_is_trained", default=True))
             with torch.set_grad_enabled(used and torch.is_grad_enabled()):
                 found["entropy"] = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
         input_ids = micro_batch["input_ids"]
         return {key: _whole(value_N, packed.positions_N, input_ids) for key, value_N in found.items()}
 
     def _shares(self, micro_batch: Any) -> bool:
-        """Whether this micro-batch is ours: padded text, of a model that attends as it is told, no logits for a loss."""
+        """Whether a micro-batch is ours: padded text, of a model that attends as it is told, no logits for a loss."""
         asked = ("use_fused_kernels", "distillation_use_topk", "calculate_sum_pi_squared")
         return (
             not tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
@@ -165,7 +165,7 @@ def takes_any_mask(config: Any) -> bool:
     )
 
 
-def _whole(value_N: Tensor, positions_N: Tensor, input_ids: Tensor) -> Tensor:
+def _whole(value_N: Tensor, positions_N: Tensor, input_ids: Any) -> Tensor:
     """Nested over the sequences of `input_ids`, with `value_N` at its positions."""
     values = value_N.new_zeros(input_ids.values().shape).index_put((positions_N.to(value_N.device),), value_N)
     return torch.nested.nested_tensor_from_jagged(values, input_ids.offsets())

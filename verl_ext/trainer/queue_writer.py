@@ -39,8 +39,9 @@ class QueueWriter:
 
     def install(self) -> None:
         """In this process; verl builds a TensorDict a sample, where this builds one a call."""
-        agent_loop_tq.tq = self
-        agent_loop_tq.list_of_dict_to_tensordict = list
+        module: Any = agent_loop_tq
+        module.tq = self
+        module.list_of_dict_to_tensordict = list
 
     def init(self) -> None:
         tq.init()

@@ -3,7 +3,6 @@
 from typing import Any
 
 from verl.trainer.ppo.v1 import register_trainer
-from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from verl_ext.method.reverse_kl import teacher_kl
 from verl_ext.trainer.adapted import AdaptedTrainer
@@ -83,12 +82,5 @@ class OnPolicyDistillationTrainer(AdaptedTrainer):
 
 
 def register() -> None:
-    """Make the trainer known to verl as `trainer.v1.trainer_mode=on_policy_distillation`, and its vLLM as `vllm`."""
+    """Make the trainer known to verl as `trainer.v1.trainer_mode=on_policy_distillation`."""
     register_trainer(NAME)(OnPolicyDistillationTrainer)
-    RolloutReplicaRegistry.register("vllm", _replica)
-
-
-def _replica() -> type:
-    from verl_ext.trainer.sampler import FinishReasonReplica  # vLLM, which takes seconds to import
-
-    return FinishReasonReplica
