@@ -46,4 +46,5 @@ def as_shell(actor_class: type) -> Any:
         def build(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
 
+    Shell.__name__ = Shell.__qualname__ = actor_class.__name__  # the name of its process
     return ray.remote(Shell)
