@@ -142,6 +142,18 @@ def test_any_mode_but_sync_is_asynchronous_to_verl():
 def test_the_replay_buffer_polls_at_an_attribute():
     assert "poll_interval" in parameters(ReplayBuffer.__init__)
     assert "self.poll_interval" in inspect.getsource(ReplayBuffer._wait_for_next_poll)
+    assert "self._sync_metadata_from_transfer_queue()" in inspect.getsource(ReplayBuffer.sample)
+
+
+def test_where_a_look_takes_long_it_is_taken_less_often(monkeypatch):
+    clock = iter([0.0, 0.001, 10.0, 10.5])
+    monkeypatch.setattr(adapted.time, "perf_counter", lambda: next(clock))
+    buffer = SimpleNamespace(poll_interval=2.0, _sync_metadata_from_transfer_queue=lambda: None)
+    adapted.pace(buffer)  # pyright: ignore[reportArgumentType]
+    buffer._sync_metadata_from_transfer_queue()
+    assert buffer.poll_interval == adapted.POLL_INTERVAL_S
+    buffer._sync_metadata_from_transfer_queue()
+    assert buffer.poll_interval == 2.5
 
 
 def test_a_registered_estimator_receives_rewards_mask_and_groups_and_its_result_is_used():

@@ -25,8 +25,10 @@ UPDATE_FIELDS = (
 )
 """Of a sample, as many as there are: what verl's engine and losses, and ours, read in an update."""
 
-# verl polls TransferQueue for finished samples every 2 s, which is half of a short step.
-POLL_INTERVAL_S = 0.05
+# verl polls TransferQueue for finished samples every 2 s, which is more than a short step.
+POLL_INTERVAL_S = 0.02
+POLLED_SHARE = 0.2
+"""Of the time of a wait, at most, that goes into looking: a look lists every sample that is there."""
 
 
 def _balanced(lengths: Any, k_partitions: int, equal_size: bool) -> Any:
@@ -66,7 +68,7 @@ class AdaptedTrainer(PPOTrainerSync):
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         buffer = super()._build_replay_buffer()
-        buffer.poll_interval = POLL_INTERVAL_S
+        pace(buffer)
         return buffer
 
     def _balance_batch(
@@ -137,6 +139,19 @@ class AdaptedTrainer(PPOTrainerSync):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics |= {"training/total_steps": self.total_training_steps, "training/unix_time": time.time()}
         self.metrics_file.append(global_steps, metrics)
+
+
+def pace(buffer: ReplayBuffer) -> None:
+    """Let a buffer look for samples again soon, and later where a look takes long."""
+    look = buffer._sync_metadata_from_transfer_queue
+    buffer.poll_interval = POLL_INTERVAL_S
+
+    def timed() -> None:
+        start = time.perf_counter()
+        look()
+        buffer.poll_interval = max(POLL_INTERVAL_S, (time.perf_counter() - start) / POLLED_SHARE)
+
+    buffer._sync_metadata_from_transfer_queue = timed
 
 
 def prompt_of(key: str) -> str:
