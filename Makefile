@@ -96,7 +96,7 @@ integration: setup ## real vLLM, SGLang and verl on the CPU
 gpu-test: setup-gpu ## what only a GPU can show: tests/gpu/README.md
 	@$(PY) -m pytest tests/gpu
 
-trl: .venv-trl/.ready ## TRL beside .venv, for benchmarks/sft_step.py: TRL_PYTHON=.venv-trl/bin/python
+trl: .venv-trl/.ready ## TRL beside .venv, for benchmarks/sft_step.py and vs_trl.py: TRL_PYTHON=.venv-trl/bin/python
 
 # TRL on the very torch, transformers and peft of .venv, so that a comparison compares trainers.
 .venv-trl/.ready: requirements/trl.txt .venv/.ready

@@ -16,7 +16,7 @@ from verl_ext.trainer import adapted, buffer, client, pipelined, trainer
 OVERRIDES = [
     (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("on_train_begin", "prepare_step", "on_sample_end")),
     (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("on_step_end",)),
-    (buffer.BoundedWait, ReplayBuffer, ("sample", "_wait_for_next_poll")),
+    (buffer.BoundedWait, ReplayBuffer, ("sample", "_wait_for_next_poll", "_sync_metadata_from_transfer_queue")),
     (
         buffer.PipelineBuffer,
         ReplayBufferAsync,
@@ -63,6 +63,18 @@ def test_a_buffer_keeps_every_argument_under_its_own_name():
     for name in inspect.signature(ReplayBuffer).parameters:
         assert f"self.{name} = {name}\n" in source
     assert parameters(ReplayBufferAsync.__init__) == parameters(ReplayBuffer.__init__)
+
+
+def test_where_a_look_takes_long_it_is_taken_less_often(monkeypatch):
+    clock = iter([0.0, 0.001, 10.0, 10.5])
+    monkeypatch.setattr(buffer.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(ReplayBuffer, "_sync_metadata_from_transfer_queue", lambda _: None)
+    assert "self._sync_metadata_from_transfer_queue()" in inspect.getsource(ReplayBuffer.sample)
+    ours = object.__new__(buffer.SyncBuffer)
+    ours._sync_metadata_from_transfer_queue()
+    assert ours.poll_interval == buffer.POLL_INTERVAL_S
+    ours._sync_metadata_from_transfer_queue()
+    assert ours.poll_interval == 2.5
 
 
 def test_the_age_that_verl_counts_is_the_dispatchs_and_its_waits_have_no_end():

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from seams import parameters
+from transfer_queue import interface
 from verl import DataProto
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopMetrics, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.config import AlgoConfig
 from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
@@ -21,20 +22,22 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.trainer.ppo.utils import need_reference_policy
-from verl.trainer.ppo.v1 import PPOTrainerSync
+from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.utils import transferqueue_utils
 from verl.utils.config import validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.rollout.llm_server import LLMServerClient
-from verl.workers.rollout.replica import get_rollout_replica_class
+from verl.workers.rollout.replica import RolloutReplicaRegistry, get_rollout_replica_class
+from verl.workers.rollout.router import GlobalRequestLoadBalancer
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.trainer import adapted, agent_loop, dataset, runner, sampler, trainer
+from verl_ext.trainer import adapted, agent_loop, dataset, engine, runner, sampler, shared_calls, trainer
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 
@@ -50,8 +53,12 @@ OVERRIDES = [
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_agent_loop"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_prompt"),
     (agent_loop.PlainTextLoop, SingleTurnAgentLoop, "ct_build_initial_tokens"),
+    (agent_loop.PlainTextLoop, SingleTurnAgentLoop, "ct_merge_assistant_token"),
+    (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_inputs"),
+    (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_outputs"),
     (dataset.CheckedRows, RLHFDataset, "_read_files_and_tokenize"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "_update_actor"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_build_replay_buffer"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_init_dataloader"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_load_checkpoint"),
@@ -78,6 +85,7 @@ def test_our_overrides_are_all_listed():
     for ours, theirs in (
         (agent_loop.DistillationAgentLoopWorker, WORKER),
         (agent_loop.PlainTextLoop, SingleTurnAgentLoop),
+        (engine.SharedPromptEngine, FSDPEngineWithLMHead),
         (dataset.CheckedRows, RLHFDataset),
         (adapted.AdaptedTrainer, PPOTrainerSync),
         (trainer.OnPolicyDistillationTrainer, PPOTrainerSync),
@@ -155,8 +163,46 @@ def test_a_registered_estimator_receives_rewards_mask_and_groups_and_its_result_
     assert result.batch["advantages"].tolist() == torch.ones(2, 3).tolist()
 
 
-def test_rows_are_ordered_by_length_within_a_share_only():
-    assert adapted.order_by_length([5, 1, 3, 2, 9, 4, 7], share=3) == [1, 2, 0, 3, 5, 4, 6]
+def test_the_rows_of_a_prompt_are_neighbours_within_a_share_only():
+    prompts = ["a", "b", "a", "c", "b", "c", "b"]
+    assert adapted.order_by_group(prompts, [5, 1, 3, 2, 9, 4, 7], share=3) == [1, 2, 0, 3, 5, 4, 6]
+    assert adapted.order_by_group(prompts, [5, 1, 3, 2, 9, 4, 7], share=7) == [3, 5, 2, 0, 1, 6, 4]
+
+
+def test_a_samples_key_begins_with_its_prompts_id():
+    assert 'f"{uid}_{session_id}_{i}"' in inspect.getsource(WORKER._agent_loop_postprocess)
+    assert adapted.prompt_of("3f_0_0") == adapted.prompt_of("3f_11_0") == "3f"
+
+
+def test_verl_partitions_rows_between_ranks_by_the_name_that_we_replace():
+    assert "get_seqlen_balanced_partitions(workload_lst, k_partitions=dp_size, equal_size=True)" in inspect.getsource(
+        PPOTrainerSync._balance_batch
+    )
+    assert trainer_base.get_seqlen_balanced_partitions([3, 1, 2], k_partitions=1, equal_size=True) == [[0, 1, 2]]
+    two = trainer_base.get_seqlen_balanced_partitions([3, 1, 2, 4], k_partitions=2, equal_size=True)
+    assert sorted(map(len, two)) == [2, 2]
+
+
+def test_an_update_reads_the_fields_that_the_batch_names():
+    assert "batch_meta.select_fields(fields)" in inspect.getsource(transferqueue_utils.async_kv_batch_meta2batch_meta)
+    assert "batch.extra_info.update(extra_info)" in inspect.getsource(PPOTrainerSync._update_actor)
+
+
+def test_the_agent_loop_puts_through_the_names_that_we_replace():
+    prompt, sample = (inspect.getsource(getattr(WORKER, name)) for name in ("_run_prompt", "_agent_loop_postprocess"))
+    assert "tq.async_kv_put(key=uid, partition_id=partition_id, tag=" in prompt
+    assert "tq.async_kv_batch_put(\n" in sample
+    assert "fields=list_of_dict_to_tensordict(fields)" in sample
+
+
+def test_a_client_calls_a_server_and_its_balancer_where_we_stand_in():
+    source = inspect.getsource(LLMServerClient.generate)
+    assert "await self._acquire_server(" in source
+    assert "await server.generate.remote(" in source
+    assert "self._release_server(" in source
+    for name, ours in (("_acquire_server", "acquire"), ("_release_server", "release")):
+        assert parameters(getattr(LLMServerClient, name)) == parameters(getattr(shared_calls.SharedCalls, ours))
+    assert "get_all_servers" in vars(GlobalRequestLoadBalancer)
 
 
 def test_the_step_is_written_in_the_order_in_which_verl_runs_it():
@@ -238,10 +284,38 @@ def test_an_answers_end_is_noted_where_verls_server_asks_vllm():
     assert "extra_fields=output.extra_fields" in inspect.getsource(SingleTurnAgentLoop.run)
 
 
-def test_verl_starts_our_server_in_place_of_its_own():
-    trainer.register()
+def test_verl_starts_our_server_in_place_of_its_own(composed_config, monkeypatch):
+    """Whatever is registered under `vllm` is asked for when the actor has loaded, by `runner.py` to be ours."""
+    composed_config.trainer.nnodes = 2  # whose servers are not started early
+    monkeypatch.setitem(RolloutReplicaRegistry._registry, "vllm", lambda: runner.start_engines(composed_config))
     assert get_rollout_replica_class("vllm") is sampler.FinishReasonReplica
     assert "self.server_class.options(" in inspect.getsource(vLLMReplica.launch_servers)
+
+
+def test_the_server_that_is_started_early_is_the_one_that_verl_asks_for():
+    source = inspect.getsource(vLLMReplica.launch_servers)
+    for words in (
+        'name = f"{prefix}server_{self.replica_rank}_{node_rank}{self.name_suffix}"',
+        '**{var: "1" for var in get_platform().ray_noset_envvars()}',
+        "**get_platform().rollout_env_vars()",
+        'runtime_env={"env_vars": env_vars}',
+        "max_concurrency=self.max_concurrency",
+    ):
+        assert words in source
+    options = sampler.verls_options(SimpleNamespace(max_num_seqs=5_000))
+    assert set(options) == {"runtime_env", "name", "max_concurrency"}
+    assert options["max_concurrency"] > 5_000
+    assert vLLMReplica._get_server_name_prefix(None) + "server_0_0" == options["name"]  # pyright: ignore[reportArgumentType]
+
+
+def test_the_queue_that_is_started_early_is_found_by_verl():
+    assert "if _init_from_existing():\n        return conf" in inspect.getsource(interface.init)
+    assert "tq.init(config.transfer_queue)" in inspect.getsource(TaskRunnerV1.__ray_metadata__.modified_class.run)
+
+
+def test_verl_asks_for_agent_loop_workers_by_no_option_that_matters():
+    source = inspect.getsource(AgentLoopManager._init_agent_loop_workers)
+    assert re.findall(r"^ {20}(\w+)=", source, re.MULTILINE) == ["name", "scheduling_strategy"]
 
 
 async def test_each_answers_own_reason_is_noted_and_strangers_are_not():

@@ -104,7 +104,7 @@ class RunConsole:
         steps = row["training/total_steps"] - row["step"]
         if steps < 1 or len(self.step_seconds) < 2:
             return ""
-        pace = sorted(self.step_seconds[1:][-PACE_STEPS:])
+        pace = sorted(self.step_seconds[max(1, len(self.step_seconds) - PACE_STEPS) :])
         return f"  ~{timedelta(seconds=round(steps * pace[len(pace) // 2]))} left"
 
     def finish(self, evaluation: str) -> None:

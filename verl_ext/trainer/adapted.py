@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import GetTimeoutError
 from verl.trainer.ppo.core_algos import register_adv_est
-from verl.trainer.ppo.v1 import PPOTrainerSync
+from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
@@ -27,11 +29,25 @@ from verl_ext.trainer.config import check_method
 from verl_ext.trainer.losses import loss_from_logits
 from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
 
-# verl polls TransferQueue for finished samples every 2 s, which is half of a short step.
-POLL_INTERVAL_S = 0.05
 VERLS_PIPELINE = "colocate_async"
 """verl's mode in which sampling goes on while the student is trained."""
 ANSWER_TIMEOUT_S = 10.0
+UPDATE_FIELDS = (
+    *("input_ids", "position_ids", "prompts", "responses", "response_mask", "loss_mask", "multi_modal_inputs"),
+    *("old_log_probs", "advantages", "returns", "ref_log_prob", "rollout_is_weights", "rollout_log_probs"),
+    *("teacher_top_ids", "teacher_top_logprobs", "routed_experts"),
+)
+"""Of a sample, as many as there are: what verl's engine and losses, and ours, read in an update."""
+
+
+def _balanced(lengths: Any, k_partitions: int, equal_size: bool) -> Any:
+    """verl's partition of rows between ranks, in Python that takes 2 ms a row; of one rank it is every row."""
+    if k_partitions == 1:
+        return [list(range(len(lengths)))]
+    return get_seqlen_balanced_partitions(lengths, k_partitions, equal_size)
+
+
+trainer_base.get_seqlen_balanced_partitions = _balanced  # pyright: ignore[reportPrivateImportUsage]  where it is called
 
 
 class AdaptedTrainer(PPOTrainerSync):
@@ -79,8 +95,7 @@ class AdaptedTrainer(PPOTrainerSync):
         # verl keeps every argument under its own name.
         arguments = {name: getattr(theirs, name) for name in inspect.signature(ReplayBuffer).parameters}
         kind = SyncBuffer if self.pipeline.mode == SYNC else PipelineBuffer
-        arguments |= {"poll_interval": POLL_INTERVAL_S, "train_batch_size": self.config.data.train_batch_size}
-        buffer = kind(self.pipeline, **arguments)
+        buffer = kind(self.pipeline, **arguments | {"train_batch_size": self.config.data.train_batch_size})
         buffer.where = self._where_samples_are
         return buffer
 
@@ -101,18 +116,29 @@ class AdaptedTrainer(PPOTrainerSync):
     def _balance_batch(
         self, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", keep_minibatch: bool = False
     ) -> Any:
-        """verl's balancing between ranks; then, where sequences are padded, rows of like length side by side.
+        """verl's balancing between ranks; then, where sequences are padded, the samples of a prompt side by side.
 
-        Micro-batches are contiguous rows padded to their longest, so this removes most of the padding. Rows move
-        within one rank's share of one mini-batch only, whose loss is a sum: the update stays what it was.
+        Micro-batches are contiguous rows, which read a prompt that they share once (`engine.py`) and are padded to
+        their longest, so groups of like length are neighbours too. Rows move within one rank's share of one mini-batch
+        only, whose loss is a sum: the update stays what it was.
         """
         batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
         actor = self.config.actor_rollout_ref.actor
         if not self.config.actor_rollout_ref.model.use_remove_padding:
             rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
             share = rows // self.resource_pool_manager.get_n_gpus()
-            batch.reorder(order_by_length([tag["seq_len"] for tag in batch.tags], share))
+            lengths = [tag["seq_len"] for tag in batch.tags]
+            batch.reorder(order_by_group([prompt_of(key) for key in batch.keys], lengths, share))
         return batch
+
+    def _update_actor(self, batch: Any, metrics: dict) -> Any:
+        """verl sends every field of a sample to every rank, its conversation too; here those that an update reads."""
+        batch.fields = list(UPDATE_FIELDS)
+        batch.extra_info["entropy_is_trained"] = self.config.actor_rollout_ref.actor.entropy_coeff != 0
+        try:
+            return super()._update_actor(batch, metrics)
+        finally:
+            batch.fields = None
 
     def _estimate(self, token_level_rewards: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """verl's estimator seam: (advantages, returns), both (B, T)."""
@@ -165,7 +191,7 @@ class AdaptedTrainer(PPOTrainerSync):
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         """verl's metrics of what was sampled in this step, whatever else was trained on."""
         super()._compute_metrics(only_fresh(batch), metrics, timing_raw, global_steps=global_steps, epoch=epoch)
-        metrics["training/total_steps"] = self.total_training_steps
+        metrics |= {"training/total_steps": self.total_training_steps, "training/unix_time": time.time()}
         self.metrics_file.append(global_steps, metrics)
         self.timeline.append(global_steps)
 
@@ -176,8 +202,21 @@ def only_fresh(batch: Any) -> Any:
     return batch if len(places) == len(batch) else batch.select_keys([batch.keys[place] for place in places])
 
 
-def order_by_length(lengths: list[int], share: int) -> list[int]:
-    """Row indices with each run of `share` rows sorted by length; `share` may not divide the number of rows."""
-    starts = range(0, len(lengths), share)
-    runs = [sorted(range(start, min(start + share, len(lengths))), key=lengths.__getitem__) for start in starts]
-    return [index for run in runs for index in run]
+def prompt_of(key: str) -> str:
+    """The prompt's id in a sample's key, `{prompt}_{session}_{output}`; verl's synthetic rows are of no prompt."""
+    return key.rsplit("_", 2)[0]
+
+
+def order_by_group(prompts: list[str], lengths: list[int], share: int) -> list[int]:
+    """Row indices with each run of `share` rows sorted: rows of one prompt together, its longest row deciding where.
+
+    `share` may not divide the number of rows.
+    """
+    order: list[int] = []
+    for start in range(0, len(lengths), share):
+        run = range(start, min(start + share, len(lengths)))
+        longest: dict[str, int] = {}
+        for row in run:
+            longest[prompts[row]] = max(longest.get(prompts[row], 0), lengths[row])
+        order += sorted(run, key=lambda row: (longest[prompts[row]], prompts[row], lengths[row]))
+    return order

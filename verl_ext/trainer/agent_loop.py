@@ -15,6 +15,7 @@ import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.workers.rollout.llm_server import LLMServerClient
 
 from verl_ext.data.conversations import read_label
 from verl_ext.data.rows import MATH
@@ -27,14 +28,26 @@ from verl_ext.teacher.store.store import StoreError
 from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row, teachers_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 from verl_ext.trainer.config import MethodConfig
+from verl_ext.trainer.early import EarlyActor
+from verl_ext.trainer.queue_writer import QueueWriter
 from verl_ext.trainer.runner import plain_class
+from verl_ext.trainer.shared_calls import share_calls
 
 # Of its own: verl renders prompts in the loop's default threads, and the verifier compares one pair at a time.
 MATH_THREAD = ThreadPoolExecutor(1)
+UNREAD = ("teacher_messages", "extra_info", "raw_prompt")
+"""Columns of the data that nobody reads of a scored sample; the last one a reward model does."""
 
 
 class PlainTextLoop(SingleTurnAgentLoop):
-    """verl's loop of one turn; special tokens that a sentence holds are plain text, as they are everywhere here."""
+    """verl's loop of one turn; special tokens that a sentence holds are plain text, as they are everywhere here.
+
+    The samples of a prompt, which start together, share its tokens.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rendering: dict[tuple[int, ...], asyncio.Task[list[int]]] = {}
 
     async def ct_build_initial_tokens(
         self, messages: list[dict], tools=None, images=None, videos=None, audios=None, mm_inputs_out=None
@@ -42,7 +55,30 @@ class PlainTextLoop(SingleTurnAgentLoop):
         if written_in(self.tokenizer, messages):
             ids = render_chat(self.tokenizer, messages, self.apply_chat_template_kwargs)
             return self._cap_text_prompt_length(ids)
-        return await super().ct_build_initial_tokens(messages, tools, images, videos, audios, mm_inputs_out)
+        if self.processor is not None or tools:
+            return await super().ct_build_initial_tokens(messages, tools, images, videos, audios, mm_inputs_out)
+        prompt = tuple(map(id, messages))  # the very messages of the data's row, which the task keeps alive
+        if prompt not in self._rendering:
+            task = asyncio.create_task(super().ct_build_initial_tokens(messages))
+            self._rendering[prompt] = task
+            task.add_done_callback(lambda _: self._rendering.pop(prompt))
+        return list(await self._rendering[prompt])
+
+    async def ct_merge_assistant_token(
+        self,
+        runtime_token_ids: list[int],
+        assistant_token_ids: list[int],
+        response_mask: list[int],
+        response_logprobs: list[float] | None = None,
+        assistant_logprobs: list[float] | None = None,
+    ) -> Any:
+        """As verl, which puts this copying of lists into a thread."""
+        builder = self.continuous_token_builder
+        merged = builder.merge_assistant_tokens(runtime_token_ids, assistant_token_ids)
+        mask, logprobs = builder.align_response_metadata(
+            merged, response_mask, response_logprobs, assistant_logprobs=assistant_logprobs
+        )
+        return merged, mask, logprobs
 
 
 class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
@@ -58,8 +94,13 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             self.top_k = len(self.tokenizer)
         self._primes: set[asyncio.Task[None]] = set()
         self._at = {"student": 0, "teacher": 0}
-        self._begun: dict[tuple[str, int], float] = {}
+        self._begun: dict[str, dict[int, float]] = {}
+        """When the samples of a prompt were asked for, by the prompt's id and the sample's number."""
         self._last_error = ""
+        self._teacher_prompts: dict[str, list[int]] = {}
+        QueueWriter(UNREAD[:-1] if self.config.reward.reward_model.enable else UNREAD).install()
+        if isinstance(self.llm_client, LLMServerClient):
+            share_calls(self.llm_client)
 
     async def waiting(self) -> str:
         """How many samples are where, and the last error, in words."""
@@ -79,11 +120,17 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         """The teacher reads the prompt while the student writes: its n samples then share the prefix."""
+        uid = prompt["uid"]
+        self._begun[uid] = {}
         if not trajectory["validate"]:
             task = asyncio.create_task(self._prime(prompt))
             self._primes.add(task)
             task.add_done_callback(self._primes.discard)
-        await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+        try:
+            await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+        finally:
+            del self._begun[uid]
+            self._teacher_prompts.pop(uid, None)
 
     async def _prime(self, row: dict) -> None:
         with contextlib.suppress(ValueError, sqlite3.Error):  # scoring the samples will say it
@@ -103,7 +150,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         if self.config.seeded_rollout and not trajectory["validate"]:
             sample = f"{self.config.data.seed}/{trajectory['step']}/{kwargs['index']}/{kwargs['session_id']}"
             sampling_params = sampling_params | {"seed": zlib.crc32(sample.encode())}
-        self._begun[kwargs["uid"], kwargs["session_id"]] = time.time()
+        self._begun[kwargs["uid"]][kwargs["session_id"]] = time.time()
         if agent_name != "single_turn_agent" or trace:
             with self._counted("student"):
                 await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, trace=trace, **kwargs)
@@ -155,7 +202,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         """
         del prompt_ids  # the student's prompt; the teacher has its own
         assert sample_kwargs is not None
-        begun = self._begun.pop((sample_kwargs["uid"], sample_kwargs["session_id"]))
+        begun = self._begun[sample_kwargs["uid"]][sample_kwargs["session_id"]]
         if validate:
             return
         request = self._request(sample_kwargs, response_ids, output.response_mask)
@@ -189,8 +236,11 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
 
     def _request(self, row: dict, response_ids: list[int], response_mask: list[int] | None) -> ScoreRequest:
         """The response under the teacher's prompt of a data row."""
-        kwargs = self.config.data.get("apply_chat_template_kwargs", {})
-        teacher_prompt_ids = render_chat(self.tokenizer, row["teacher_messages"], kwargs)
+        prompt = row["uid"]
+        if prompt not in self._teacher_prompts:
+            kwargs = self.config.data.get("apply_chat_template_kwargs", {})
+            self._teacher_prompts[prompt] = render_chat(self.tokenizer, row["teacher_messages"], kwargs)
+        teacher_prompt_ids = self._teacher_prompts[prompt]
         name = teacher_of_row(row, self.teachers)
         return ScoreRequest(teacher_prompt_ids, response_ids, response_mask, name, top_k=self.top_k)
 
@@ -226,6 +276,13 @@ def top_fields(outcome: Score | TeacherError, request: ScoreRequest) -> dict[str
 class DistillationAgentLoopManager(AgentLoopManagerTQ):
     """verl's manager, starting our workers; picked by `rollout.agent.agent_loop_manager_class`."""
 
+    early: EarlyActor | None = None
+
+    @classmethod
+    def start_early(cls) -> None:
+        """Start the first worker's process, on one node; what it is asked for with, its name, nobody asks it by."""
+        cls.early = EarlyActor(DistillationAgentLoopWorker, indifferent=("name", "scheduling_strategy"))
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(DistillationAgentLoopWorker)
+        self.agent_loop_workers_class = self.early or ray.remote(DistillationAgentLoopWorker)

@@ -14,6 +14,11 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_ext.trainer.pipeline_config import WAIT, PipelineConfig
 
+# verl looks every 2 s, which is more than a short step.
+POLL_INTERVAL_S = 0.02
+POLLED_SHARE = 0.2
+"""Of the time of a wait, at most, that goes into looking."""
+
 
 class SamplingStopped(RuntimeError):
     """No more samples come: nothing is finished, or everything fails."""
@@ -29,6 +34,12 @@ class BoundedWait(ReplayBuffer):
         super().__init__(**verls)
         self.pipeline = pipeline
         self._progress: tuple[int, float] = (0, 0.0)
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        """verl's look at every sample that is there: soon again, and later where a look takes long."""
+        start = time.perf_counter()
+        super()._sync_metadata_from_transfer_queue()
+        self.poll_interval = max(POLL_INTERVAL_S, (time.perf_counter() - start) / POLLED_SHARE)
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         """Raises SamplingStopped instead of waiting for ever."""

@@ -18,7 +18,6 @@ from verl_ext.run.next_command import evaluation_of
 from verl_ext.run.ray_session import as_actor, ray_session
 from verl_ext.run.settings import mapping_of
 from verl_ext.run.verb import FULL_ERROR, how_to_go_on, keep_traceback
-from verl_ext.student.export import export_what_is_missing
 from verl_ext.student.model_card import write_cards
 from verl_ext.teacher.server.start import start_teachers
 from verl_ext.teacher.teachers import teachers_of
@@ -84,6 +83,8 @@ def train(config: DictConfig, started: float) -> None:
                     console.stage(f"the teacher {teachers[reference][0]} answers log-prob requests at {answer}")
         console.update()
     if config.actor_rollout_ref.model.lora_rank and config.trainer.save_freq > 0:
+        from verl_ext.student.export import export_what_is_missing  # seconds to import, which nothing waits for here
+
         export_what_is_missing(config)
     if (run_dir / "metrics.jsonl").is_file():
         write_cards(run_dir)  # with the last step, which the last checkpoint's card does not know yet

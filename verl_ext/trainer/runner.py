@@ -2,9 +2,11 @@
 
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
+from omegaconf import OmegaConf
 
 from verl_ext.trainer.config import MethodConfig, check_method
 from verl_ext.trainer.pipeline_config import SYNC
@@ -23,23 +25,51 @@ class Runner:
             RuntimeError: if verl did not load the platform that `config.platform` names.
         """
         show_gpus(config)
-        from verl.trainer.main_ppo import TaskRunnerV1
-        from verl.trainer.ppo.utils import need_critic, need_reference_policy
-        from verl.utils.config import validate_config
+        with ThreadPoolExecutor(1) as beside:
+            queue = beside.submit(start_queue, config)
+            from verl.trainer.main_ppo import TaskRunnerV1
+            from verl.trainer.ppo.utils import need_critic, need_reference_policy
+            from verl.utils.config import validate_config
+            from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-        from verl_ext.platform import assert_platform
-        from verl_ext.run.metrics import reach_stage
-        from verl_ext.trainer.trainer import PIPELINED, register
+            from verl_ext.platform import assert_platform
+            from verl_ext.run.metrics import reach_stage
+            from verl_ext.trainer.trainer import PIPELINED, register
 
-        reach_stage(config.run_dir, "trainer process imported verl")
-        assert_platform(config.trainer.device)
-        register()
-        if config.pipeline.mode != SYNC:
-            config.trainer.v1.trainer_mode = PIPELINED
-        ask_for_reference(config, check_method(config))
-        make_room_for_weights(config)
-        validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-        plain_class(TaskRunnerV1)().run(config)
+            reach_stage(config.run_dir, "trainer process imported verl")
+            assert_platform(config.trainer.device)
+            register()
+            if config.pipeline.mode != SYNC:
+                config.trainer.v1.trainer_mode = PIPELINED
+            ask_for_reference(config, check_method(config))
+            make_room_for_weights(config)
+            validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+            queue.result()
+            RolloutReplicaRegistry.register("vllm", beside.submit(start_engines, config).result)
+            plain_class(TaskRunnerV1)().run(config)
+
+
+def start_queue(config: Any) -> None:
+    """TransferQueue's processes, which take seconds to start, while this one imports verl; verl finds them there."""
+    import transfer_queue as tq
+
+    settings: Any = OmegaConf.create(OmegaConf.to_container(config.transfer_queue, resolve=True))
+    tq.init(settings)
+
+
+def start_engines(config: Any) -> type:
+    """vLLM's server and the first agent loop import what they need while the actor loads the student.
+
+    Returns:
+        verl's vLLM replica, ours, which takes this process seconds to import too.
+    """
+    from verl_ext.trainer import sampler
+    from verl_ext.trainer.agent_loop import DistillationAgentLoopManager
+
+    if config.trainer.nnodes == 1:
+        sampler.start_early(config)
+        DistillationAgentLoopManager.start_early()
+    return sampler.FinishReasonReplica
 
 
 def show_gpus(config: Any) -> None:

@@ -6,11 +6,16 @@ last token allowed, and `rollout.max_model_len` may cut earlier.
 
 from argparse import Namespace
 from collections.abc import AsyncIterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import ray
+from verl.plugin.platform import get_platform
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+
+from verl_ext.trainer.early import EarlyActor
+from verl_ext.trainer.shared_calls import Answering, Answers, Requests
 
 
 class FinishReasonServer(vLLMHttpServer):
@@ -19,6 +24,13 @@ class FinishReasonServer(vLLMHttpServer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reasons: dict[str, str | None] = {}
+        self._answering = Answering(self.generate)
+
+    async def begin(self, client: str, requests: Requests) -> None:
+        await self._answering.begin(client, requests)
+
+    async def ended(self, client: str) -> Answers:
+        return await self._answering.ended(client)
 
     async def run_server(self, args: Namespace) -> None:
         await super().run_server(args)
@@ -48,6 +60,31 @@ class FinishReasonServer(vLLMHttpServer):
 class FinishReasonReplica(vLLMReplica):
     """verl's replica of that server."""
 
+    early: EarlyActor | None = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.server_class = ray.remote(FinishReasonServer)
+        self.server_class = self.early or ray.remote(FinishReasonServer)
+
+
+def start_early(config: Any) -> None:
+    """Start the server's process, on one node, where there is to be one."""
+    rollout = config.actor_rollout_ref.rollout
+    ranks = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+    if rollout.name == "vllm" and ranks == config.trainer.n_gpus_per_node:
+        FinishReasonReplica.early = EarlyActor(
+            FinishReasonServer, indifferent=("scheduling_strategy",), **verls_options(rollout)
+        )
+
+
+def verls_options(rollout: Any) -> dict[str, Any]:
+    """What verl starts the first server's actor with (`vLLMReplica.launch_servers`)."""
+    platform, concurrency = get_platform(), cast(property, vLLMReplica.max_concurrency)
+    assert concurrency.fget is not None
+    return {
+        "runtime_env": {
+            "env_vars": {**dict.fromkeys(platform.ray_noset_envvars(), "1"), **platform.rollout_env_vars()}
+        },
+        "name": "vllm_server_0_0",
+        "max_concurrency": concurrency.fget(SimpleNamespace(config=rollout)),
+    }

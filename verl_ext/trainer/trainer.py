@@ -3,7 +3,6 @@
 from typing import Any
 
 from verl.trainer.ppo.v1 import register_trainer
-from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from verl_ext.method.reverse_kl import teacher_kl
 from verl_ext.trainer.advantages import (
@@ -102,15 +101,8 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
 
 
 def register() -> None:
-    """Make our trainers known to verl as `trainer.v1.trainer_mode`, and our vLLM as `vllm`."""
+    """Make our trainers known to verl as `trainer.v1.trainer_mode`."""
     from verl_ext.trainer.pipelined import PipelinedTrainer  # which stands on this module
 
     register_trainer(NAME)(OnPolicyDistillationTrainer)
     register_trainer(PIPELINED)(PipelinedTrainer)
-    RolloutReplicaRegistry.register("vllm", _replica)
-
-
-def _replica() -> type:
-    from verl_ext.trainer.sampler import FinishReasonReplica  # vLLM, which takes seconds to import
-
-    return FinishReasonReplica

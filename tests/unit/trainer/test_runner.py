@@ -12,6 +12,7 @@ from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.utils import device
 
 import verl_ext.platform
+from verl_ext.trainer import runner
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 from verl_ext.trainer.runner import Runner, ask_for_reference, make_room_for_weights, plain_class
 from verl_ext.trainer.trainer import NAME, OnPolicyDistillationTrainer
@@ -34,6 +35,8 @@ def started(monkeypatch) -> list:
             seen.append(config)
 
     monkeypatch.setattr(verl_ext.platform, "assert_platform", seen.append)
+    for beside in ("start_queue", "start_engines"):  # Ray's processes
+        monkeypatch.setattr(runner, beside, lambda _: None)
     monkeypatch.setattr(
         main_ppo, "TaskRunnerV1", SimpleNamespace(__ray_metadata__=SimpleNamespace(modified_class=TaskRunner))
     )

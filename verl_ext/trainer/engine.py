@@ -1,0 +1,171 @@
+"""verl's FSDP engine, which reads a prompt once for all the samples that answer it, and its head where answers are.
+
+The update of a group of n samples takes the prompt n times through the model in verl, and every prompt token through
+the head, whose logits no loss reads. Here a group is one row, prompt and answers side by side, in which an answer sees
+its prompt and itself; positions count on from the prompt in each. The log-probs, entropies and gradients are those of
+separate rows, in another order of summation.
+
+It takes part where sequences are padded (`actor_rollout_ref.model.use_remove_padding=false`), for models whose every
+layer takes such a mask. All else goes verl's way. verl lets `VERL_ENGINE_VENDOR` name an engine: ours is `VENDOR`.
+
+Shapes: `B` samples, `G` groups, `P` longest prompt, `L` columns of a packed row, `N` response tokens of all samples,
+`V` vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+Tensor = torch.Tensor
+
+_Engine: Any = FSDPEngineWithLMHead  # verl's register decorator hides the class from pyright
+
+VENDOR = "verl_ext"
+MASKABLE = ("llama", "qwen2", "qwen3")
+"""`model_type` of dense transformers that attend as the mask says, in every layer whose type is not another."""
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """A micro-batch with each prompt once."""
+
+    input_ids_GL: Tensor
+    position_ids_GL: Tensor
+    attention_mask_G1LL: Tensor
+    """True where a token (row) sees another (column)."""
+    columns: int
+    """How many columns from the right make logits that somebody reads: from the last prompt token on."""
+    rows_N: Tensor
+    columns_N: Tensor
+    """Where, in those columns, a response token is predicted."""
+    labels_N: Tensor
+    positions_N: Tensor
+    """Where it belongs in the values of a nested tensor of whole sequences."""
+    samples_N: Tensor
+
+
+def share_prompts(prompts: Any, responses: Any) -> SharedPrompts:
+    """Put the answers to one prompt side by side behind it.
+
+    Prompts end in column P - 1, so that all answers begin in column P.
+
+    Args:
+        prompts: token ids, nested over the samples; samples of one prompt need not be neighbours.
+        responses: token ids, nested over the samples.
+    """
+    prompt_lengths, response_lengths = (nested.offsets().diff().tolist() for nested in (prompts, responses))
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for sample, prompt in enumerate(prompts.unbind()):
+        groups.setdefault(tuple(prompt.tolist()), []).append(sample)
+    widest = max(len(prompt) for prompt in groups)
+    length = widest + max(sum(response_lengths[sample] for sample in samples) for samples in groups.values())
+    input_ids = torch.zeros(len(groups), length, dtype=torch.long)
+    position_ids = torch.zeros(len(groups), length, dtype=torch.long)
+    owner = torch.full((len(groups), length), -1)  # -1: nobody's; 0: the prompt's; i: the i-th answer's
+    rows, columns = [0] * len(response_lengths), [0] * len(response_lengths)
+    answers = responses.unbind()
+    for row, (prompt, samples) in enumerate(groups.items()):
+        input_ids[row, widest - len(prompt) : widest] = torch.tensor(prompt)
+        position_ids[row, widest - len(prompt) : widest] = torch.arange(len(prompt))
+        owner[row, widest - len(prompt) : widest] = 0
+        column = widest
+        for number, sample in enumerate(samples, 1):
+            end = column + response_lengths[sample]
+            input_ids[row, column:end] = answers[sample]
+            position_ids[row, column:end] = torch.arange(len(prompt), len(prompt) + response_lengths[sample])
+            owner[row, column:end] = number
+            rows[sample], columns[sample] = row, column
+            column = end
+    lengths_B = torch.tensor(response_lengths)
+    samples_N = torch.arange(len(lengths_B)).repeat_interleave(lengths_B)
+    token_N = torch.arange(len(samples_N)) - (lengths_B.cumsum(0) - lengths_B)[samples_N]
+    starts_B = (torch.tensor(prompt_lengths) + lengths_B).cumsum(0) - lengths_B
+    before_N = torch.tensor(columns)[samples_N] - widest + token_N  # the column that predicts it, counted from P - 1
+    return SharedPrompts(
+        input_ids_GL=input_ids,
+        position_ids_GL=position_ids,
+        attention_mask_G1LL=_sees(owner)[:, None],
+        columns=length - widest + 1,
+        rows_N=torch.tensor(rows)[samples_N],
+        columns_N=torch.where(token_N == 0, 0, before_N),
+        labels_N=responses.values(),
+        positions_N=starts_B[samples_N] - 1 + token_N,
+        samples_N=samples_N,
+    )
+
+
+def _sees(owner_GL: Tensor) -> Tensor:
+    """(G, L, L): a token sees the prompt and its own answer up to itself; one that is nobody's, itself."""
+    length = owner_GL.shape[1]
+    queries, keys = owner_GL[:, :, None], owner_GL[:, None, :]
+    earlier = torch.ones(length, length, dtype=torch.bool).tril()
+    return ((keys == queries) | (keys == 0) & (queries > 0)) & earlier & (queries >= 0) | torch.eye(length).bool()
+
+
+@EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu"], vendor=VENDOR)
+class SharedPromptEngine(_Engine):
+    """verl's engine for a language model; what goes into the model and what comes out differ."""
+
+    def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if not self._shares(micro_batch):
+            return super().prepare_model_inputs(micro_batch=micro_batch)
+        packed = share_prompts(micro_batch["prompts"].cpu(), micro_batch["responses"].cpu())
+        device = micro_batch["input_ids"].device
+        inputs = {
+            "input_ids": packed.input_ids_GL.to(device),
+            "position_ids": packed.position_ids_GL.to(device),
+            "attention_mask": packed.attention_mask_G1LL.to(device),
+            "logits_to_keep": packed.columns,
+        }
+        return inputs, {"packed": packed}
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
+    ) -> dict[str, Tensor]:
+        """`log_probs`, and `entropy` where it is asked for: nested over whole sequences, 0 where no loss reads."""
+        if "packed" not in output_args:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        packed: SharedPrompts = output_args["packed"]
+        logits_NV = output.logits[packed.rows_N, packed.columns_N].float()
+        temperature = micro_batch["temperature"]
+        if isinstance(temperature, Tensor):
+            temperature = temperature[packed.samples_N, None].float()
+        logprobs_NV = torch.log_softmax(logits_NV / temperature, dim=-1)
+        found = {"log_probs": logprobs_NV.gather(1, packed.labels_N.to(logits_NV.device)[:, None])[:, 0]}
+        if tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False):
+            # A gradient that the loss multiplies with 0 costs as much as one that it uses.
+            used = bool(tu.get_non_tensor_data(micro_batch, "entropy_is_trained", default=True))
+            with torch.set_grad_enabled(used and torch.is_grad_enabled()):
+                found["entropy"] = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+        input_ids = micro_batch["input_ids"]
+        return {key: _whole(value_N, packed.positions_N, input_ids) for key, value_N in found.items()}
+
+    def _shares(self, micro_batch: Any) -> bool:
+        """Whether a micro-batch is ours: padded text, of a model that attends as it is told, no logits for a loss."""
+        asked = ("use_fused_kernels", "distillation_use_topk", "calculate_sum_pi_squared")
+        return (
+            not tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
+            and not any(tu.get_non_tensor_data(micro_batch, key, default=False) for key in asked)
+            and micro_batch["position_ids"].dim() == 2
+            and takes_any_mask(self.module.config)
+        )
+
+
+def takes_any_mask(config: Any) -> bool:
+    """Whether every layer of a model attends as a mask of shape (G, 1, L, L) says."""
+    layers = getattr(config, "layer_types", None) or []
+    return (
+        config.model_type in MASKABLE
+        and config._attn_implementation in ("sdpa", "eager")
+        and all(layer == "full_attention" for layer in layers)
+    )
+
+
+def _whole(value_N: Tensor, positions_N: Tensor, input_ids: Any) -> Tensor:
+    """Nested over the sequences of `input_ids`, with `value_N` at its positions."""
+    values = value_N.new_zeros(input_ids.values().shape).index_put((positions_N.to(value_N.device),), value_N)
+    return torch.nested.nested_tensor_from_jagged(values, input_ids.offsets())
