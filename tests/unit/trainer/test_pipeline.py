@@ -124,7 +124,6 @@ def buffer_of(**pipeline) -> PipelineBuffer:
         max_off_policy_threshold=None,
         max_off_policy_strategy="drop",
         sampler_kwargs=OmegaConf.create(),
-        poll_interval=0.01,
         train_batch_size=2,
     )
     buffer.where = lambda: "1 at the student, 0 at the teacher"
