@@ -67,7 +67,7 @@ def composed(options: argparse.Namespace, name: str, urls: list[str], words: tup
                 *(f"data.train_files={DEMO}/data/train.parquet", f"data.val_files={DEMO}/data/heldout.parquet"),
                 *("teacher.mode=external", f"teacher.urls=[{','.join(urls)}]", "teacher.prime=false"),
                 *(f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.rollout.n={N}"),
-                *(f"data.max_response_length={ANSWER}"),
+                f"data.max_response_length={ANSWER}",
                 *("trainer.save_freq=-1", "trainer.logger=[]", "pipeline.wait_timeout_s=120"),
                 *("method.policy_loss.kind=truncated_importance_sampling", *words),
             ],
