@@ -3,8 +3,8 @@
     python -m benchmarks.timed_pipeline --json timed_pipeline.json
 
 Engines are played (arms/timed_engines.py): a batch takes student, teacher and trainer stated seconds, and nothing of
-the processor. All else is real: Ray, verl's loop and load balancer, agent loop, scoring over HTTP, TransferQueue. Of
-an overlapped step whatever is more than its slowest stage is what the pipeline costs: dispatch, polling, the stop for
+the processor. All else is real: Ray, verl's loop and load balancer, agent loop, scoring over HTTP, TransferQueue. What
+an overlapped run takes beyond the pace of its slowest stage is what the pipeline costs: dispatch, polling, the stop for
 the weight sync. On a machine that is busy otherwise it costs more. Model and rows are those of `make demo`.
 """
 
@@ -44,14 +44,13 @@ MODES = {
 REPLICAS = (1, 2, 4, 8)
 SCALED = (8.0, 8.0, 1.0)
 """Seconds of a batch with one replica of student and teacher, where these are multiplied."""
-WARM_UP = 2
 BAR = 1.1
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="what the pipeline itself costs, with engines that only take time")
     parser.add_argument("--json", type=Path, help="write the table and the bars here")
-    parser.add_argument("--steps", type=int, default=9, help=f"training steps of a run; {WARM_UP} warm up")
+    parser.add_argument("--steps", type=int, default=9, help="training steps of a run")
     parser.add_argument("--only", default="", help="runs whose `CASE, MODE, REPLICAS` holds this")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: a new temporary one")
     parsed = parser.parse_args()
@@ -68,7 +67,7 @@ def composed(options: argparse.Namespace, name: str, urls: list[str], words: tup
                 *(f"data.train_files={DEMO}/data/train.parquet", f"data.val_files={DEMO}/data/heldout.parquet"),
                 *("teacher.mode=external", f"teacher.urls=[{','.join(urls)}]", "teacher.prime=false"),
                 *(f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.rollout.n={N}"),
-                *(f"data.max_response_length={ANSWER}", f"trainer.total_training_steps={options.steps}"),
+                f"data.max_response_length={ANSWER}",
                 *("trainer.save_freq=-1", "trainer.logger=[]", "pipeline.wait_timeout_s=120"),
                 *("method.policy_loss.kind=truncated_importance_sampling", *words),
             ],
@@ -97,7 +96,7 @@ class Session:
         """Agent-loop workers that know so many students and teachers."""
         from verl.workers.rollout.router import get_router_handle
 
-        from benchmarks.arms.timed_engines import TimedClient
+        from benchmarks.arms.timed_engines import Durations, TimedClient
         from verl_ext.trainer.agent_loop import DistillationAgentLoopManager
 
         if replicas not in self._managers:
@@ -109,16 +108,19 @@ class Session:
                 teacher_client=None,
                 reward_loop_worker_handles=None,
             )
+            self.train(f"warm_up_{replicas}", "sync", Durations(0.1, 0.1, 0.1), replicas, steps=2)
         return self._managers[replicas]
 
-    def run(self, name: str, mode: str, durations: "Durations", replicas: int = 1) -> dict[str, Any]:
-        """Train `steps` steps; seconds of one after the warm-up, and how busy each stage is."""
+    def train(self, name: str, mode: str, durations: "Durations", replicas: int, steps: int) -> Path:
+        """One run from its first step to its last; its folder."""
         import ray
         from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
         from benchmarks.arms import timed_engines as engines
 
-        config = composed(self.options, name, self.urls[:replicas], MODES[mode])
+        manager = self.manager(replicas)
+        words = (*MODES[mode], f"trainer.total_training_steps={steps}")
+        config = composed(self.options, name, self.urls[:replicas], words)
         folder = Path(config.run_dir)
         folder.mkdir(parents=True)
         samples, busy = PROMPTS * N, self.students[:replicas]
@@ -131,43 +133,44 @@ class Session:
         trainer.actor = engines.SleepingActor(durations.training, samples)
         trainer.sync = engines.SleepingSync(busy, durations.sync)
         trainer.init()
-        trainer.fit(self.manager(replicas))
-        return self._result(folder, mode, durations, replicas)
+        trainer.fit(manager)
+        return folder
 
-    def _result(self, folder: Path, mode: str, durations: "Durations", replicas: int) -> dict[str, Any]:
-        # A run's last steps have nothing left to sample ahead.
-        rows = read_metrics(folder / "metrics.jsonl")[WARM_UP : -2 if mode != "sync" else None]
-        steps = [row["step"] for row in rows]
-        window = [step["stages"] for step in read_timeline(folder / "timeline.jsonl") if step["step"] in steps]
-        start, end = window[0][0][1], window[-1][-1][1]
-        seconds = (end - start) / len(rows)
-        slowest = max(durations.student / replicas, durations.teacher / replicas, durations.training)
-        found = lanes(read_timeline(folder / "timeline.jsonl"))
-        share = {
-            lane: length([(max(a, start), min(b, end)) for a, b in spans if a < end and b > start]) / (end - start)
-            for lane, spans in found.items()
-        }
-        return {
-            "mode": mode,
-            "replicas": replicas,
-            "seconds": seconds,
-            "slowest": slowest,
-            "over_slowest": seconds / slowest,
-            "samples_per_s": PROMPTS * N / seconds,
-            "busy": share,
-            "staleness": statistics.mean(row["staleness/tokens_mean"] for row in rows),
-            "durations": asdict(durations),
-        }
+
+def result_of(folder: Path, mode: str, durations: "Durations", replicas: int) -> dict[str, Any]:
+    """Seconds from the first prompt to the last weight sync, beside the least that they can be, and who was busy.
+
+    At the least one batch is answered and trained on, and all others follow at the pace of the slowest stage.
+    """
+    timed = read_timeline(folder / "timeline.jsonl")
+    steps, spans = len(timed), lanes(timed)
+    start = min(timed[0]["stages"][0][1], spans["student"][0][0])
+    whole = timed[-1]["stages"][-1][1] - start
+    answers = max(durations.student, durations.teacher) / replicas
+    slowest = max(answers, durations.training)
+    least = answers + durations.training + (steps - 1) * slowest
+    rows = read_metrics(folder / "metrics.jsonl")
+    return {
+        "mode": mode,
+        "replicas": replicas,
+        "seconds": whole / steps,
+        "least": least / steps,
+        "over_least": whole / least,
+        "samples_per_s": PROMPTS * N * steps / whole,
+        "busy": {lane: length(each) / whole for lane, each in spans.items()},
+        "staleness": statistics.mean(row["staleness/tokens_mean"] for row in rows),
+        "durations": asdict(durations),
+    }
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"timed engines (sleeps), {PROMPTS} prompts x {N} samples", title_justify="left")
-    names = ("student:teacher:training", "mode", "replicas", "s/step", "slowest", "ratio", "samples/s", "busy s/t/T")
+    names = ("student:teacher:training", "mode", "replicas", "s/step", "least", "ratio", "samples/s", "busy %")
     for name in names:
         table.add_column(name, justify="left" if name in names[:2] else "right")
     for row in rows:
         busy = "/".join(f"{100 * row['busy'][lane]:.0f}" for lane in ("student", "teacher", "trainer"))
-        numbers = (f"{row['seconds']:.2f}", f"{row['slowest']:.2f}", f"{row['over_slowest']:.2f}")
+        numbers = (f"{row['seconds']:.2f}", f"{row['least']:.2f}", f"{row['over_least']:.2f}")
         table.add_row(row["case"], row["mode"], str(row["replicas"]), *numbers, f"{row['samples_per_s']:.1f}", busy)
     Console(width=120).print(table)
 
@@ -193,13 +196,14 @@ def main() -> None:
         for number, (case, mode, durations, replicas) in enumerate(cases):
             if options.only not in f"{case}, {mode}, {replicas}":
                 continue
-            rows.append({"case": case} | session.run(f"{number}_{mode}", mode, durations, replicas))
+            folder = session.train(f"{number}_{mode}", mode, durations, replicas, options.steps)
+            rows.append({"case": case} | result_of(folder, mode, durations, replicas))
             print(f"{case}, {mode}, {replicas}: {rows[-1]['seconds']:.2f} s a step", flush=True)
     show(rows)
     report(
         rows,
         [
-            (f"{row['case']}_{row['mode']}_x{row['replicas']}_over_slowest".replace(" ", "_"), row["over_slowest"], BAR)
+            (f"{row['case']}_{row['mode']}_x{row['replicas']}_over_least".replace(" ", "_"), row["over_least"], BAR)
             for row in rows
             if row["mode"] != "sync"
         ],
