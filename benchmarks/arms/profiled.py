@@ -25,7 +25,7 @@ WAITING = ("sleep", "acquire", "select", "poll", "epoll_wait", "get_objects")
 
 
 def own_seconds(profile: cProfile.Profile) -> float:
-    """Time in functions of ours, and in built-in ones while a function of ours called them, waits left out."""
+    """CPU time in functions of ours, and in built-in ones while a function of ours called them, waits left out."""
     seconds = 0.0
     for (file, _, name), (_, _, own, _, callers) in pstats.Stats(profile).stats.items():  # pyright: ignore[reportAttributeAccessIssue]
         if OURS in file:
@@ -39,7 +39,7 @@ class Profiler:
     """Of the thread that calls it."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self._profile, self._steps = file, cProfile.Profile(), 0
+        self._file, self._profile, self._steps = file, cProfile.Profile(time.thread_time), 0
 
     def step(self) -> None:
         """A step begins: write what the ones before took."""
