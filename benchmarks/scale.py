@@ -36,19 +36,19 @@ FIRST_COMPARED = 512
 GROWTH_BAR, OWN_MS_BAR, MEMORY_BAR, LATE_BAR = 1.1, 0.5, 1.1, 1.25
 TIMEOUT_S = 3_000
 EARLY, LATE, REPEATS = 10, 10_000, 200
-PROFILED = "actor_rollout_ref.rollout.agent.agent_loop_manager_class=benchmarks.arms.profiled.ProfiledManager"
+OURS, PROFILED = "recipe.on_policy_distillation", "benchmarks.arms.profiled"
 
 
-def run(folder: Path, size: int, steps: int, *overrides: str) -> float:
-    """Train to the end; returns the most memory of the process that was started, MiB."""
+def run(module: str, folder: Path, size: int, steps: int) -> float:
+    """Train to the end with `python -m module`; returns the most memory of the process that was started, MiB."""
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        *(sys.executable, "-m", "recipe.on_policy_distillation", "platform=cpu", "task=demo", f"run_dir={folder}"),
+        *(sys.executable, "-m", module, "platform=cpu", "task=demo", f"run_dir={folder}"),
         *(f"student.path={DEMO}/models/base", f"data.train_files={DEMO}/data/train.parquet"),
         *(f"data.val_files={DEMO}/data/heldout.parquet", f"data.train_batch_size={size // N}"),
         *(f"actor_rollout_ref.rollout.n={N}", f"trainer.total_training_steps={steps}", "trainer.save_freq=-1"),
-        *("trainer.resume_mode=disable", "stall_timeout_s=3000", *overrides),
+        *("trainer.resume_mode=disable", "stall_timeout_s=3000"),
     ]
     print(f"running {steps} steps of {size} samples (log: {folder}/run.log)", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
@@ -69,10 +69,10 @@ def run(folder: Path, size: int, steps: int, *overrides: str) -> float:
 
 def of_size(out: Path, size: int, steps: int) -> dict[str, float]:
     """One line of the table."""
-    memory = run(out / f"{size}", size, steps)
+    memory = run(OURS, out / f"{size}", size, steps)
     times = [row["training/unix_time"] for row in read_metrics(out / f"{size}/metrics.jsonl")]
     seconds = statistics.median(b - a for a, b in zip(times[WARM_UP - 1 :], times[WARM_UP:], strict=False))
-    run(out / f"{size}-profiled", size, WARM_UP + 1, PROFILED)
+    run(PROFILED, out / f"{size}-profiled", size, WARM_UP + 1)
     own = 0.0
     for name in ("trainer", "agent_loop"):
         found = json.loads((out / f"{size}-profiled/profile-{name}.json").read_text())

@@ -1,7 +1,8 @@
-"""`DistillationAgentLoopManager` under a profiler, for `benchmarks.scale`: what our own Python costs.
+"""Training under a profiler, for `benchmarks.scale`: `python -m benchmarks.arms.profiled platform=cpu run_dir=...`
 
-It lives in the trainer's process, whose main thread it profiles, and its workers profile their event loops. Each writes
-`run_dir/profile-NAME.json` at the start of every step: seconds in our functions since training began.
+`ProfiledManager` lives in the trainer's process, whose main thread it profiles, and its workers profile their event
+loops. Each writes `run_dir/profile-NAME.json` at the start of every step: seconds in our functions since training
+began. No check of `recipe.on_policy_distillation` runs, one of which refuses another manager than ours.
 """
 
 import cProfile
@@ -10,9 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hydra
 import ray
+from omegaconf import DictConfig, OmegaConf
 
-from verl_ext.run.files import write_json
+from verl_ext.checks.schemas import prepare_training_configs
+from verl_ext.run.files import save_resolved_config, write_json
+from verl_ext.run.origin import begin
 from verl_ext.trainer.agent_loop import DistillationAgentLoopManager, DistillationAgentLoopWorker
 
 OURS = "/verl_ext/"
@@ -20,7 +25,7 @@ WAITING = ("sleep", "acquire", "select", "poll", "epoll_wait", "get_objects")
 
 
 def own_seconds(profile: cProfile.Profile) -> float:
-    """Time in functions of ours, and in built-in ones while a function of ours called them, waits left out."""
+    """CPU time in functions of ours, and in built-in ones while a function of ours called them, waits left out."""
     seconds = 0.0
     for (file, _, name), (_, _, own, _, callers) in pstats.Stats(profile).stats.items():  # pyright: ignore[reportAttributeAccessIssue]
         if OURS in file:
@@ -34,7 +39,7 @@ class Profiler:
     """Of the thread that calls it."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self._profile, self._steps = file, cProfile.Profile(), 0
+        self._file, self._profile, self._steps = file, cProfile.Profile(time.thread_time), 0
 
     def step(self) -> None:
         """A step begins: write what the ones before took."""
@@ -67,3 +72,21 @@ class ProfiledManager(DistillationAgentLoopManager):
     def generate_sequences(self, prompts: Any) -> None:
         self._profiler.step()
         super().generate_sequences(prompts)
+
+
+@hydra.main(version_base=None, config_path="../../configs", config_name="on_policy_distillation")
+def main(config: DictConfig) -> None:
+    from verl_ext.trainer.launch import launch
+
+    run_dir = Path(config.run_dir).resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config.run_dir = str(run_dir)
+    config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = "benchmarks.arms.profiled.ProfiledManager"
+    begin(config)
+    save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir)
+    launch(config, time.perf_counter())
+
+
+if __name__ == "__main__":
+    prepare_training_configs()
+    main()
