@@ -15,6 +15,7 @@ from verl_ext.trainer import adapted, buffer, client, pipelined, trainer
 
 OVERRIDES = [
     (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("on_train_begin", "prepare_step", "on_sample_end")),
+    (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("_load_checkpoint",)),
     (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("on_step_end",)),
     (buffer.BoundedWait, ReplayBuffer, ("sample", "_wait_for_next_poll", "_sync_metadata_from_transfer_queue")),
     (

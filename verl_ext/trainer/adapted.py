@@ -21,13 +21,14 @@ from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
 from verl_ext.run.settings import settings_of
 from verl_ext.run.timeline import TimelineFile
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.trainer.advantages import fresh_rows
+from verl_ext.trainer.advantages import fresh_rows, teacher_metrics
 from verl_ext.trainer.buffer import PipelineBuffer, SamplingStopped, SyncBuffer
 from verl_ext.trainer.checkpoint import save_last_finished_step
 from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.losses import loss_from_logits
 from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
+from verl_ext.trainer.staleness import staleness_metrics
 
 VERLS_PIPELINE = "colocate_async"
 """verl's mode in which sampling goes on while the student is trained."""
@@ -65,6 +66,8 @@ class AdaptedTrainer(PPOTrainerSync):
         self.teacher = settings_of(config.teacher, TeacherConfig)
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
         self.timeline = TimelineFile(f"{config.run_dir}/timeline.jsonl")
+        self._notes: list[dict[str, Any]] = []
+        """Of the agent loop, on the samples that this step took so far."""
         self._advantages_BT: torch.Tensor | None = None
         self._data_state: dict[str, Any] = {}
         register_adv_est(config.algorithm.adv_estimator)(self._estimate)
@@ -186,11 +189,19 @@ class AdaptedTrainer(PPOTrainerSync):
 
     def on_step_begin(self) -> None:
         self._data_state = self.train_dataloader.state_dict()
+        self._notes = []
         super().on_step_begin()
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         """verl's metrics of what was sampled in this step, whatever else was trained on."""
         super()._compute_metrics(only_fresh(batch), metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        notes = self._notes
+        metrics |= teacher_metrics(notes)
+        metrics |= staleness_metrics([note["tokens_by_version"] for note in notes], global_steps - 1)
+        self.timeline.samples(
+            [(note["student_start"], note["teacher_start"]) for note in notes],
+            [(note["teacher_start"], note["teacher_end"]) for note in notes],
+        )
         metrics |= {"training/total_steps": self.total_training_steps, "training/unix_time": time.time()}
         self.metrics_file.append(global_steps, metrics)
         self.timeline.append(global_steps)

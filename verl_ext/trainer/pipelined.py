@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import transfer_queue as tq
 from verl.utils.debug import marked_timer
 
 from verl_ext.run.metrics import reach_stage
@@ -13,6 +14,15 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
 
     The hooks are those of verl's `PPOTrainerColocateAsync`, whose vLLM sleeps during the update.
     """
+
+    def _load_checkpoint(self) -> None:
+        """As verl, whose checkpoint also holds the samples that its own step had just trained: nobody takes those."""
+        super()._load_checkpoint()
+        saved = (tq.kv_list("train") or {}).get("train", {})
+        prompts = {key for key, tag in saved.items() if tag.get("is_prompt")}
+        trained = [key for key in saved if key not in prompts and key.split("_")[0] not in prompts]
+        if trained:
+            tq.kv_clear(keys=trained, partition_id="train")
 
     def on_train_begin(self) -> None:
         """The prompts of the first `pipeline.ahead` steps, less those that a checkpoint brought back.

@@ -11,11 +11,9 @@ from verl_ext.trainer.advantages import (
     fresh_rows,
     guard,
     store_mask,
-    teacher_metrics,
     with_controlled_teacher,
 )
 from verl_ext.trainer.replaying import ReplayingTrainer
-from verl_ext.trainer.staleness import staleness_metrics
 
 NAME, PIPELINED = "on_policy_distillation", "on_policy_distillation_pipelined"
 
@@ -50,12 +48,7 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         samples, notes = fetch(batch, self.method)
         fresh = fresh_rows(batch)  # what the sampler and the teacher did in this step
         notes = [notes[row] for row in fresh]
-        metrics.update(teacher_metrics(notes))
-        self.timeline.samples(
-            [(note["student_start"], note["teacher_start"]) for note in notes],
-            [(note["teacher_start"], note["teacher_end"]) for note in notes],
-        )
-        metrics.update(staleness_metrics([note["tokens_by_version"] for note in notes], self.global_steps - 1))
+        self._notes += notes
         self._check_unscored([note["teacher_error"] for note in notes])
         self._note_fresh(batch, samples, fresh)
         samples = self._under_this_student(batch, samples)

@@ -42,6 +42,7 @@ def test_a_stream_trains_as_soon_as_a_mini_batch_is_finished(make_run):
     run = make_run(*STREAM, "actor_rollout_ref.actor.ppo_mini_batch_size=1", "trainer.total_training_steps=2").fit()
     assert [len(update) for update in run.actor.updates] == [2, 2, 2, 2]  # of one prompt, twice a step
     assert len(run.metrics) == 2
+    assert [row["teacher/scored"] for row in run.metrics] == [4, 4]  # of the step, not of one update
 
 
 def test_vllm_goes_on_with_new_weights_and_never_sleeps(make_run, tmp_path):
@@ -114,6 +115,15 @@ def queued(*prompts: tuple[str, str, int]) -> None:
     tq.kv_batch_put(keys=names, partition_id="train", tags=tags)
     samples = [{"status": "success", "min_global_steps": step - 1} for _, _, step in prompts]
     tq.kv_batch_put(keys=[f"{name}_0_0" for name in names], partition_id="train", tags=samples)
+
+
+def test_samples_that_a_checkpointed_step_had_trained_do_not_come_back(make_run):
+    """verl saves the queue before it drops them."""
+    queued(("waiting", "finished", 2))
+    trained = {"status": "success", "min_global_steps": 1}
+    tq.kv_batch_put(keys=["gone_0_0"], partition_id="train", tags=[trained])
+    make_run("pipeline.mode=one_step_off")  # the trainer of a resumed run, with the queue as it was saved
+    assert sorted(tq.kv_list("train")["train"]) == ["waiting", "waiting_0_0"]
 
 
 def buffer_of(**pipeline) -> PipelineBuffer:
