@@ -140,7 +140,8 @@ def make_inputs(options: argparse.Namespace) -> list[str]:
     return [
         *(f"student.path={model}", f"data.train_files={data}/train.parquet", f"data.val_files={data}/heldout.parquet"),
         *(f"data.max_prompt_length={options.prompt}", f"data.max_response_length={options.response}"),
-        *(f"actor_rollout_ref.rollout.max_model_len={whole}", "actor_rollout_ref.rollout.ignore_eos=true"),
+        # Random weights draw the end token as rarely as any other of the vocabulary.
+        f"actor_rollout_ref.rollout.max_model_len={whole}",
         f"teacher.context_length={options.teacher_prompt + options.response + SGLANG_RESERVES}",
     ]
 

@@ -31,7 +31,8 @@ class BoundedWait(ReplayBuffer):
     """What the agent loop is at, in words; asked when a wait ends."""
 
     def __init__(self, pipeline: PipelineConfig, **verls: Any) -> None:
-        super().__init__(**verls | {"poll_interval": POLL_INTERVAL_S})
+        super().__init__(**verls)
+        self.poll_interval = POLL_INTERVAL_S
         self.pipeline = pipeline
         self._progress: tuple[int, float] = (0, 0.0)
 
