@@ -148,8 +148,8 @@ def test_what_must_be_given_has_no_default_of_verls(name):
 
 
 def test_sft_starts_torchrun_for_as_many_processes_as_asked(monkeypatch, tmp_path):
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     started = []
     monkeypatch.setattr(os, "execv", lambda program, words: started.append((program, words)))
     typed(monkeypatch, "sft", "platform=cpu", f"student.path={tmp_path}", "--nproc", "3", "data.train_files=y")

@@ -29,7 +29,7 @@ LR = "did you mean actor_rollout_ref.actor.optim.lr"
         (TRAIN, "method={cof: 1}", "did you mean method.coef?"),
         (TRAIN, "data={train_batch_sise: 1}", "did you mean data.train_batch_size?"),
         (TRAIN, "+data.train_batch_size=3", "the key exists; write data.train_batch_size=3"),
-        (TRAIN, "hardwre=cpu", "did you mean hardware?"),
+        (TRAIN, "hardwre=cpu", "did you mean hardware"),
         (TRAIN, "hardware=h20_1x", "did you mean hardware=h200_1x"),
         (TRAIN, "hardware=moon", "choices: a100_1x, a100_8x"),
         (TRAIN, "update=null", "choices: full, lora"),

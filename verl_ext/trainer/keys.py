@@ -30,15 +30,14 @@ KEYS = {
     "teacher.python": "",
     "teacher.mem_fraction_static": "",
     "teacher.share_device": "",
-    "teacher.max_unscored_share": "",
     "teacher.store_path": "",
-    "pipeline.mode": "`sync`, `one_step_off` or `stream`: what is sampled while the student is trained.",
+    "pipeline.mode": "`sync`, `one_step_off` or `stream` (docs/pipeline.md).",
     "method.coef": "",
     "method.discount": "",
     "method.loss": f"`{POLICY_GRADIENT}`, or at every position: {', '.join(DIRECT_LOSSES)}.",
     "method.baseline": "",
     "method.top_k": "",
-    "replay.share": "",
+    "replay.share": "Share of a step that earlier samples make, in [0, 1); 0: none.",
 }
 
 PLANNED = {
