@@ -109,6 +109,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
 
     @contextlib.contextmanager
     def _counted(self, where: str) -> Iterator[None]:
+        """A sample is there; what goes wrong is noted for `waiting`, and raised on."""
         self._at[where] += 1
         try:
             yield
