@@ -147,7 +147,7 @@ def load_tokenizer(path: str) -> Any:
 
     try:
         return PreTrainedTokenizerFast.from_pretrained(path)
-    except Exception as error:
+    except Exception as error:  # narrowed at once: what is not a broken file's is raised on
         # A broken file makes `tokenizers` raise that very class, and transformers one of these; the rest is a fault.
         if type(error) is not Exception and not isinstance(error, OSError | ValueError | LookupError | TypeError):
             raise

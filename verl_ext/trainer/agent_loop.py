@@ -113,7 +113,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         self._at[where] += 1
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # noted and raised on
             self._last_error = str(error) or type(error).__name__
             raise
         finally:
