@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
 from hydra import initialize, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -195,6 +197,15 @@ def _run_job(verb: Verb, job: Callable[[Any], None], debug: bool, config: DictCo
         job(config)
 
 
+@contextlib.contextmanager
+def one_composition(overrides: list[str]) -> Iterator[None]:
+    """Where no override sets `hydra.mode`, Hydra does not compose all once more, half a second, to look it up."""
+    with contextlib.ExitStack() as stack:
+        if not any("hydra.mode=" in word for word in overrides):
+            stack.enter_context(mock.patch.object(Hydra, "get_mode", return_value=None))
+        yield
+
+
 def _run_hydra(verb: Verb, task: Callable[[DictConfig], None], words: list[str], overrides: list[str]) -> None:
     """`hydra.main` on the words in the order that it takes; what it cannot compose is raised, not printed."""
     flags = [word for word in words if word not in overrides and word != "--debug"]
@@ -206,7 +217,7 @@ def _run_hydra(verb: Verb, task: Callable[[DictConfig], None], words: list[str],
 
     directory = str(verb.config_dir) if verb.config_dir else None
     try:
-        with group_files(verb.groups):
+        with group_files(verb.groups), one_composition(overrides):
             hydra.main(version_base=None, config_path=directory, config_name=verb.name)(run)()
     finally:
         os.environ.pop(FULL_ERROR, None)
