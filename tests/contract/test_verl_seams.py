@@ -58,6 +58,7 @@ OVERRIDES = [
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_outputs"),
     (dataset.CheckedRows, RLHFDataset, "_read_files_and_tokenize"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_old_log_prob"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_update_actor"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_build_replay_buffer"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_init_dataloader"),

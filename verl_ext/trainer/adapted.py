@@ -134,6 +134,12 @@ class AdaptedTrainer(PPOTrainerSync):
             batch.reorder(order_by_group([prompt_of(key) for key in batch.keys], lengths, share))
         return batch
 
+    def _compute_old_log_prob(self, batch: Any, metrics: dict) -> Any:
+        """verl's; in bypass mode it would copy the rollout's, which the agent loop has done (`queue_writer.py`)."""
+        if self.config.algorithm.rollout_correction.bypass_mode:
+            return batch
+        return super()._compute_old_log_prob(batch, metrics)
+
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         """verl sends every field of a sample to every rank, its conversation too; here those that an update reads."""
         batch.fields = list(UPDATE_FIELDS)

@@ -14,6 +14,8 @@ from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 Row = dict[str, Any]
+ROLLOUT, OLD = "rollout_log_probs", "old_log_probs"
+"""The second is what verl's loss reads: a copy of the first, where verl's trainer does not make its own."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class QueueWriter:
         self, keys: list[str], fields: list[Row], tags: list[dict[str, Any]], partition_id: str
     ) -> None:
         rows = [{name: value for name, value in row.items() if name not in self._left_out} for row in fields]
+        for row in rows:
+            if ROLLOUT in row:
+                row[OLD] = row[ROLLOUT]
         await self._put(keys, partition_id, rows, tags)
 
     async def _put(self, keys: list[str], partition_id: str, rows: list[Row] | None, tags: list[dict]) -> None:

@@ -13,9 +13,10 @@ import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from verl_ext.trainer.queue_writer import OLD, ROLLOUT
 from verl_ext.trainer.replay.storage import Rows, spans
 
-FIELDS = ["input_ids", "response_mask", "rollout_log_probs", "teacher_logprobs", "rm_scores"]
+FIELDS = ["input_ids", "response_mask", ROLLOUT, "teacher_logprobs", "rm_scores"]
 TOP_FIELDS = ["teacher_top_ids", "teacher_top_logprobs"]
 
 
@@ -41,7 +42,7 @@ def take(batch: Any, places: Sequence[int], truncated: Sequence[bool], *, top: b
 
     rows = Rows(
         token_ids_N=ids_N.int(),
-        rollout_logprobs_N=along_rows("rollout_log_probs"),
+        rollout_logprobs_N=along_rows(ROLLOUT),
         teacher_logprobs_N=along_rows("teacher_logprobs"),
         mask_N=along_rows("response_mask").bool(),
         top_ids_NK=along_rows("teacher_top_ids") if top else torch.zeros(len(ids_N), 0, dtype=torch.int32),
@@ -79,7 +80,8 @@ def put(rows: Rows, partition_id: str) -> KVBatchMeta:
                 "position_ids": torch.arange(length),
                 "response_mask": mask,
                 "loss_mask": mask,
-                "rollout_log_probs": rows.rollout_logprobs_N[response],
+                ROLLOUT: rows.rollout_logprobs_N[response],
+                OLD: rows.rollout_logprobs_N[response],
                 "teacher_logprobs": rows.teacher_logprobs_N[response],
                 "rm_scores": rewards,
             }
