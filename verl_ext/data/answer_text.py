@@ -35,6 +35,7 @@ _MATH = re.compile(r"\\[()\[\]]|\$\$?((?:[^$\n\\]|\\.)+)\$\$?")
 _ESCAPED = re.compile(r"\\([_*#%&$+.!~`-])")
 _SPECIAL = re.compile(r"<\|[^|<>]*\|>|</?s>|<(?:eos|bos|pad|end_of_turn|start_of_turn)>", re.IGNORECASE)
 _HTML = re.compile(r"</?(?:b|i|u|p|em|strong|code|pre|span|div|br|h\d|mark|final_answer|answer|label)\b[^<>]*>", re.I)
+_TICKED, _NOT_TICKED = re.compile(r"\[[xX✓✔]\] *|[☑☒✅] *"), re.compile(r"^.*(?:\[ \]|☐).*\n?", re.MULTILINE)
 _XML = re.compile(r"<(\w[\w-]*)>([^<>]*)</\1>")
 _ANGLES = re.compile(r"<([^<>/\n]{1,60})>")
 
@@ -55,6 +56,11 @@ def without_thinking(answer: str) -> str:
         inside = not closes
         position = tag.end()
     return " ".join(kept if inside else [*kept, answer[position:]])
+
+
+def ticked(text: str) -> str:
+    """Without the boxes of a list that are not ticked, where one is."""
+    return _TICKED.sub("", _NOT_TICKED.sub("", text)) if _TICKED.search(text) and _NOT_TICKED.search(text) else text
 
 
 def behind_marker(text: str) -> str | None:

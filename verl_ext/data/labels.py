@@ -13,7 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from verl_ext.data.answer_text import LEVELS, behind_marker, boxed, folded, json_values, plain, without_thinking
+from verl_ext.data.answer_text import (
+    LEVELS,
+    behind_marker,
+    boxed,
+    folded,
+    json_values,
+    plain,
+    ticked,
+    without_thinking,
+)
 from verl_ext.data.verdicts import FIRST, FIRST_COMMON, KIND, is_list_of_scores, second_thoughts, verdict
 
 
@@ -59,7 +68,7 @@ def strict_label(answer: str, extract: str, label_set: Sequence[str]) -> Reading
             the answer as a whole, and what follows the last `Final Answer:` where that names no label.
         label_set: all labels of the task.
     """
-    text = without_thinking(answer).strip().strip("\ufeff")
+    text = ticked(without_thinking(answer)).strip().strip("\ufeff")
     if not text:
         return Reading("", "the answer is empty" if not answer.strip() else "there is no answer beside the thinking")
     readers = [_reader(tuple(label_set), level) for level in range(len(LEVELS))]

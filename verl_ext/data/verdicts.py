@@ -20,7 +20,7 @@ KIND = (
     r"intent|speech|review|text|comment|content|sentence|statement|document|article|story|piece|section|matter|issue|"
     r"problem|email|message|"
     r"tweet|post|report|ticket|request|query|code|snippet|rating|score|stars?|points?|one|news|case|"
-    r"relationship|level|priority|type|group)"
+    r"relationship|level|priority|type|group|team|department|desk|queue|folder|tag|bucket)"
 )
 """What a label may be called, or be the label of: `the positive class`, `a negative review`."""
 
@@ -75,7 +75,8 @@ _LED = re.compile(
     r"(?:is|\w+ed|written|spoken) in|recommend(?: to)?|into|say|choose|chose|pick|select|answer|go (?:with|for)|"
     r"conclude|means|remains|so|therefore|thus|hence|just|but|overall|rather|instead|ultimately|assign|has|"
     r"belongs? to|falls? in|fits?(?: best)?(?: in)?|corresponds? to|"
-    r"matches|expresses|conveys|indicates|suggests|shows|found \w+|"
+    r"matches|expresses|conveys|indicates|suggests|shows|found \w+|(?:I|we) (?:sense|feel|hear|detect|see|read)|"
+    r"more of|"
     r"(?:example|instance|case|expression|sense|feeling|tone|score|rating|level|category|label|one) of|"
     r"ist|est|es|é|è|sondern|also|daher|donc|"
     r"(?:is|are|was|be|been) (?:rated|labell?ed|classified|considered|deemed|called|seen|regarded)(?: as)?|"
@@ -90,9 +91,9 @@ _WEAKLY_LED = re.compile(
     re.IGNORECASE,
 )
 _ENDED = re.compile(
-    rf"(?!.*\b(?:mixed|leaning|border\w*|verging)\b)(?:\s+{KIND}\b)*\s*(?:的|类|です|だ|है|입니다)?"
+    rf"(?![^(]*\b(?:mixed|leaning|border\w*|verging)\b)(?:[\s-]+{KIND}\b)*\s*(?:的|类|です|だ|है|입니다)?"
     r"(?:$|[.,;:!)(\n，、：\u2014\u2013>]|-\s|\s(?:because|since|as(?! well)|given|due to|rather than|"
-    r"instead of|not|with|without|to|towards?|of|from|at|within|when|after|about|regarding|by|on|in|the|this|but|"
+    r"instead of|not|than|with|without|to|towards?|of|from|at|within|when|after|about|regarding|by|on|in|the|this|but|"
     r"though|"
     r"although|even|despite|overall|"
     r"here|based on|for|so|"
@@ -113,9 +114,9 @@ _NAMED = re.compile(
     re.I,
 )
 _NAMES = re.compile(
-    rf"^(?:\s+{KIND})*\s+(?:detected|found|it is|holds|applies|"
+    rf"^(?:\s+{KIND})*\s+(?:detected|found|it is|holds|applies|(?:is|was) the (?:\w+ )?{KIND}|"
     r"(?:is|fits|seems|would be|applies|gives|provides|has|wins)\b(?:(?!\bnot\b|n't\b|\bthan\b).)*?"
-    r"\b(?:best|better|most|correct|right|answer|winner))\b",
+    r"\b(?:best|better|most|correct|right|answer|winner)|(?:should|must|can) (?:answer|handle|take|get)\b)",
     re.I,
 )
 _OFFERED_BEHIND = re.compile(
@@ -123,6 +124,8 @@ _OFFERED_BEHIND = re.compile(
 )
 _MIXED = re.compile(r"\bmixed\s*:", re.IGNORECASE)
 _ASIDE = re.compile(r"\b(?:second(?:ary)?|alternatives?|runner-up|other)\b[^:]*:", re.IGNORECASE)
+_CONTRASTED = re.compile(r"\s+(?:rather than|instead of|not)\b|[.,;:!]", re.IGNORECASE)
+_LETTER = re.compile(rf"^\W*\w\)\s+(?={LABEL})")
 _OUT_OF = re.compile(rf"(?<={LABEL})((?:\s+{KIND})?)\s+out of (?:{LABEL}|\d+)")
 _SCORE = re.compile(rf"({LABEL})\W{{0,4}}[:=(]\W*(?:\d|(?:yes|no|true|false)\b)", re.IGNORECASE)
 
@@ -130,6 +133,8 @@ _SEEN = 200
 """Characters of a sentence that are looked at on either side of a label."""
 _READ = 6000
 """Characters of a text that are looked at, its last ones: where a model repeats itself, time grows with them."""
+_WORDS = 3
+"""Of a sentence that may name a label without leading up to it: `very low` is another label than `low`."""
 _STRONG, _WEAK, _BARE = 3, 2, 1
 """How a label is asserted: `it is x`, `it seems x`, a sentence that ends with it. 0: not at all."""
 
@@ -144,6 +149,8 @@ class _Mention:
     concludes: bool
     """`Overall, x`."""
     denied: bool
+    offered: bool
+    """`Either x`, `if x`, or in a question."""
     doubted: bool
     """`Or x`, `it could be x`, `wait, x`."""
 
@@ -161,7 +168,7 @@ def verdict(text: str, degrees: bool, concluding: bool) -> list[str]:
     found = [mention for mention in mentions if mention.weight >= _WEAK]
     strong = [mention for mention in found if mention.weight == _STRONG] or found
     if not strong:
-        return [] if concluding else _only(mentions) or _in_brackets(text, mentions)
+        return [] if concluding else _only(mentions) or _in_brackets(text, mentions) or _sole(text, mentions)
     last = strong[-1]
     if concluding and not last.concludes:
         return []
@@ -174,6 +181,18 @@ def _only(mentions: list[_Mention]) -> list[str]:
     named = [mention for mention in mentions if not mention.denied]
     sole = len(_distinct(named)) == 1 and not any(mention.doubted for mention in named)
     return _distinct([mention for mention in named if mention.weight == _BARE and sole])
+
+
+def _sole(text: str, mentions: list[_Mention]) -> list[str]:
+    """The one label, not a common word, that a sentence alone names and neither denies, doubts nor offers."""
+    named = [mention for mention in mentions if not mention.denied]
+    if len(_distinct(named)) != 1 or any(mention.doubted or mention.offered for mention in named):
+        return []
+    sentences = [part for part in _SENTENCE_END.split(text) if part.strip()]
+    speaks = _ADDRESS.search(text) or len(text.split()) < _WORDS or named[0].label >= FIRST_COMMON
+    behind = [(mention.position, text[mention.position + 1 :]) for mention in named]
+    ended = any(_ENDED.match(rest) if position else _CONTRASTED.match(rest) for position, rest in behind)
+    return _distinct(named) if len(sentences) == 1 and ended and not speaks else []
 
 
 def second_thoughts(explanation: str, degrees: bool) -> list[str]:
@@ -195,7 +214,7 @@ def _bare(text: str, degrees: bool) -> str:
     text = "".join(one for one in text if unicodedata.category(one) not in ("So", "Sk"))
     if not re.fullmatch(_QUOTE, text.strip()):
         text = _QUOTE.sub(lambda quote: quote[0] if not re.search(r"\w", quote[0]) else "quote", text)
-    text = _OUT_OF.sub(r"\1", _DECORATION.sub("", text))
+    text = _LETTER.sub("", _OUT_OF.sub(r"\1", _DECORATION.sub("", text)))
     return (text if degrees else _DEGREE.sub("", text)).strip(" |\n")
 
 
@@ -232,6 +251,7 @@ def _mention(text: str, start: int, sentence: str, position: int) -> _Mention:
         weight=min(weight, _WEAK) if doubted else weight,
         concludes=bool(_CONCLUDES.search(since)) or (alone and start + len(sentence) == len(text)),
         denied=denied,
+        offered=bool(offered or chosen),
         doubted=(doubted or turned) and not denied and not _DISMISSED.match(behind),
     )
 
