@@ -1,0 +1,84 @@
+"""A run on one page, to look at and to pass on: RUN/report.html, which opens from disk, and RUN/report.md.
+
+    # on a CPU; of a run on GPUs the same
+    python -m recipe.report outputs/demo/run
+    python -m recipe.report outputs/demo/run --watch     # while it trains: a page that refreshes itself
+
+Shown is what the run's folder holds; what is not there is named with the setting that keeps it.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig
+
+from verl_ext.report.files import RunFiles
+from verl_ext.report.single import report_of
+from verl_ext.report.watch import serve
+from verl_ext.report.written import write
+from verl_ext.run.files import check_writable
+from verl_ext.run.hydra import register_verb
+from verl_ext.run.settings import settings_of, within
+from verl_ext.run.verb import Verb, run_verb, words_of_files
+
+from . import on_policy_distillation, sft
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Settings of a report."""
+
+    run: str = MISSING
+    """Folder of a run (run_dir), finished or not; may be given without `run=`."""
+    watch: bool = False
+    """Serve the page on this machine alone, as often as the run's files change; `--watch` is the same."""
+    port: int = 0
+    """Of the server, in [0, 65535]; 0: a free one."""
+
+    def __post_init__(self) -> None:
+        within("port", self.port, 0, 65535)
+
+
+register_verb("report", ReportConfig)
+VERB = Verb("report", doc=str(__doc__), settings={"": ReportConfig}, more="More: docs/report.md.")
+
+
+def departures_of(run: RunFiles) -> list[str] | str:
+    """The overrides that a run's configuration stands for; why they are not known, where its keys are not today's."""
+    if run.config is None:
+        return "there is no config.yaml"
+    verb = on_policy_distillation.VERB if run.on_policy else sft.VERB
+    composing = GlobalHydra.instance()
+    composing.hydra, ours = None, composing.hydra  # this verb's own, which is done
+    try:
+        return words_of_files(verb, [str(run.folder / "config.yaml")], [])
+    except ValueError as error:
+        return f"this version does not read its settings ({error})"
+    finally:
+        composing.hydra = ours
+
+
+def report(config: DictConfig) -> None:
+    settings = settings_of(config, ReportConfig)
+    folder = Path(settings.run).expanduser()
+    departures = departures_of(RunFiles(folder))
+
+    def make(live: bool = False) -> str:
+        return write(report_of(RunFiles(folder), departures), folder, live)
+
+    check_writable("run", str(folder), folder=True)
+    make()
+    print(f"{folder / 'report.html'} and {folder / 'report.md'} written", flush=True)
+    if settings.watch:
+        serve(folder, lambda: make(live=True), settings.port)
+
+
+def main() -> None:
+    words = ["watch=true" if word == "--watch" else word for word in sys.argv[1:]]
+    run_verb(VERB, report, [f"run={word}" if word[:1] != "-" and "=" not in word else word for word in words])
+
+
+if __name__ == "__main__":
+    main()
