@@ -14,6 +14,9 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig
 
+from verl_ext.report.arms import FILE
+from verl_ext.report.blocks import Report
+from verl_ext.report.comparison import comparison_report
 from verl_ext.report.files import RunFiles
 from verl_ext.report.single import report_of
 from verl_ext.report.watch import serve
@@ -31,9 +34,9 @@ class ReportConfig:
     """Settings of a report."""
 
     run: str = MISSING
-    """Folder of a run (run_dir), finished or not; may be given without `run=`."""
+    """Folder of a run (run_dir) or of a comparison, finished or not; may be given without `run=`."""
     watch: bool = False
-    """Serve the page on this machine alone, as often as the run's files change; `--watch` is the same."""
+    """Serve the page to this machine alone, new whenever the folder's files change; `--watch` is the same."""
     port: int = 0
     """Of the server, in [0, 65535]; 0: a free one."""
 
@@ -43,6 +46,15 @@ class ReportConfig:
 
 register_verb("report", ReportConfig)
 VERB = Verb("report", doc=str(__doc__), settings={"": ReportConfig}, more="More: docs/report.md.")
+COMPARISON = Verb(
+    "report",
+    doc="A comparison on one page: OUT/report.html and OUT/report.md.\n\n"
+    "    python -m recipe.compare report outputs/comparison\n"
+    "    python -m recipe.compare report outputs/comparison --watch\n",
+    settings={"": ReportConfig},
+    noun="report",
+    more="More: docs/report.md.",
+)
 
 
 def departures_of(run: RunFiles) -> list[str] | str:
@@ -60,24 +72,42 @@ def departures_of(run: RunFiles) -> list[str] | str:
         composing.hydra = ours
 
 
+def pages_of(folder: Path) -> Report:
+    """The report of a run, or of a comparison. Raises ValueError where the folder holds neither."""
+    if (folder / FILE).is_file():
+        return comparison_report(folder)
+    run = RunFiles(folder)
+    return report_of(run, departures_of(run))
+
+
+def write_report(folder: Path) -> Path:
+    """Write both files of a report; the page."""
+    check_writable("run", str(folder), folder=True)
+    write(pages_of(folder), folder)
+    return folder / "report.html"
+
+
 def report(config: DictConfig) -> None:
     settings = settings_of(config, ReportConfig)
     folder = Path(settings.run).expanduser()
-    departures = departures_of(RunFiles(folder))
-
-    def make(live: bool = False) -> str:
-        return write(report_of(RunFiles(folder), departures), folder, live)
-
-    check_writable("run", str(folder), folder=True)
-    make()
-    print(f"{folder / 'report.html'} and {folder / 'report.md'} written", flush=True)
+    print(f"{write_report(folder)} and {folder / 'report.md'} written", flush=True)
     if settings.watch:
-        serve(folder, lambda: make(live=True), settings.port)
+        serve(folder, lambda: write(pages_of(folder), folder, live=True), settings.port)
+
+
+def named(words: list[str]) -> list[str]:
+    """`--watch`, and the folder without its key, as overrides."""
+    words = ["watch=true" if word == "--watch" else word for word in words]
+    return [f"run={word}" if word[:1] != "-" and "=" not in word else word for word in words]
 
 
 def main() -> None:
-    words = ["watch=true" if word == "--watch" else word for word in sys.argv[1:]]
-    run_verb(VERB, report, [f"run={word}" if word[:1] != "-" and "=" not in word else word for word in words])
+    run_verb(VERB, report, named(sys.argv[1:]))
+
+
+def main_of_comparison(words: list[str]) -> None:
+    """`compare report`, with the words behind it."""
+    run_verb(COMPARISON, report, [COMPARISON.noun, *named(words)])
 
 
 if __name__ == "__main__":

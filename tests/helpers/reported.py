@@ -1,4 +1,4 @@
-"""Folders of runs and comparisons in the schema that their writers keep, with numbers that are made up and always the same."""
+"""Folders of runs and comparisons as their writers leave them, with numbers that are made up and always the same."""
 
 import json
 import math
@@ -181,7 +181,7 @@ def write_run(
             row["train/loss"] = row.pop("teacher_kl") / 2
     write_lines(folder / "metrics.jsonl", rows)
     write_lines(folder / "timeline.jsonl", timeline(steps))
-    validated = [step for step in range(0, steps + 1, max(1, steps // 4))]
+    validated = list(range(0, steps + 1, max(1, steps // 4)))
     left = {step: math.exp(-speed * step * 16 / steps) for step in validated}
     write_lines(
         folder / "samples.jsonl", [sample(step, row, left[step], noise) for step in validated for row in range(6)]

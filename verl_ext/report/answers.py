@@ -137,6 +137,10 @@ def kls(tokens: Iterable[Token]) -> np.ndarray:
     return np.array([token.kl for token in tokens if token.kl is not None], dtype=np.float64)
 
 
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
 def tokens_of(samples: Sequence[Sample]) -> list[Block]:
     """The token view: answers of the first and the last step, and where student and teacher disagree."""
     scored = [sample for sample in samples if sample["student_logprobs"] and sample["teacher_logprobs"]]
@@ -149,18 +153,17 @@ def tokens_of(samples: Sequence[Sample]) -> list[Block]:
     order = sorted(read, key=lambda row: -max((float(kls(each).sum()) for each in read[row].values()), default=0.0))
     shown = [row for row in order if read[row]][:ROWS]
     view = Tokens(tuple(_token_row(row, rows[row], read[row]) for row in shown), _sentence(read, chosen))
-    return [view, *_disagreements(rows, read, chosen), *_by_kind(read, chosen), *_by_position(read, chosen)]
+    return [view, *_disagreements(read, chosen), *_by_kind(read, chosen), *_by_position(read, chosen)]
 
 
 def _sentence(read: Mapping[int, Mapping[int, list[Token]]], chosen: Sequence[int]) -> str:
     found = []
     for step in chosen:
         values = kls(token for each in read.values() for token in each.get(step, ()))
-        found.append(
-            f"{number(float(values.mean()), 3) if values.size else '–'} nats a token {_at(step)} ({values.size:,} tokens)"
-        )
+        found.append(f"{number(_mean(values), 3)} nats a token {_at(step)} ({values.size:,} tokens)")
     text = "Mean reverse KL, student minus teacher: " + ", ".join(found)
-    return f"{text}. Answers with the largest disagreement come first; {min(len(read), ROWS)} of {len(read)} prompts are shown."
+    shown = f"{min(len(read), ROWS)} of {counted(len(read), 'prompt')}"
+    return f"{text}. Answers with the largest disagreement come first; {shown} are shown."
 
 
 def _at(step: int) -> str:
@@ -181,9 +184,7 @@ def _token_row(row: int, steps: Mapping[int, Sample], read: Mapping[int, list[To
     return TokenRow(f"row {row}", prompt, left, tuple(answers))
 
 
-def _disagreements(
-    rows: Mapping[int, Mapping[int, Sample]], read: Mapping[int, Mapping[int, list[Token]]], chosen: Sequence[int]
-) -> list[Block]:
+def _disagreements(read: Mapping[int, Mapping[int, list[Token]]], chosen: Sequence[int]) -> list[Block]:
     """Tables of the tokens of largest reverse KL, one a step."""
     found: list[Block] = []
     for step in chosen:

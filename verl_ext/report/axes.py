@@ -1,5 +1,6 @@
 """Scales, ticks, and fewer points: the arithmetic of a chart."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def kept_points(y: np.ndarray, buckets: int) -> np.ndarray:
         return np.arange(len(y))
     edges = np.linspace(0, len(y), buckets + 1).astype(int)
     kept = {0, len(y) - 1}
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         kept |= {start + int(y[start:end].argmin()), start + int(y[start:end].argmax())}
     return np.array(sorted(kept))
 
@@ -90,7 +91,7 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     found = [min(max(place, low), high) for place in places]
     for _ in range(100):
         moved = False
-        for before, after in zip(order[:-1], order[1:], strict=True):
+        for before, after in itertools.pairwise(order):
             if (overlap := gap - (found[after] - found[before])) > 0.01:
                 up = min(overlap / 2, found[before] - low)
                 found[before] -= up

@@ -95,9 +95,18 @@ class Chart:
     """What was left out of it; "" for nothing."""
     wide: bool = False
     log_x: bool = False
+    legend: bool = True
+    """Whether its lines are named above it."""
     y_range: tuple[float, float] | None = None
     target: tuple[float, str] | None = None
     """A level that is drawn across, and its name."""
+
+
+@dataclass(frozen=True)
+class Legend:
+    """The names of the lines of the charts that follow: name, colour, key."""
+
+    names: tuple[tuple[str, int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -236,7 +245,7 @@ class Tokens:
     opened: int = 4
 
 
-Block = Paragraph | Missing | Facts | Table | Code | Chart | Lanes | Estimates | Confusion | Answers | Tokens
+Block = Paragraph | Missing | Facts | Table | Code | Chart | Legend | Lanes | Estimates | Confusion | Answers | Tokens
 
 
 @dataclass(frozen=True)
@@ -246,6 +255,8 @@ class Section:
     id: str
     title: str
     blocks: Sequence[Block]
+    label: str = ""
+    """What the table of contents calls it; "" for its title."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Charts as SVG that is as wide as its place: lines in a stretched inner picture, words outside of it.
 
-A point's place in the inner picture is 0 to 1000 from left to right, whatever its width on the screen; heights are pixels.
+A point's place in the inner picture is 0 to 1000 from left to right, whatever its width on the screen; heights are
+pixels.
 """
 
 from collections.abc import Sequence
@@ -48,8 +49,8 @@ def line_chart(chart: Chart) -> Markup:
         f'<svg class="lines" role="img" tabindex="0" height="{height}" aria-label="{safe(chart.title)}. '
         f'{safe(chart.sentence)}" data-x="{safe(chart.x_label)}">{outer}'
         f'<svg class="data" viewBox="0 0 {WIDTH} {height}" preserveAspectRatio="none" width="100%" height="{height}">'
-        f'{inner}<line class="cursor" y1="0" y2="{height}" x1="-9" x2="-9"/></svg>'
-        f"{_end_labels(series, y_axis, height)}</svg>"
+        f'{inner}<line class="cursor" y1="0" y2="{height}" visibility="hidden"/></svg>'
+        f"{_end_labels(series, y_axis, height, chart.wide)}</svg>"
     )
 
 
@@ -84,9 +85,8 @@ def _target(chart: Chart, axis: Axis, height: int) -> str:
         return ""
     level, name = chart.target
     y = height * (1 - float(axis.at(np.array([level]))[0]))
-    return (
-        f'<line class="target" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="2" y="{y - 5:.1f}">{safe(name)}</text>'
+    return f'<line class="target" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>' + (
+        f'<text class="tick" x="2" y="{y - 5:.1f}">{safe(name)}</text>' if chart.wide else ""
     )
 
 
@@ -120,9 +120,9 @@ def _values(values: np.ndarray) -> str:
     return ",".join(f"{value:.6g}" if float(value).is_integer() else f"{value:.4g}" for value in values)
 
 
-def _end_labels(series: Sequence[Series], axis: Axis, height: int) -> str:
-    """Of one line its last value, of a few their names."""
-    if not series or len(series) > LABELLED:
+def _end_labels(series: Sequence[Series], axis: Axis, height: int, wide: bool) -> str:
+    """Of one line its last value; of a few in a wide chart their names."""
+    if not series or len(series) > (LABELLED if wide else 1):
         return ""
     ends = [height * (1 - float(np.clip(axis.at(each.y[-1:]), 0, 1)[0])) for each in series]
     words = [number(each.y[-1], 3) if len(series) == 1 else short(each.name, 24) for each in series]
@@ -154,7 +154,8 @@ def lanes_chart(lanes: Lanes, kinds: Sequence[str]) -> Markup:
         outer += f'<line class="mark" x1="{x}" x2="{x}" y1="-4" y2="{height}"/>'
         outer += f'<text class="tick" x="{x}" y="0" dx="3" dy="-.5em">{safe(name)}</text>'
     return Markup(
-        f'<svg class="gantt" role="img" height="{height}" aria-label="{safe(lanes.title)}. {safe(lanes.sentence)}">{outer}'
+        f'<svg class="gantt" role="img" height="{height}" aria-label="{safe(lanes.title)}. {safe(lanes.sentence)}">'
+        f"{outer}"
         f'<svg viewBox="0 0 {WIDTH} {height}" preserveAspectRatio="none" width="100%" height="{height}">{inner}</svg>'
         f"{names}</svg>"
     )

@@ -33,12 +33,12 @@ for (const chart of all(".chart")) {
     const place = line.places[i][0];
     cursor.setAttribute("x1", place);
     cursor.setAttribute("x2", place);
+    cursor.setAttribute("visibility", "visible");
     const name = read().length > 1 ? `${line.name}, ` : "";
     out.textContent = `${name}${svg.dataset.x} ${fmt(line.x[i])}: ${fmt(line.y[i])}`;
   };
   const hide = () => {
-    cursor.setAttribute("x1", -9);
-    cursor.setAttribute("x2", -9);
+    cursor.setAttribute("visibility", "hidden");
     out.textContent = "";
   };
   svg.addEventListener("pointermove", (event) => {

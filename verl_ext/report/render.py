@@ -1,4 +1,4 @@
-"""Blocks as HTML and as Markdown. Every text goes through `finalize`, which shows what is invisible and cuts what is endless."""
+"""Blocks as HTML and as Markdown. Every text goes through `finalize`: the invisible is shown, the endless is cut."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from verl_ext.report import charts
 from verl_ext.report.axes import buckets_for
-from verl_ext.report.blocks import Chart, Report, Token
+from verl_ext.report.blocks import Chart, Confusion, Report, Section, Token
 from verl_ext.report.text import LONGEST, clipped, direction, number, visible
 
 HERE = Path(__file__).parent
@@ -84,7 +84,7 @@ def thinned(chart: Chart) -> str:
 
 
 def shade(kl: float | None) -> str:
-    """The class of a token's colour: from the student less sure (n) over agreement to the teacher much less sure (p4)."""
+    """The class of a token's colour: from the student less sure (n2) to the teacher much less sure (p4)."""
     if kl is None:
         return "kx"
     bounds = ((-1.0, "n2"), (-0.1, "n1"), (0.1, "k0"), (0.5, "p1"), (1.5, "p2"), (4.0, "p3"))
@@ -94,6 +94,12 @@ def shade(kl: float | None) -> str:
 def told(token: Token) -> str:
     """The alternatives of a token for the script, as JSON: names that are visible, and log-probs."""
     return json.dumps([[visible(name), round(logprob, 3)] for name, logprob in token.alternatives], ensure_ascii=False)
+
+
+def in_pairs(section: Section) -> bool:
+    """Whether its small pictures stand two beside each other: matrices, and charts of which there are two."""
+    small = [block for block in section.blocks if isinstance(block, Chart) and not block.wide]
+    return len(small) == 2 or any(isinstance(block, Confusion) for block in section.blocks)
 
 
 def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environment:
@@ -108,12 +114,14 @@ def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environmen
     )
     found.filters |= {"kind": lambda block: type(block).__name__, "number": number, "direction": direction}
     found.filters |= {"numbers": numbers_of, "thinned": thinned, "shade": shade, "told": told, "fence": fence}
+    found.filters["in_pairs"] = in_pairs
     found.globals |= {
         "line_chart": charts.line_chart,
         "lanes_chart": charts.lanes_chart,
         "interval_bar": charts.interval_bar,
         "colour": charts.colour,
         "safe": charts.safe,
+        "LABELLED": charts.LABELLED,
     }
     return found
 

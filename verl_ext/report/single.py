@@ -88,8 +88,8 @@ def sentences(run: RunFiles) -> list[str]:
     if len(kl.values) > 1:
         moved = "fell" if kl.values[-1] < kl.values[0] else "rose"
         found.append(
-            f"In {counted(len(run.by_step), 'step')} the reverse KL from the teacher {moved} from {number(kl.values[0], 3)} "
-            f"to {number(kl.values[-1], 3)} nats a token."
+            f"In {counted(len(run.by_step), 'step')} the reverse KL from the teacher {moved} from "
+            f"{number(kl.values[0], 3)} to {number(kl.values[-1], 3)} nats a token."
         )
     loss = run.metric("train/loss")
     if len(loss.values) > 1:
@@ -103,7 +103,8 @@ def sentences(run: RunFiles) -> list[str]:
 def _evaluated(arms: Mapping[str, Mapping[str, Any]]) -> str:
     student = arms["student"]
     low, high = student["accuracy_interval_95"]
-    text = f"After training the student is right on {student['accuracy']:.1%} of {counted(student['rows'], 'held-out row')}"
+    rows = counted(student["rows"], "held-out row")
+    text = f"After training the student is right on {student['accuracy']:.1%} of {rows}"
     text += f" (95 % interval {low:.1%} to {high:.1%})"
     others = []
     if "base" in arms:

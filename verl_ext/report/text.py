@@ -83,14 +83,20 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 3600:,.1f} h"
 
 
+PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+
+
+def unit_of(value: float) -> tuple[str, float]:
+    """The prefix in which a number is short, and its size."""
+    return next(((prefix, size) for prefix, size in PREFIXES if abs(value) >= size), ("", 1.0))
+
+
 def scaled(value: float | None, unit: str) -> str:
     """With a prefix: `1.23 TFLOP`."""
     if value is None:
         return "–"
-    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{number(value / size, 3)} {prefix}{unit}"
-    return f"{number(value, 3)} {unit}"
+    prefix, size = unit_of(value)
+    return f"{number(value / size, 3)} {prefix}{unit}"
 
 
 def counted(n: int, one: str, many: str = "") -> str:
