@@ -76,7 +76,7 @@ def compare_parity(config: ParityConfig, overrides: list[str]) -> bool:
 
 def main() -> None:
     if sys.argv[1:2] == [report.COMPARISON.noun]:
-        report.main_of_comparison(sys.argv[2:])
+        report.main_of_comparison()
         return
     words = after_noun(VERB, sys.argv[1:] or ["--help"])
     if {"--help", "-h"} & {*words}:

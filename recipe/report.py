@@ -1,4 +1,4 @@
-"""A run on one page, to look at and to pass on: RUN/report.html, which opens from disk, and RUN/report.md.
+"""A run on one page: RUN/report.html, which opens from disk, and RUN/report.md.
 
     # on a CPU; of a run on GPUs the same
     python -m recipe.report outputs/demo/run
@@ -8,47 +8,32 @@ Shown is what the run's folder holds; what is not there is named with the settin
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 
 from verl_ext.report.arms import FILE
 from verl_ext.report.blocks import Report
 from verl_ext.report.comparison import comparison_report
+from verl_ext.report.config import ReportConfig
 from verl_ext.report.files import RunFiles
 from verl_ext.report.single import report_of
 from verl_ext.report.watch import serve
 from verl_ext.report.written import write
 from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
-from verl_ext.run.settings import settings_of, within
+from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, run_verb, words_of_files
 
 from . import on_policy_distillation, sft
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Settings of a report."""
-
-    run: str = MISSING
-    """Folder of a run (run_dir) or of a comparison, finished or not; may be given without `run=`."""
-    watch: bool = False
-    """Serve the page to this machine alone, new whenever the folder's files change; `--watch` is the same."""
-    port: int = 0
-    """Of the server, in [0, 65535]; 0: a free one."""
-
-    def __post_init__(self) -> None:
-        within("port", self.port, 0, 65535)
-
 
 register_verb("report", ReportConfig)
 VERB = Verb("report", doc=str(__doc__), settings={"": ReportConfig}, more="More: docs/report.md.")
 COMPARISON = Verb(
     "report",
     doc="A comparison on one page: OUT/report.html and OUT/report.md.\n\n"
+    "    # on a CPU; of runs on GPUs the same\n"
     "    python -m recipe.compare report outputs/comparison\n"
     "    python -m recipe.compare report outputs/comparison --watch\n",
     settings={"": ReportConfig},
@@ -105,9 +90,9 @@ def main() -> None:
     run_verb(VERB, report, named(sys.argv[1:]))
 
 
-def main_of_comparison(words: list[str]) -> None:
-    """`compare report`, with the words behind it."""
-    run_verb(COMPARISON, report, [COMPARISON.noun, *named(words)])
+def main_of_comparison() -> None:
+    """`compare report OUT`."""
+    run_verb(COMPARISON, report, [COMPARISON.noun, *named(sys.argv[2:])])
 
 
 if __name__ == "__main__":

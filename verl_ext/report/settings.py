@@ -88,11 +88,15 @@ def environment(origin: Mapping[str, Any] | None) -> list[Block]:
         rows = tuple((key, short(public(value), VALUE)) for key, value in flat(origin))
         blocks.append(
             Table(
-                "What decided the student, as the run wrote it down when it began", ("", ""), rows, texts=2, folded=True
+                "What decided the student, as the run wrote it down when it began",
+                ("what", "value"),
+                rows,
+                texts=2,
+                folded=True,
             )
         )
     rows = tuple((name, short(value, VALUE)) for name, value in _here().items())
-    blocks.append(Table("What this report was written with, on this machine", ("", ""), rows, texts=2))
+    blocks.append(Table("What this report was written with, on this machine", ("what", "value"), rows, texts=2))
     return blocks
 
 
