@@ -43,7 +43,8 @@ def line_chart(chart: Chart) -> Markup:
     x_axis = axis_of([each.x for each in series], log=chart.log_x)
     y_axis = Axis(*chart.y_range) if chart.y_range else rounded(axis_of(bounds))
     buckets = buckets_for(len(series))
-    inner = "".join(_line(each, x_axis, y_axis, height, buckets) for each in series)
+    back_to_front = sorted(series, key=lambda each: 0 <= each.colour < COLOURS)  # grey lines hide no other
+    inner = "".join(_line(each, x_axis, y_axis, height, buckets) for each in back_to_front)
     outer = _grid(y_axis, height) + _x_ticks(x_axis, height) + _target(chart, y_axis, height)
     return Markup(
         f'<svg class="lines" role="img" tabindex="0" height="{height}" aria-label="{safe(chart.title)}. '

@@ -9,6 +9,8 @@ from verl_ext.report.blocks import Block, Fact, Facts, Missing, Paragraph, Table
 from verl_ext.report.settings import public
 from verl_ext.report.text import counted, duration, number, scaled, short
 
+FACTS = 7
+"""Arms whose accuracy is shown large, the best ones."""
 WORDS: dict[str, Callable[[float], str]] = {
     "samples": number,
     "updates": number,
@@ -25,7 +27,8 @@ def answer(found: Comparison) -> list[Block]:
         blocks.append(Paragraph("No arm has a result yet.", lead=True))
     else:
         blocks.append(Paragraph(_verdict(found, learned), lead=True))
-        blocks.append(Facts(tuple(Fact(arm.name, share(arm.mean), seeds_of(arm)) for arm in learned[:8])))
+        best = sorted(learned, key=lambda arm: -(arm.mean or 0.0))[:FACTS]
+        blocks.append(Facts(tuple(Fact(arm.name, share(arm.mean), seeds_of(arm)) for arm in best)))
     if headroom:
         gain = headroom["teacher"] - headroom["base"]
         rows = counted(headroom["rows"], "held-out row")

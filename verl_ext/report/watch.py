@@ -1,10 +1,12 @@
 """The live view: a server on this machine alone, which writes the report again when the run's files change."""
 
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from verl_ext.report.written import PAGE, TEXT
 from verl_ext.run.loopback import LOOPBACK
@@ -37,12 +39,16 @@ class Watched:
         self._page, self.version = "", 0
 
     def page(self) -> str:
-        """Made again where a file has changed since."""
+        """Made again where a file has changed since; as it was, and the reason on the console, where it cannot be."""
         with self._lock:
             stamp = stamp_of(self.folder)
             if stamp != self._stamp:
-                self._page = self.make()
-                self._stamp, self.version = stamp, self.version + 1
+                self._stamp = stamp
+                try:
+                    self._page = self.make()
+                    self.version += 1
+                except ValueError as error:
+                    print(f"the page stays as it was: {error}", flush=True)
             return self._page
 
 
@@ -78,14 +84,27 @@ def handler_of(watched: Watched) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def serve(folder: Path, make: Callable[[], str], port: int) -> None:
-    """Serve a folder's page until Ctrl-C. Raises ValueError where the port is taken."""
+class Server(ThreadingHTTPServer):
+    """One that leaves nothing behind, and says nothing of a browser that went away."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def server_of(folder: Path, make: Callable[[], str], port: int) -> Server:
+    """A server of a folder's page that listens on this machine alone. Raises ValueError where the port is taken."""
     try:
-        server = ThreadingHTTPServer((LOOPBACK, port), handler_of(Watched(folder, make)))
+        return Server((LOOPBACK, port), handler_of(Watched(folder, make)))
     except OSError as error:
         raise ValueError(f"port={port} cannot be listened on ({error.strerror}); give another one, or 0") from None
-    server.daemon_threads = True
-    with server:
+
+
+def serve(folder: Path, make: Callable[[], str], port: int) -> None:
+    """Serve a folder's page until Ctrl-C. Raises ValueError where the port is taken."""
+    with server_of(folder, make, port) as server:
         print(
             f"http://{LOOPBACK}:{server.server_address[1]}/ shows it as it grows, on this machine; Ctrl-C ends",
             flush=True,
