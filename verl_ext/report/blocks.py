@@ -206,7 +206,7 @@ class Token:
     student: float | None
     teacher: float | None
     kind: str
-    """Its class (`verl_ext.report.tokens`)."""
+    """Its class (`verl_ext.report.answers.token_kind`)."""
     alternatives: tuple[tuple[str, float], ...] = ()
     """The teacher's most likely tokens there, with their log-probs."""
 

@@ -28,8 +28,8 @@ def report_of(run: RunFiles, departures: Sequence[str] | str) -> Report:
     """
     sections = [
         Section("answer", "Did it learn?", answer(run)),
-        Section("cost", "What it cost", spent(run)),
         Section("curves", "Curves", curves_of(run)),
+        Section("cost", "What it cost", spent(run)),
         Section("time", "Where the time went", time_of(run)),
         Section("classes", "What is right and what is wrong", right_and_wrong(run.evaluation)),
         Section("answers", "The same prompts over the steps", answers_of(run.samples.rows)),

@@ -16,7 +16,7 @@ from verl_ext.report.files import RunFiles
 from verl_ext.report.render import html, markdown
 from verl_ext.report.single import report_of
 
-SECTIONS = ["answer", "cost", "curves", "time", "classes", "answers", "tokens", "settings", "environment", "commands"]
+SECTIONS = ["answer", "curves", "cost", "time", "classes", "answers", "tokens", "settings", "environment", "commands"]
 REQUESTS = {"link", "img", "iframe", "object", "embed", "base", "form", "video", "audio", "source", "image", "use"}
 EVIL = (
     "</script><script>alert(1)</script>",
