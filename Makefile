@@ -10,7 +10,7 @@ PIP_QUIET := --quiet --disable-pip-version-check --no-input
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup setup-gpu demo test unit lint command integration gpu-test trl clean
+.PHONY: help setup setup-gpu demo test unit lint command integration gpu-test browser-test trl clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -96,6 +96,10 @@ integration: setup ## real vLLM, SGLang and verl on the CPU
 gpu-test: setup-gpu ## what only a GPU can show: tests/gpu/README.md
 	@$(PY) -m pytest tests/gpu
 
+browser-test: .venv/.ready ## the report in a headless browser, which it installs (apt); never part of `test`
+	@bash tests/browser/set-up.sh
+	@$(PY) -m pytest tests/browser -rs
+
 trl: .venv-trl/.ready ## TRL beside .venv, for benchmarks/sft_step.py and vs_trl.py: TRL_PYTHON=.venv-trl/bin/python
 
 # TRL on the very torch, transformers and peft of .venv, so that a comparison compares trainers.
@@ -107,4 +111,4 @@ trl: .venv-trl/.ready ## TRL beside .venv, for benchmarks/sft_step.py and vs_trl
 	@touch $@
 
 clean: ## remove both environments and every output
-	rm -rf .venv .venv-teacher .venv-trl outputs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-teacher .venv-trl .venv-browser outputs .pytest_cache .ruff_cache .import_linter_cache

@@ -25,7 +25,7 @@ from verl_ext.tinker import parity
 from verl_ext.tinker.parity_table import print_table
 from verl_ext.tinker.sides import ParityConfig, check_tinker, gather
 
-from . import CONFIGS, sft
+from . import CONFIGS, report, sft
 
 register_verb("compare", ParityConfig)
 VERB = Verb(
@@ -33,6 +33,7 @@ VERB = Verb(
     doc=str(__doc__),
     settings={"": ParityConfig},
     noun="parity",
+    beside={report.COMPARISON.noun: report.COMPARISON},
     more="More: docs/sft.md.",
     errors=(ValueError, RuntimeError, FileNotFoundError),
 )
@@ -74,6 +75,9 @@ def compare_parity(config: ParityConfig, overrides: list[str]) -> bool:
 
 
 def main() -> None:
+    if sys.argv[1:2] == [report.COMPARISON.noun]:
+        report.main_of_comparison()
+        return
     words = after_noun(VERB, sys.argv[1:] or ["--help"])
     if {"--help", "-h"} & {*words}:
         show_help(VERB)

@@ -20,6 +20,8 @@ from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, as_typed, run_verb
 
+from .report import write_report
+
 register_verb("demo", DemoConfig)
 VERB = Verb("demo", doc=str(__doc__), settings={"": DemoConfig}, more="More: docs/results/cpu-demo.md.")
 
@@ -32,12 +34,13 @@ def demo(config: Any) -> None:
     file = Path(settings.out) / "summary.json"
     write_json(file, summary)
     Console().print(summary_table(summary))
-    picture = draw_demo(settings)
+    picture, page = draw_demo(settings), write_report(Path(settings.out) / "run")
     print(f"{file} and {picture} written; curves: tensorboard --logdir {settings.out}/run/tensorboard")
     print(
         "next, the same by SFT on the teacher's labels, as Tinker does it: bash examples/sft_prompt_distillation_cpu.sh"
     )
     print(as_typed("your own sentences and prompt: python -m recipe.create_data --help"))
+    print(f"the run on one page, with curves, answers and tokens: {page}")
 
 
 def main() -> None:

@@ -60,17 +60,22 @@ def _short(finding: Finding) -> str:
 
 
 def versions(config: DictConfig) -> dict[str, str]:
-    """Of what computes, by package; the commit, where this is a checkout."""
+    """Of what computes, by package, the teacher's SGLang too; the commit, where this is a checkout."""
+    try:
+        sglang = sglang_version_of(config.teacher.python)
+    except ValueError as error:
+        sglang = str(error)
+    return installed() | {"sglang": sglang}
+
+
+def installed() -> dict[str, str]:
+    """Versions in this environment, by package; the commit, where this is a checkout."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    try:
-        found["sglang"] = sglang_version_of(config.teacher.python)
-    except ValueError as error:
-        found["sglang"] = str(error)
     root = Path(__file__).parents[2]
     if (root / ".git").exists():
         changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")

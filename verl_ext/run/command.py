@@ -19,6 +19,7 @@ VERBS = {
     "doctor": "doctor",
     "plan": "plan",
     "compare": "compare",
+    "report": "report",
     "serve-teacher": "serve_teacher",
     "demo": "demo",
     "tiny-pair": "tiny_pair",

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from verl_ext.run.files import write_json
 from verl_ext.run.metrics import MetricsTail, read_place
-from verl_ext.run.next_command import evaluation_of
+from verl_ext.run.next_command import evaluation_of, report_of
 
 STEP = "global_step_"
 SILENCE_S = 10.0  # after which a log file gets a line of where the run is
@@ -148,6 +148,7 @@ class RunConsole:
         for line in (
             f"student{of}: {self.run_dir}/student (Hugging Face format, with a model card){adapter}; next:",
             f"  {evaluation}",
+            f"  {report_of(self.run_dir)}",
             f"  vllm serve {self.run_dir}/student",
         ):
             self.console.print(line, highlight=False, soft_wrap=True)
@@ -200,4 +201,5 @@ class SftConsole:
             self.line("nothing left to train: the run was complete; delete the run directory to start over")
         adapter = f", adapter: {config.run_dir}/adapter (PEFT)" if config.model.lora_rank else ""
         self.line(f"student: {config.run_dir}/student (Hugging Face format, with a model card){adapter}; next:")
-        self.console.print(f"  {evaluation_of(config)}", highlight=False, soft_wrap=True)
+        for command in (evaluation_of(config), report_of(config.run_dir)):
+            self.console.print(f"  {command}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The command that a finished run's user types next, as it runs."""
+"""The commands that a finished run's user types next, as they run."""
 
 import shlex
 from pathlib import Path
@@ -6,6 +6,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from verl_ext.run.command import as_typed
+
+
+def report_of(run_dir: object) -> str:
+    """`recipe.report` on a run's folder."""
+    return as_typed(f"python -m recipe.report {shlex.quote(str(run_dir))}")
 
 
 def evaluation_of(config: DictConfig) -> str:

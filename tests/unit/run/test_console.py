@@ -300,9 +300,10 @@ def test_the_end_of_an_sft_run_names_what_it_left(capfd):
     assert sft_lines(capfd) == [
         "student: RUN/student (Hugging Face format, with a model card); next:",
         "  python -m recipe.evaluate data=HELDOUT.parquet base=BASE student=RUN/student",
+        "  python -m recipe.report RUN",
     ]
     config.model.lora_rank = 8
     console.finish(config, trained=False)
-    nothing, student, _ = sft_lines(capfd)
+    nothing, student, *_ = sft_lines(capfd)
     assert nothing.startswith("nothing left to train: the run was complete")
     assert student.endswith("card), adapter: RUN/adapter (PEFT); next:")
