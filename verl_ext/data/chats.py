@@ -14,6 +14,7 @@ from typing import Any
 from verl_ext.data.messages import Messages, from_sharegpt, messages_of
 from verl_ext.data.sentences import TRANSLATION, Sentence
 from verl_ext.data.text_files import Record, records, value_as_text
+from verl_ext.run.visible import visible
 
 FORMS = ("openai", "sharegpt", "verl")
 """`openai`: `messages` of {role, content}; `sharegpt`: `conversations` of {from, value}; `verl`: `prompt`, a text or
@@ -150,8 +151,7 @@ def with_source(words: Sequence[str]) -> list[str]:
     place = given.index("--from")
     form, file = [*given[place + 1 : place + 3], "", ""][:2]
     if form not in FORMS or not file or file.startswith("-"):
-        sys.exit(
-            f"error: --from {form}: expected --from {'|'.join(FORMS)} FILE; sentences are source=file sentences=FILE"
-        )
+        said = f"--from {form}: expected --from {'|'.join(FORMS)} FILE; sentences are source=file sentences=FILE"
+        sys.exit(visible(f"error: {said}"))
     escaped = file.replace("\\", "\\\\").replace('"', '\\"')
     return [*given[:place], f"source={form}", f'sentences="{escaped}"', *given[place + 3 :]]

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from verl_ext.run.files import write_atomically
+from verl_ext.run.terminal import Terminal
 
 CHUNK_BYTES = 8 << 20
 # Beside the weights: shape and numerics, tokens, code that comes with the checkpoint.
@@ -75,6 +76,7 @@ def hash_files(paths: Sequence[Path], cache: Path) -> list[str]:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
+        console=Terminal(),
         disable=total < BAR_FROM_BYTES,
     ) as progress:
         task = progress.add_task("hash", total=total)

@@ -4,6 +4,7 @@ import contextlib
 import time
 from pathlib import Path
 
+from verl_ext.run.visible import print
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import SGLangServer
 from verl_ext.teacher.server.prometheus import MetricsServer
