@@ -64,6 +64,16 @@ def cut_off(folder: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def traversing(folder: Path) -> None:
+    """Loaders open what the index names, beside the folder too."""
+    (folder / "model.safetensors").rename(folder.parent / "x.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+
+
 def broken_template(folder: Path) -> None:
     file = folder / "chat_template.jinja"
     file.write_text(file.read_text() + "{% if %}")
@@ -240,6 +250,12 @@ BROKEN = [
         "models",
         student(cut_off),
         r"student\.path: \S+/model\.safetensors has [\d,]+ bytes, and [\d,]+ by its header; d",
+    ),
+    ("models", student(pickled), r"student\.path=\S+ has its weights in pytorch_model\.bin, a pickle, which runs code"),
+    (
+        "models",
+        student(traversing),
+        r"model\.safetensors\.index\.json names \.\./x\.safetensors, which is not a file of",
     ),
     (
         "models",

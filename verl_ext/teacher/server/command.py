@@ -34,6 +34,7 @@ def build_arguments(config: TeacherConfig, port: int) -> list[str]:
         str(model.absolute()) if model.is_dir() else config.model_path,
     ]
     arguments += ["--host", config.host, "--port", str(port), "--device", config.device, "--dtype", config.dtype]
+    arguments += ["--load-format", "safetensors"]  # never a pickle, where a name of the hub has both or that alone
     arguments += ["--mem-fraction-static", str(config.mem_fraction_static)]
     arguments += ["--max-total-tokens", str(config.max_total_tokens)]
     arguments += ["--tp-size", str(config.tp), "--dp-size", str(config.dp)]

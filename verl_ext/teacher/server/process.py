@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from verl_ext.run.api_key import api_key, bearer_header
+from verl_ext.run.replies import SETTINGS_BYTES
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.command import build_arguments, build_environment, check_quantized_weights, hide_key
 from verl_ext.teacher.server.doors import unsaid_doors
@@ -164,7 +165,7 @@ class SGLangServer:
         # No proxy: the server is on this machine or this network, whatever http_proxy says.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=timeout_s) as response:
-            return response.read()
+            return response.read(SETTINGS_BYTES)
 
     def log_tail(self) -> str:
         """The last lines of the server's log, for an error message."""

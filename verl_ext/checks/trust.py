@@ -1,4 +1,4 @@
-"""What must not stand in a configuration: it is written into the run's folder, to logs, and to Ray's own records."""
+"""What a configuration must not hold, for a run's folder, logs and Ray show it; and whose code it lets run."""
 
 import re
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from verl_ext.checks.context import Context
+from verl_ext.checks.finding import WARN, Finding
 
 NAME = re.compile(
     r"((api|access|secret|private|ssh|encryption)_?key|(api|auth|access|hf|hub|bearer|refresh)_?token|secret|"
@@ -16,9 +17,10 @@ NAME = re.compile(
 """The name of a secret. `prompt_key` and `eos_token` are none."""
 IN_URL = re.compile(r"\w://[^/\s?#]*:[^/\s?#]*@")
 """A password in a URL."""
+REMOTE_CODE = "trust_remote_code"
 
 
-def kept_out(context: Context) -> str:
+def secrets(context: Context) -> str:
     """No key, token or password is among the settings."""
     settings = OmegaConf.to_container(context.config, resolve=False)
     for key, value in leaves(settings):
@@ -33,6 +35,21 @@ def kept_out(context: Context) -> str:
                 f"{key} holds a password in its URL, which config.yaml and error messages show; leave it out"
             )
     return "none among the settings"
+
+
+def remote_code(context: Context) -> str | Finding:
+    """Python code that comes with a model runs only where that was asked for, and that is said."""
+    settings = [] if context.config is None else [*leaves(OmegaConf.to_container(context.config, resolve=False))]
+    keys = [key for key, value in settings if key.rpartition(".")[2] == REMOTE_CODE and value is True]
+    if context.config is None:
+        keys = [f"teacher.{REMOTE_CODE}" for teacher in context.teachers.values() if teacher.trust_remote_code]
+    if not keys:
+        return "none is run"
+    return Finding(
+        WARN,
+        f"{', '.join(keys)} is true: Python code that comes with the model runs as you, with your keys and files",
+        "read it first, and leave this out where transformers knows the model",
+    )
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
