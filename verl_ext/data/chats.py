@@ -85,7 +85,10 @@ def _chat(form: str, record: Record, index: int, system: str, data_source: str) 
         student = messages  # the file says what the student sees
         if values.get("teacher_messages"):
             teacher, _ = _asked(place, messages_of(f"{place}: teacher_messages", values["teacher_messages"]))
-        label = value_as_text(f"{place}: ground_truth", (values.get("reward_model") or {}).get("ground_truth"))
+        reward = values.get("reward_model") or {}
+        if not isinstance(reward, Mapping):
+            raise ValueError(f"{place}: reward_model is {str(reward)[:60]}, expected an object")
+        label = value_as_text(f"{place}: ground_truth", reward.get("ground_truth"))
         source = value_as_text(f"{place}: data_source", values.get("data_source")) or data_source
     if system:
         if teacher[0]["role"] == "system":

@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from verl_ext.run.files import reason_of
+
 AGAIN = "download the model again, or mend the file"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 """Pickles that trainers leave beside weights, and nobody loads with them."""
+LONGEST_NAME = 200
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """Tags that transformers adds to Jinja; they change nothing of what is rendered."""
 
@@ -70,7 +73,7 @@ def _indexed(index: Path) -> list[str]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{index} is no index of weights; {AGAIN}") from None
     names = {str(name) for name in found}
-    if outside := sorted(name for name in names if Path(name).name != name):
+    if outside := sorted(name for name in names if Path(name).name != name or len(name) > LONGEST_NAME):
         raise ValueError(f"{index} names {outside[0]}, which is not a file of its folder; {AGAIN}")
     return sorted(names)
 
@@ -96,7 +99,10 @@ def _check_template(key: str, folder: Path, configured: Any) -> None:
 
     file = folder / "chat_template.jinja"
     if file.is_file():
-        sources = [file.read_text(encoding="utf-8")]
+        try:
+            sources = [file.read_text(encoding="utf-8")]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{key}: {file} is no text ({reason_of(error)}); {AGAIN}") from None
     else:
         file = folder / "tokenizer_config.json"
         named = configured if isinstance(configured, list) else [{"template": configured}]
@@ -109,3 +115,5 @@ def _check_template(key: str, folder: Path, configured: Any) -> None:
             raise ValueError(
                 f"{key}: {file} is no Jinja template (its line {error.lineno}: {error.message}); {AGAIN}"
             ) from None
+        except RecursionError:
+            raise ValueError(f"{key}: {file} is nested too deep for a Jinja template; {AGAIN}") from None

@@ -92,10 +92,8 @@ class ServedSampler:
         async with session.post(url, json=self._body(request), allow_redirects=False) as response:
             body = await self._read(url, response)
         try:
-            choice = body["choices"][0]
-            text = choice["message"]["content"] or ""
-            return Answer(text, body["usage"]["completion_tokens"], choice["finish_reason"])
-        except (KeyError, IndexError, TypeError) as error:  # a proxy's error, with status 200
+            return read_answer(body)
+        except ValueError as error:  # a proxy's error, with status 200
             raise aiohttp.ClientPayloadError(
                 f"{url} did not answer as OpenAI's API does: {str(body)[:BODY_EXCERPT]}"
             ) from error
@@ -136,6 +134,18 @@ class ServedSampler:
             timeout=self._timeout,
             connector=aiohttp.TCPConnector(limit=self._max_concurrency),
         )
+
+
+def read_answer(body: Any) -> Answer:
+    """What an OpenAI-compatible server answered. ValueError if that is no answer."""
+    try:
+        choice = body["choices"][0]
+        text, tokens, finish = choice["message"]["content"], body["usage"]["completion_tokens"], choice["finish_reason"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"it has no {error}") from error
+    if not (isinstance(text, str | None) and isinstance(finish, str) and type(tokens) is int and tokens >= 0):
+        raise ValueError(f"its content is {type(text).__name__}, its end {finish!r}, its tokens {tokens!r}")
+    return Answer(text or "", tokens, finish)
 
 
 def _excerpt(text: bytes) -> str:

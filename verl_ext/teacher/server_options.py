@@ -50,6 +50,8 @@ def check_extra_args(words: Sequence[str]) -> None:
         ValueError: naming the option and the fix.
     """
     for number, word in enumerate(words):
+        if not isinstance(word, str):
+            raise ValueError("teacher.extra_args: one of its words is no text; write numbers in quotes")
         is_value = not word.startswith("-") or _NUMBER.fullmatch(word)
         if is_value and number:
             continue

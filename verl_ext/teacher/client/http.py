@@ -9,6 +9,7 @@ import orjson
 from verl_ext.run.api_key import bearer_header
 from verl_ext.run.replies import PLAIN, read_body
 from verl_ext.run.retry_after import retry_after_s
+from verl_ext.teacher.client.protocol import read_metas
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import TeacherError, TeacherResponseError
 
@@ -58,8 +59,8 @@ class SGLangHttp:
                 f"{self.url}/generate refused the request ({response.status}{hint}): {_excerpt(text)}"
             )
         try:
-            metas = [answer["meta_info"] for answer in orjson.loads(text)]
-        except (ValueError, KeyError, TypeError) as error:
+            metas = read_metas(text)
+        except TeacherResponseError as error:
             raise ServerFailure(f"{self.url} did not answer as SGLang does: {_excerpt(text)}") from error
         if len(metas) != sequences:
             raise ServerFailure(f"{self.url} gave {len(metas)} answers to {sequences} sequences")
