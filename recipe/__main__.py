@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from verl_ext.run.command import COMMAND, VERBS, pipe_may_close, versions
+from verl_ext.run.visible import print, visible
 
 
 def summary(module: str) -> str:
@@ -77,7 +78,7 @@ def run(*given: str) -> None:
         close = begun or difflib.get_close_matches(verb, [*VERBS, *VERBS.values()], 1, 0.5)
         known = {module: word for word, module in VERBS.items()}
         fix = f"did you mean {known.get(close[0], close[0])}?" if close else f"verbs: {', '.join(VERBS)}"
-        sys.exit(f"error: unknown verb {verb}; {fix}")
+        sys.exit(visible(f"error: unknown verb {verb}; {fix}"))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.models import check_model
 from verl_ext.run.verb import Verb, after_noun, check_words, one_line_errors, show_help
+from verl_ext.run.visible import print
 from verl_ext.tinker import parity
 from verl_ext.tinker.parity_table import print_table
 from verl_ext.tinker.sides import ParityConfig, check_tinker, gather

@@ -11,14 +11,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from verl_ext.demo.config import DemoConfig
 from verl_ext.demo.stages import draw_demo, run_stages, summarise, summary_table
 from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
+from verl_ext.run.terminal import Terminal
 from verl_ext.run.verb import Verb, as_typed, run_verb
+from verl_ext.run.visible import print
 
 from .report import write_report
 
@@ -33,7 +33,7 @@ def demo(config: Any) -> None:
     summary = summarise(settings, run_stages(settings, str(__package__)))
     file = Path(settings.out) / "summary.json"
     write_json(file, summary)
-    Console().print(summary_table(summary))
+    Terminal().print(summary_table(summary))
     picture, page = draw_demo(settings), write_report(Path(settings.out) / "run")
     print(f"{file} and {picture} written; curves: tensorboard --logdir {settings.out}/run/tensorboard")
     print(

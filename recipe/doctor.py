@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from verl_ext.checks.config import DoctorConfig
 from verl_ext.checks.context import context_of_run
@@ -32,7 +31,9 @@ from verl_ext.run.command import pipe_may_close
 from verl_ext.run.field_docs import field_docs
 from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_schema
+from verl_ext.run.terminal import Terminal
 from verl_ext.run.verb import Verb, run_verb
+from verl_ext.run.visible import print
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS
@@ -68,7 +69,7 @@ def doctor(config: DictConfig) -> None:
         print(bug_report(config, look(context_of_run(config))))
         return
     findings = diagnose(config)
-    print_table(findings, Console())
+    print_table(findings, Terminal())
     write_json(Path(config.doctor.out), report(findings))
     bad = failed(findings)
     print(f"{len(findings)} checks, {len(bad)} failed; every number and the full prompts: {config.doctor.out}")

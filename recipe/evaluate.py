@@ -29,6 +29,7 @@ from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, run_verb
+from verl_ext.run.visible import print
 from verl_ext.student.model_card import keep_evaluation
 
 register_verb("evaluate", EvaluateConfig)

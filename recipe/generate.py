@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from verl_ext.checks.check import GENERATE
 from verl_ext.checks.context import Context
 from verl_ext.checks.run import refuse, warnings
 from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
+from verl_ext.run.terminal import Terminal
 from verl_ext.run.verb import Verb, as_typed, run_verb
+from verl_ext.run.visible import print
 from verl_ext.sampling.answers import VIEWS, AnswerRun, generate, summary
 from verl_ext.sampling.types import EngineConfig, SamplingConfig
 
@@ -87,7 +87,7 @@ def generate_answers(config: Any) -> None:
     for line in warnings(refuse(GENERATE, context)):
         print(line)
     answers, took = generate(run, Path(settings.out), settings.chunk, settings.overwrite)
-    Console().print(summary(answers, took))
+    Terminal().print(summary(answers, took))
     print(f"{settings.out} written; next, what a teacher thinks of every token:")
     print(as_typed(f"  python -m recipe.score data={settings.out} teacher.model_path=TEACHER out=scored.parquet"))
 

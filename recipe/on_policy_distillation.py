@@ -23,6 +23,7 @@ from verl_ext.run.hydra import chosen_groups
 from verl_ext.run.metrics import mark_stage
 from verl_ext.run.origin import begin
 from verl_ext.run.verb import Verb, run_verb
+from verl_ext.run.visible import print
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.checks.verl_values import TRAIN, check_ranges
@@ -30,7 +29,9 @@ from verl_ext.plan.step_times import read_config
 from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb, schema_of
 from verl_ext.run.settings import check_given, settings_of
+from verl_ext.run.terminal import Terminal
 from verl_ext.run.verb import Verb, run_verb
+from verl_ext.run.visible import print
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import PLANNED
@@ -68,7 +69,7 @@ def plan(config: DictConfig) -> None:
         check_writable("picture", config.picture)
     hardware = hardware_of(config.get("hardware"))
     run = read_run(config)
-    fits = explain(run, hardware, Console())
+    fits = explain(run, hardware, Terminal())
     if config.picture:
         draw(pools(run, hardware), title(run, hardware), Path(config.picture))
         print(f"picture: {config.picture}")

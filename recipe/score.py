@@ -24,7 +24,9 @@ from verl_ext.evaluation.disagreement_report import show, with_scores
 from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of, within
+from verl_ext.run.terminal import Terminal
 from verl_ext.run.verb import Verb, as_typed, run_verb
+from verl_ext.run.visible import print
 from verl_ext.sampling.answers import Answers
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.keys import SCORING
@@ -93,7 +95,7 @@ def score(config: ScoreConfig, console: Console) -> None:
 
 
 def main() -> None:
-    run_verb(VERB, lambda config: score(settings_of(config, ScoreConfig), Console()))
+    run_verb(VERB, lambda config: score(settings_of(config, ScoreConfig), Terminal()))
 
 
 if __name__ == "__main__":

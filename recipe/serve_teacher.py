@@ -21,6 +21,7 @@ from verl_ext.run.hydra import register_verb
 from verl_ext.run.models import check_model
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, run_verb
+from verl_ext.run.visible import print
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.keys import SERVING
 

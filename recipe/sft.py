@@ -50,7 +50,7 @@ def sft(config: DictConfig) -> None:
     rank, ranks = prepare_environment(mapping_of(config.environment))
     progress = SftConsole()
     try:
-        report = check_sft(config, ranks)
+        report, warnings = check_sft(config, ranks)
     except ValueError:
         if rank:
             time.sleep(SILENCE_S)
@@ -59,7 +59,8 @@ def sft(config: DictConfig) -> None:
         if moved := begin(config):
             progress.line(moved)
         save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir, chosen_groups(CONFIGS / "sft"))
-        progress.line(report.as_line())
+        for line in (report.as_line(), *warnings):
+            progress.line(line)
     try:
         with output_into(Path(config.run_dir) / "logs" / f"rank-{rank}.log"):
             from verl_ext.sft.trainer import train

@@ -64,6 +64,16 @@ def cut_off(folder: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def traversing(folder: Path) -> None:
+    """Loaders open what the index names, beside the folder too."""
+    (folder / "model.safetensors").rename(folder.parent / "x.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+
+
 def broken_template(folder: Path) -> None:
     file = folder / "chat_template.jinja"
     file.write_text(file.read_text() + "{% if %}")
@@ -146,6 +156,16 @@ def begun_otherwise(pair: Pair) -> list[str]:
 
 NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
 BROKEN = [
+    (
+        "secrets",
+        words("+ray_kwargs.ray_init.runtime_env.env_vars.WANDB_API_KEY=abc"),
+        r"ray_kwargs\.ray_init\.runtime_env\.env_vars\.WANDB_API_KEY is a secret, .*; export WANDB_API_KEY instead",
+    ),
+    (
+        "secrets",
+        words("teacher.mode=external", "teacher.urls=[http://me:pass@host:1]"),
+        r"teacher\.urls holds a password",
+    ),
     ("required settings", words("data.val_files=null"), r"data\.val_files is not set"),
     ("ranges", words("actor_rollout_ref.rollout.n=0"), r"actor_rollout_ref\.rollout\.n=0 must be a whole number >= 1"),
     ("ranges", words("data.train_batch_size=-1"), r"data\.train_batch_size=-1 must be a whole number >= 1"),
@@ -205,6 +225,21 @@ BROKEN = [
         words("replay.share=0.5"),
         r"replay\.share=0\.5 with method\.policy_loss\.kind=importance_sampling.*=truncated_importance_sampling",
     ),
+    (
+        "Ray's token",
+        words("ray_kwargs.ray_init.address=10.0.0.1:6379"),
+        r"ray_kwargs\.ray_init\.address=10\.0\.0\.1:6379: (whoever reaches a Ray without a token|others may read)",
+    ),
+    (
+        "teacher settings",
+        words("teacher.extra_args=[--host,0.0.0.0]"),
+        r"teacher\.extra_args: --host has a setting of its own; give teacher\.host",
+    ),
+    (
+        "teacher settings",
+        words("teacher.api_key_env=PATH"),
+        r"teacher\.api_key_env=PATH is the name of another thing; give one that ends in KEY",
+    ),
     ("teacher settings", words("teacher.tp=0"), r"teacher\.tp: 0 is below 1"),
     ("memory plan", words("hardware=cpu", "trainer.nnodes=2"), r"on CPU trainer\.nnodes=2, trainer"),
     ("sampling", words("actor_rollout_ref.rollout.temperature=0.7"), r"rollout\.temperature=0\.7.*set it to 1\.0"),
@@ -215,6 +250,12 @@ BROKEN = [
         "models",
         student(cut_off),
         r"student\.path: \S+/model\.safetensors has [\d,]+ bytes, and [\d,]+ by its header; d",
+    ),
+    ("models", student(pickled), r"student\.path=\S+ has its weights in pytorch_model\.bin, a pickle, which runs code"),
+    (
+        "models",
+        student(traversing),
+        r"model\.safetensors\.index\.json names \.\./x\.safetensors, which is not a file of",
     ),
     (
         "models",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from doors import attack, listeners, outside, outside_address, refuses
+from doors import attack, listeners, neighbour, outside, outside_address, refuses
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -35,6 +36,8 @@ class Running:
     pid: int
     ports: list[int]
     """Of TransferQueue's controller."""
+    home: Path
+    """Of the run's user."""
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +46,12 @@ def running(tmp_path_factory: pytest.TempPathFactory, composed_config) -> Iterat
 
     config = OmegaConf.masked_copy(composed_config, ["ray_kwargs", "transfer_queue"])
     words = [json.dumps(OmegaConf.to_container(config)), str(tmp_path_factory.mktemp("ray") / "logs")]
+    home = tmp_path_factory.mktemp("home")
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, *words],
         cwd=ROOT,
-        env=os.environ | {"RAY_agent_register_timeout_ms": "300000"},
+        env={name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+        | {"RAY_agent_register_timeout_ms": "300000", "HOME": str(home)},
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -56,7 +61,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, composed_config) -> Iterat
     try:
         assert any(line.strip() == "ready" for line in process.stdout)
         found = listeners(process.pid)
-        yield Running(process.pid, [port for (_, port), name in found.items() if "TransferQueueController" in name])
+        ports = [port for (_, port), name in found.items() if "TransferQueueController" in name]
+        yield Running(process.pid, ports, home)
     finally:
         process.stdin.close()
         process.wait(60)
@@ -67,6 +73,39 @@ def test_nothing_listens_outside_loopback(running: Running):
     assert {name for name in found.values() if "TransferQueue" in name or "StorageUnit" in name or "raylet" in name}
     assert len(running.ports) >= 2  # its handshake and its requests, and Ray's own
     assert not outside(found)
+    assert not (running.home / ".ray" / "auth_token").exists()
+
+
+def test_a_machine_beside_this_one_reaches_nothing(running: Running):
+    with neighbour() as knock, socket.create_server(("0.0.0.0", 0)) as control:
+        if knock is None:
+            pytest.skip("nobody may make a network namespace here")
+        reachable = control.getsockname()[1]
+        assert knock([*(port for _, port in listeners(running.pid)), reachable]) == [reachable]
+
+
+JOIN = """
+import sys, ray
+try:
+    ray.init(sys.argv[1], logging_level="CRITICAL")
+except Exception as error:
+    print("refused", type(error).__name__)
+else:
+    print("joined")
+"""
+
+
+@pytest.mark.parametrize("token", ["", "0" * 64])
+def test_another_user_of_this_machine_does_not_join_its_ray(running: Running, tmp_path: Path, token: str):
+    """Ray's own token would stand in a file that all may read; the run has one of its own, in memory."""
+    address = next(f"127.0.0.1:{port}" for (_, port), name in listeners(running.pid).items() if "gcs_server" in name)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or "x"}
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN, address], env=environment, text=True, capture_output=True, timeout=120, check=False
+    )
+    assert "joined" not in done.stdout
+    assert not (tmp_path / ".ray" / "auth_token").exists()
 
 
 def test_code_from_outside_does_not_get_in(running: Running, tmp_path: Path):

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from doors import attack, listeners, outside, outside_address, refuses
+from doors import attack, listeners, neighbour, outside, outside_address, refuses, statuses
 from safetensors.torch import load_file, save_file
+from secret_search import in_environment, shown
 from transformers import AutoModelForCausalLM
 
 from verl_ext.run.metrics import read_metrics
@@ -242,10 +245,30 @@ def nobody_gets_in(pid: int, proof: Path) -> None:
             assert refuses(address, port)
         for port in [port for (_, port), name in found.items() if "TransferQueueController" in name]:
             assert not attack(address, port, proof, 1)
+    with neighbour() as knock, socket.create_server(("0.0.0.0", 0)) as control:
+        if knock is not None:
+            assert knock([*(port for _, port in found), control.getsockname()[1]]) == [control.getsockname()[1]]
+    for name, asked in (("FinishReasonServer", "/v1/models"), ("sglang", "/model_info")):
+        ports = [port for (_, port), own in found.items() if name in own]
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}):
+            assert statuses("127.0.0.1", ports, "GET", asked, **headers) == [401], (name, headers)
+
+
+def no_secret_shows(keys: dict[str, str], folders: list[Path], pid: int | None = None) -> None:
+    """Not in files or process lists; and `pid` given, SGLang's processes do not even have them."""
+    assert shown(keys, folders) == []
+    if pid is not None:
+        tree = psutil.Process(pid).children(recursive=True)
+        engines = [each for each in tree if "sglang" in " ".join(each.cmdline())]
+        assert engines
+        assert in_environment(keys, engines) == []
 
 
 def test_ctrl_c_says_how_to_go_on_and_leaves_nothing(inputs: Inputs, tmp_path: Path):
-    """On a run without weight sync, whose sampler drifts from the second step on. Meanwhile nobody gets in."""
+    """On a run without weight sync, whose sampler drifts from the second step on.
+
+    Meanwhile nobody gets in, and neither then nor afterwards does a key show anywhere.
+    """
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "recipe.on_policy_distillation"]
     endless = ("trainer.total_training_steps=1000", "trainer.save_freq=2", "method.control=no_weight_sync")
@@ -254,13 +277,19 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_nothing(inputs: Inputs, tmp_path: P
     def two_steps_done() -> bool:
         return (run_dir / "student").exists() and len(read_metrics(run_dir / "metrics.jsonl")) >= 2
 
+    keys = {name: secrets.token_hex(32) for name in ("TEACHER_API_KEY", "RAY_AUTH_TOKEN")}
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    environment = os.environ | keys | {"TMPDIR": str(scratch)}
     with (tmp_path / "out.txt").open("w") as out:
         process = subprocess.Popen(
-            [*command, *more], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            [*command, *more], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             assert wait_until(two_steps_done, 400), (tmp_path / "out.txt").read_text()[-3000:]
             nobody_gets_in(process.pid, tmp_path / "proof")
+            folders = [tmp_path, (run_dir / "logs").resolve().parent, Path("/dev/shm")]
+            no_secret_shows(keys, folders, process.pid)
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does
             assert process.wait(timeout=60) == 1
         finally:
@@ -268,6 +297,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_nothing(inputs: Inputs, tmp_path: P
                 os.killpg(process.pid, signal.SIGKILL)
     assert "interrupted; the same command resumes" in (tmp_path / "out.txt").read_text()
     assert wait_until(lambda: not engines_of(tmp_path), 20), engines_of(tmp_path)
+    no_secret_shows(keys, folders)
     gaps = [row["actor/rollout_gap_max"] for row in read_metrics(run_dir / "metrics.jsonl")]
     assert gaps[0] < SYNCED_NATS
     assert gaps[1] > 10 * SYNCED_NATS

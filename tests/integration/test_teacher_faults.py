@@ -33,8 +33,8 @@ SMALL_CACHE = 640  # tokens
 REQUEST_TIMEOUT_S = 5.0
 
 
-def make_server(model: Path, python: str, log_path: Path, port: int = 0, extra: tuple[str, ...] = ()) -> SGLangServer:
-    config = TeacherConfig(model_path=str(model), python=python, startup_timeout_s=300, port=port, extra_args=[*extra])
+def make_server(model: Path, python: str, log_path: Path, port: int = 0, **settings: int) -> SGLangServer:
+    config = TeacherConfig(model_path=str(model), python=python, startup_timeout_s=300, port=port, **settings)
     return SGLangServer(config, log_path)
 
 
@@ -43,10 +43,9 @@ def servers(
     tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[SGLangServer, SGLangServer]]:
     folder = tmp_path_factory.mktemp("faults")
-    small = ("--max-total-tokens", str(SMALL_CACHE))
     with (
         make_server(tiny_qwen3, teacher_python, folder / "first.log") as first,
-        make_server(tiny_qwen3, teacher_python, folder / "second.log", extra=small) as second,
+        make_server(tiny_qwen3, teacher_python, folder / "second.log", max_total_tokens=SMALL_CACHE) as second,
     ):
         first.wait_ready()
         second.wait_ready()

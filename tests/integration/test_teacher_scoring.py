@@ -176,8 +176,11 @@ async def test_long_and_edge_requests(server: SGLangServer, tiny_qwen3: Path) ->
 
 
 async def test_api_key_is_needed_and_shows_nowhere(server: SGLangServer) -> None:
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(urllib.request.Request(f"{server.url}/generate", b"{}"), timeout=10)
+    for given in (None, "", "Bearer wrong", f"Bearer {API_KEY}0", API_KEY):
+        wrong = {} if given is None else {"Authorization": given}
+        request = urllib.request.Request(f"{server.url}/generate", b"{}", wrong)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=10)
     assert API_KEY not in server.log_path.read_text()
     assert server._process is not None
     for pid in group_members(server._process.pid):

@@ -80,7 +80,11 @@ def free_port() -> int:
 def trained(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> Path:
     """Two steps; Ray asks for a token and the teacher, which listens on every address, for a key."""
     folder = tmp_path_factory.mktemp("nodes")
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "TEACHER_API_KEY": "key-of-the-test"}
+    secret = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "TEACHER_API_KEY": "key-of-these-tests",
+    }
     environment = os.environ | secret | {"RAY_agent_register_timeout_ms": "300000"}
     run(environment, "recipe.create_data", "source=file", "sentences=data/sample.jsonl", f"out_dir={folder}/data")
     run(
@@ -156,5 +160,5 @@ def test_the_key_is_nowhere(trained: Path):
         file for file in (trained / "run").rglob("*") if file.suffix in (".yaml", ".jsonl", ".log", ".md", ".json")
     ]
     assert (trained / "run/teacher.log") in texts
-    assert not [file for file in texts if "key-of-the-test" in file.read_text(errors="replace")]
+    assert not [file for file in texts if "key-of-these-tests" in file.read_text(errors="replace")]
     assert json.loads((trained / "run/run.json").read_text())["steps"] == 2

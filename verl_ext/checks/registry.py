@@ -4,7 +4,7 @@ In the order in which they are looked at: the cheap ones first, so that a wrong 
 docs/doctor.md has the same table, with what to do.
 """
 
-from verl_ext.checks import architecture, data, engines, inputs, memory, roles, served, sft, tokens, values
+from verl_ext.checks import architecture, data, engines, inputs, memory, roles, served, sft, tokens, trust, values
 from verl_ext.checks.check import DOCTOR, EVALUATE, GENERATE, SCORE, SFT, TRAIN, Check, Cost
 
 INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
@@ -15,6 +15,7 @@ ROUTED, ROLES = ("data", "teacher names"), ("data", "student tokenizer", "roles"
 
 CHECKS = (
     # Settings
+    Check("secrets", INSTANT, (*RUN, SFT), trust.secrets),
     Check("required settings", INSTANT, (*RUN, SFT), inputs.given),
     Check("ranges", INSTANT, RUN, values.training),
     Check("method", INSTANT, RUN, inputs.method, needs=RANGES),
@@ -33,11 +34,13 @@ CHECKS = (
     Check("loggers", INSTANT, (*RUN, SFT), values.loggers),
     # This machine
     Check("devices", INSTANT, RUN, values.devices, needs=(*TEACHER, *RANGES)),
+    Check("Ray's token", INSTANT, RUN, values.ray_token),
     Check("processes", INSTANT, (SFT,), sft.processes),
     Check("vLLM", INSTANT, (GENERATE, EVALUATE), values.sampler),
     Check("teacher device", INSTANT, (*RUN, SCORE), values.teacher_device, TEACHER, each_teacher=True),
     # Models and rows
     Check("models", INSTANT, (*RUN, SFT, *ANSWERS), inputs.models, needs=GIVEN),
+    Check("remote code", INSTANT, (*RUN, SFT, SCORE), trust.remote_code),
     Check("data", INSTANT, (*RUN, *ANSWERS), inputs.rows, needs=GIVEN),
     Check("run folder", INSTANT, (*RUN, SFT), inputs.run_folder, needs=GIVEN),
     Check("held-out data", INSTANT, RUN, inputs.heldout, needs=GIVEN),

@@ -113,15 +113,15 @@ def planned(config: DictConfig, rows: int, heldout: int) -> str:
     )
 
 
-def check_sft(config: DictConfig, ranks: int) -> "DataReport":
-    """Refuse an SFT run of `ranks` processes that cannot work; else what its training rows hold.
+def check_sft(config: DictConfig, ranks: int) -> tuple["DataReport", list[str]]:
+    """Refuse an SFT run of `ranks` processes that cannot work; else what its training rows hold, and warnings.
 
     Raises:
         ValueError: naming the key and the fix.
     """
     context = SftContext(config, ranks)
-    refuse(SFT, context)
-    return context.dataset.report
+    findings = refuse(SFT, context)
+    return context.dataset.report, warnings(findings)
 
 
 def check_sft_settings(config: DictConfig, ranks: int) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl_ext.checks.context import Context
 from verl_ext.checks.verl_values import FIXED, SFT, TRAIN, check_ranges
 from verl_ext.run import machine
+from verl_ext.run.ray_token import check_token, is_own
 from verl_ext.teacher.config import TeacherConfig
 
 LOGGERS = ("console", "tensorboard", "wandb", "mlflow", "swanlab", "vemlp_wandb", "clearml", "trackio", "file")
@@ -40,6 +41,11 @@ def supervised(context: Context) -> str:
     """verl's keys are in their ranges."""
     check_ranges(context.config, SFT)
     return f"{len(SFT)} keys in their ranges"
+
+
+def ray_token(context: Context) -> str:
+    """A Ray cluster asks for a token, which is not in a file that others may read."""
+    return check_token(context.config.ray_kwargs.ray_init.get("address"))
 
 
 def kept(context: Context) -> str:
@@ -127,7 +133,7 @@ def devices(context: Context) -> str:
     """As many devices as the run takes, where they are this machine's own."""
     config = context.config
     trainer, ray = config.trainer, config.ray_kwargs.ray_init
-    if ray.get("address") not in (None, "local"):
+    if not is_own(ray.get("address")):
         return f"those of the cluster {ray.address}"
     if trainer.nnodes > 1:
         raise ValueError(
@@ -168,7 +174,7 @@ def check_gpus(asked: str, wanted: int, fix: str = "set platform=cpu, or run whe
 def teacher_device(context: Context, name: str) -> str:
     """A teacher that is started here finds the device that it asks for."""
     config = context.config
-    if config is not None and config.ray_kwargs.ray_init.get("address") not in (None, "local"):
+    if config is not None and not is_own(config.ray_kwargs.ray_init.get("address")):
         return "of the cluster"
     return check_teacher_device(context.teachers[name])
 

@@ -14,6 +14,7 @@ from typing import Any
 from verl_ext.data.messages import Messages, from_sharegpt, messages_of
 from verl_ext.data.sentences import TRANSLATION, Sentence
 from verl_ext.data.text_files import Record, records, value_as_text
+from verl_ext.run.visible import visible
 
 FORMS = ("openai", "sharegpt", "verl")
 """`openai`: `messages` of {role, content}; `sharegpt`: `conversations` of {from, value}; `verl`: `prompt`, a text or
@@ -84,7 +85,10 @@ def _chat(form: str, record: Record, index: int, system: str, data_source: str) 
         student = messages  # the file says what the student sees
         if values.get("teacher_messages"):
             teacher, _ = _asked(place, messages_of(f"{place}: teacher_messages", values["teacher_messages"]))
-        label = value_as_text(f"{place}: ground_truth", (values.get("reward_model") or {}).get("ground_truth"))
+        reward = values.get("reward_model") or {}
+        if not isinstance(reward, Mapping):
+            raise ValueError(f"{place}: reward_model is {str(reward)[:60]}, expected an object")
+        label = value_as_text(f"{place}: ground_truth", reward.get("ground_truth"))
         source = value_as_text(f"{place}: data_source", values.get("data_source")) or data_source
     if system:
         if teacher[0]["role"] == "system":
@@ -150,8 +154,7 @@ def with_source(words: Sequence[str]) -> list[str]:
     place = given.index("--from")
     form, file = [*given[place + 1 : place + 3], "", ""][:2]
     if form not in FORMS or not file or file.startswith("-"):
-        sys.exit(
-            f"error: --from {form}: expected --from {'|'.join(FORMS)} FILE; sentences are source=file sentences=FILE"
-        )
+        said = f"--from {form}: expected --from {'|'.join(FORMS)} FILE; sentences are source=file sentences=FILE"
+        sys.exit(visible(f"error: {said}"))
     escaped = file.replace("\\", "\\\\").replace('"', '\\"')
     return [*given[:place], f"source={form}", f'sentences="{escaped}"', *given[place + 3 :]]

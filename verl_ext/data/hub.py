@@ -3,8 +3,9 @@
 No code of a data set is run: `datasets` has refused to since its version 4.
 """
 
+import contextlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,26 @@ def _fetch(config: HubConfig) -> str:
     )
 
 
+def _check_inside(where: str, folder: Path, data_files: Mapping[str, Sequence[str]] | None) -> None:
+    """Refuse a folder whose README.md or links have files read that are not in it.
+
+    A snapshot in the hub's cache is links to the folder `blobs` beside it.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    folder = folder.resolve()
+    inside = folder.parents[1] if folder.parent.name == "snapshots" else folder
+    for file in [each for files in (data_files or {}).values() for each in files]:
+        if "://" not in file and not Path(file).resolve().is_relative_to(inside):
+            raise ValueError(
+                f"{where}: it would have {file} read, which is not in the folder; copy it there, or take it out"
+            )
+
+
 def _dataset_rows(config: HubConfig) -> tuple[Iterable[Mapping[str, Any]], Sequence[str]]:
     """Of the hub, or of a folder of data files."""
     import datasets
-    from datasets.exceptions import DatasetsError
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -146,14 +163,43 @@ def _dataset_rows(config: HubConfig) -> tuple[Iterable[Mapping[str, Any]], Seque
         error = asked_hub(config.path, ".gitattributes", "dataset")  # load_dataset alone asks for half a minute
         if error is not None and not isinstance(error, HfHubHTTPError):
             raise ValueError(f"{where}: not read here before, and the hub cannot be asked ({error}); {_fetch(config)}")
+    which: dict[str, Any] = {"name": config.name or None, "revision": config.revision or None}
+    if path.is_dir():
+        with _one_line(where, config):
+            builder: Any = datasets.load_dataset_builder(config.path, **which)
+        _check_inside(where, path, builder.config.data_files or {})
+    with _one_line(where, config):
+        rows: Any = datasets.load_dataset(config.path, split=config.split, **which)
+    return rows, rows.column_names
+
+
+@contextlib.contextmanager
+def _one_line(where: str, config: HubConfig) -> Iterator[None]:
+    """What `datasets` raises as a ValueError that names the setting."""
+    from datasets.exceptions import DatasetsError
+
     try:
-        rows: Any = datasets.load_dataset(
-            config.path, name=config.name or None, split=config.split, revision=config.revision or None
-        )
+        yield
     except ConnectionError as error:
         raise ValueError(
             f"{where}: {error}. Unset HF_HUB_OFFLINE where there is a network; elsewhere {_fetch(config)}"
         ) from error
     except (FileNotFoundError, ValueError, RuntimeError, DatasetsError) as error:
         raise ValueError(f"{where} hub.name={config.name} hub.split={config.split}: {error}") from error
-    return rows, rows.column_names
+
+
+def _check_inside(where: str, folder: Path, data_files: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a folder whose README.md or links have files read that are not in it.
+
+    A snapshot in the hub's cache is links to the folder `blobs` beside it.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    folder = folder.resolve()
+    inside = folder.parents[1] if folder.parent.name == "snapshots" else folder
+    for file in [each for files in data_files.values() for each in files]:
+        if "://" not in file and not Path(file).resolve().is_relative_to(inside):
+            raise ValueError(
+                f"{where}: {file} would be read, which is not in the folder; copy it there, or take it out"
+            )

@@ -37,6 +37,8 @@ def messages_of(place: str, value: Any) -> Messages:
 
 def message_of(place: str, message: Mapping[str, Any]) -> dict[str, str]:
     """Role and content of a message. Fields without a value (a null `tool_calls`) are none."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{place}: a message is {str(message)[:60]}, expected an object with role and content")
     if "from" in message and "value" in message:
         raise ValueError(
             f"{place} is in ShareGPT's form; `python -m recipe.create_data --from sharegpt FILE` converts it"
@@ -76,7 +78,7 @@ def from_sharegpt(place: str, turns: Any) -> Messages:
     messages = []
     for turn in turns:
         speaker = turn.get("from") if isinstance(turn, dict) else None
-        if speaker not in SHAREGPT_ROLES:
+        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
             known = ", ".join(SHAREGPT_ROLES)
             raise ValueError(f"{place}: a turn is from {speaker!r}, expected one of {known}")
         if not isinstance(turn.get("value"), str):

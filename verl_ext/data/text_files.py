@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_ext.run.files import reason_of
+
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is its beginning
@@ -82,8 +84,8 @@ def parse_json(place: str, text: str) -> Any:
     """JSON with exact numbers. ValueError naming `place` where it is none, or no UTF-8 file could hold it."""
     try:
         value = json.loads(text, parse_float=Decimal)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON: {error}") from error
+    except (ValueError, RecursionError, ArithmeticError) as error:  # an exponent that no Decimal takes
+        raise ValueError(f"{place}: not JSON: {reason_of(error)}") from None
     if "\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False, default=str).encode()
@@ -167,7 +169,7 @@ def _csv(path: Path) -> Iterator[Record]:
 def _parquet(path: Path) -> Iterator[Record]:
     try:
         table = pq.ParquetFile(path).read()  # read_table imports pandas
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, OSError) as error:  # of a damaged one, Arrow says it either way
         raise ValueError(f"{path} is no parquet file ({str(error).splitlines()[0]})") from None
     for number, row in enumerate(table.to_pylist()):
         yield Record(f"{path} row {number}", row)

@@ -13,6 +13,7 @@ from rich.table import Table
 from verl_ext.demo.config import DemoConfig
 from verl_ext.demo.picture import draw
 from verl_ext.run.metrics import read_metrics
+from verl_ext.run.visible import print
 
 
 def run_verb(module: str, *arguments: str) -> float:

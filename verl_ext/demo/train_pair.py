@@ -29,6 +29,7 @@ from verl_ext.demo.tiny_pair import (
 )
 from verl_ext.run.files import replacing, sha256, write_json
 from verl_ext.run.outputs import is_made
+from verl_ext.run.visible import print
 
 SHAPE = (
     "hidden_size",

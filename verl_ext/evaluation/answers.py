@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.run.files import write_atomically
+from verl_ext.run.visible import print
 
 SHOWN = 3
 """Wrong answers of an arm in the report and on the console."""

@@ -6,8 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 from verl_ext.data import conversations as labels
 from verl_ext.data.rows import MATH, MOST_LABELS, check_rows, known_labels, label_set_of, without_rows
 from verl_ext.evaluation.answers import Judged, answers_file, print_wrong, report_of, write_answers
@@ -16,6 +14,8 @@ from verl_ext.evaluation.labels_report import ArmResult, plot_confusion, print_t
 from verl_ext.evaluation.match import boxed_answer, math_match
 from verl_ext.evaluation.math_answers import MathResult, evaluate_math, math_table
 from verl_ext.run.settings import one_of, within
+from verl_ext.run.terminal import Terminal
+from verl_ext.run.visible import print
 from verl_ext.sampling.types import DTYPES, Answer, EngineConfig, Request, SamplingConfig
 from verl_ext.sampling.vllm import VllmSampler
 
@@ -257,7 +257,7 @@ def show(found: Evaluated, report: Path) -> str:
     results, picture, answers = found.results, report.with_suffix(".png"), answers_file(report)
     problems = {arm: result for arm, result in results.items() if isinstance(result, MathResult)}
     if problems:
-        Console().print(math_table(problems))
+        Terminal().print(math_table(problems))
         print_wrong(found.judged)
         return f" and {answers}"
     labelled = {arm: result for arm, result in results.items() if isinstance(result, ArmResult)}

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verl_ext.evaluation.disagreement import NEVER, Disagreement, Scoring, on_policy
+from verl_ext.run.visible import print
 from verl_ext.sampling.answers import VIEWS, Answers
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import Score

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from verl_ext.evaluation.labels import Agreement, Evaluation, Proportion
+from verl_ext.run.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def languages_apart(result: ArmResult) -> list[str]:
 
 
 def print_tables(results: Mapping[str, ArmResult]) -> None:
-    console = Console()
+    console = Terminal()
     for table in (accuracy_table(results), agreement_table(results), class_table(results)):
         if table is not None:
             console.print(table)

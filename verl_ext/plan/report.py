@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from verl_ext.plan.advice import single_changes
 from verl_ext.plan.hardware import GIB, HardwareConfig
@@ -38,7 +39,7 @@ def table(pool: Pool) -> Table:
     totals = [pool.total(phase) for phase in PHASES]
     result.add_row("total", *(f"{value / GIB:.2f}" for value in totals))
     free = [(pool.capacity - value) / GIB for value in totals]
-    result.add_row("free", *(f"[red]{value:.2f}[/red]" if value < 0 else f"{value:.2f}" for value in free))
+    result.add_row("free", *(Text(f"{value:.2f}", "red" if value < 0 else "") for value in free))
     return result
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING, DictConfig
-from rich.console import Console
 
 from verl_ext.plan.step_times import engines_of, look
 from verl_ext.plan.throughput import STUDENT, TEACHER, stages_of
@@ -28,6 +27,8 @@ from verl_ext.plan.throughput_report import (
     stage_table,
 )
 from verl_ext.run.command import as_typed
+from verl_ext.run.terminal import Terminal
+from verl_ext.run.visible import print
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ThroughputConfig:
 
 def explain(settings: ThroughputConfig, config: DictConfig, mode: str, ahead: int) -> None:
     """Print what the run in `settings.run`, whose configuration is `config`, says. Raises ValueError if nothing."""
-    console = Console()
+    console = Terminal()
 
     def say(line: str) -> None:
         console.print(as_typed(line), soft_wrap=True, highlight=False)

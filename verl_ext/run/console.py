@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from verl_ext.run.files import write_json
 from verl_ext.run.metrics import MetricsTail, read_place
 from verl_ext.run.next_command import evaluation_of, report_of
+from verl_ext.run.terminal import Terminal
 
 STEP = "global_step_"
 SILENCE_S = 10.0  # after which a log file gets a line of where the run is
@@ -29,7 +29,7 @@ class RunConsole:
         """`started`: `time.perf_counter()` at launch, so that stage times count from what the user typed."""
         self.run_dir = run_dir
         self.started = started
-        self.console = Console()
+        self.console = Terminal()
         self.metrics = MetricsTail(run_dir / "metrics.jsonl")
         self.steps = 0
         self.first: dict[str, float] = {}
@@ -174,7 +174,7 @@ class SftConsole:
 
     def __init__(self) -> None:
         # A copy of the console: verl's output goes to a file while this writes.
-        self.console = Console(file=os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1))
+        self.console = Terminal(file=os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1))
         self.started = time.perf_counter()
 
     def line(self, text: str) -> None:

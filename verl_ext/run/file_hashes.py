@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from verl_ext.run.files import write_atomically
+from verl_ext.run.terminal import Terminal
 
 CHUNK_BYTES = 8 << 20
 # Beside the weights: shape and numerics, tokens, code that comes with the checkpoint.
@@ -34,13 +35,9 @@ def hash_of_model(folder: Path, cache: Path | None = None, *, also: Sequence[str
     Raises:
         ValueError: if `folder` holds no `config.json` or no weights.
     """
-    # As the loaders do: safetensors where there are any.
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} has no config.json with *.safetensors or pytorch_model*.bin beside it; "
-            "give the folder of a whole model"
-        )
+        raise ValueError(f"{folder} has no config.json with *.safetensors beside it; give the folder of a whole model")
     paths = [*weights, *(path for pattern in (*OTHER_FILES, *also) for path in sorted(folder.glob(pattern)))]
     hashes = hash_files(paths, cache or default_cache())
     listing = [(path.name, path.stat().st_size, digest) for path, digest in zip(paths, hashes, strict=True)]
@@ -75,6 +72,7 @@ def hash_files(paths: Sequence[Path], cache: Path) -> list[str]:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
+        console=Terminal(),
         disable=total < BAR_FROM_BYTES,
     ) as progress:
         task = progress.add_task("hash", total=total)

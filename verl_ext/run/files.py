@@ -74,6 +74,49 @@ def save_resolved_config(resolved_yaml: str, run_dir: str, choices: str = "") ->
     return file
 
 
+def read_json(file: Path, fix: str, line: str | None = None) -> Any:
+    """The JSON of a file that we wrote, which a disk, an editor or somebody else may have changed since.
+
+    Args:
+        file: in UTF-8.
+        fix: what a user can do about a bad one.
+        line: one of its lines, to read that alone.
+
+    Raises:
+        ValueError: naming the file and the fix, where it is none.
+        OSError: where it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8") if line is None else line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: no JSON ({reason_of(error)}); {fix}") from None
+
+
+def read_lines(file: Path, fix: str) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; half a line at its end, as a killed run leaves it, is passed over.
+
+    Raises as `read_json` does.
+    """
+    content = file.read_bytes()
+    try:
+        lines = content[: content.rfind(b"\n") + 1].decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: no UTF-8 ({reason_of(error)}); {fix}") from None
+    found = [read_json(file, fix, line) for line in lines]
+    if wrong := next((number for number, each in enumerate(found, 1) if not isinstance(each, dict)), 0):
+        raise ValueError(f"{file}:{wrong}: no object; {fix}")
+    return found
+
+
+def reason_of(error: Exception) -> str:
+    """Why something is no JSON or no text, in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}: {error.msg}"
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return " ".join(str(error).split())[:120]
+
+
 def sha256(path: Path) -> str:
     """Of a file's content, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

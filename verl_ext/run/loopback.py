@@ -15,6 +15,6 @@ def open_doors(addresses: list[str]) -> str:
         return ""
     return (
         f"warning: the run listens on {', '.join(sorted(set(outside)))}: whoever reaches a port there runs code as you "
-        "(TransferQueue unpickles what it is sent) and asks the student (vLLM's server has no key). Let only the "
-        "nodes of this run in; `ray start --node-ip-address` names the address"
+        "(TransferQueue unpickles what it is sent). Let only the nodes of this run in (docs/security.md); `ray start "
+        "--node-ip-address` names the address"
     )

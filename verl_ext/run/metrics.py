@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 
-from verl_ext.run.files import write_json
+from verl_ext.run.files import read_lines, write_json
 
 
 class MetricsFile:
@@ -55,12 +55,12 @@ def end_of_lines(path: Path) -> int:
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Rows of a `metrics.jsonl` in step order; the last row of a step wins. An unfinished last line is dropped."""
+    fix = "mend the line, or take it out"
     rows: dict[int, dict[str, float]] = {}
-    with Path(path).open() as file:
-        for line in file:
-            if line.endswith("\n"):
-                row = json.loads(line)
-                rows[row["step"]] = row
+    for number, row in enumerate(read_lines(Path(path), fix), 1):
+        if type(row.get("step")) is not int:
+            raise ValueError(f"{path}:{number}: no step; {fix}")
+        rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
 
 

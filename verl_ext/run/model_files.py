@@ -5,7 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from verl_ext.run.files import reason_of
+
 AGAIN = "download the model again, or mend the file"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+"""Pickles that trainers leave beside weights, and nobody loads with them."""
+LONGEST_NAME = 200
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """Tags that transformers adds to Jinja; they change nothing of what is rendered."""
 
@@ -21,6 +27,11 @@ def check_files(key: str, folder: Path) -> None:
         ValueError: naming `key`, the file and the fix.
     """
     contents = {file.name: read_json(key, file) for file in sorted(folder.glob("*.json"))}
+    if (pickled := pickled_weights(folder)) and not list(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{key}={folder} has its weights in {pickled}, a pickle, which runs code when it is loaded; give one in "
+            "safetensors, or, where you trust its maker, save it as one (transformers' save_pretrained)"
+        )
     if lacking := lacking_weights(folder):
         raise ValueError(f"{key}={folder} is no model: the folder has no {lacking}")
     for file in sorted(folder.glob("*.safetensors")):
@@ -34,7 +45,7 @@ def read_json(key: str, file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{key}: {file} is no JSON (line {error.lineno}: {error.msg}); {AGAIN}") from None
-    except (UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{key}: {file} cannot be read ({error}); {AGAIN}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{key}: {file} holds no JSON object; {AGAIN}")
@@ -45,9 +56,26 @@ def lacking_weights(folder: Path) -> str:
     """What is missing of a model's weights, as after half a download; "" for nothing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return next((name for name in sorted(files) if not (folder / name).is_file()), "")
-    return "" if list(folder.glob("*.safetensors")) or list(folder.glob("*.bin")) else "weights (*.safetensors)"
+        return next((name for name in _indexed(index) if not (folder / name).is_file()), "")
+    return "" if list(folder.glob("*.safetensors")) else "weights (*.safetensors)"
+
+
+def pickled_weights(folder: Path) -> str:
+    """A file of weights that is a pickle; "" where there is none."""
+    files = sorted(file.name for ending in PICKLES for file in folder.glob(f"*{ending}"))
+    return next((name for name in files if name not in NO_WEIGHTS), "")
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names. ValueError where it is none, or names one outside of its folder."""
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{index} is no index of weights; {AGAIN}") from None
+    names = {str(name) for name in found}
+    if outside := sorted(name for name in names if Path(name).name != name or len(name) > LONGEST_NAME):
+        raise ValueError(f"{index} names {outside[0]}, which is not a file of its folder; {AGAIN}")
+    return sorted(names)
 
 
 def _check_weights(key: str, file: Path) -> None:
@@ -71,7 +99,10 @@ def _check_template(key: str, folder: Path, configured: Any) -> None:
 
     file = folder / "chat_template.jinja"
     if file.is_file():
-        sources = [file.read_text(encoding="utf-8")]
+        try:
+            sources = [file.read_text(encoding="utf-8")]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{key}: {file} is no text ({reason_of(error)}); {AGAIN}") from None
     else:
         file = folder / "tokenizer_config.json"
         named = configured if isinstance(configured, list) else [{"template": configured}]
@@ -84,3 +115,5 @@ def _check_template(key: str, folder: Path, configured: Any) -> None:
             raise ValueError(
                 f"{key}: {file} is no Jinja template (its line {error.lineno}: {error.message}); {AGAIN}"
             ) from None
+        except RecursionError:
+            raise ValueError(f"{key}: {file} is nested too deep for a Jinja template; {AGAIN}") from None

@@ -66,13 +66,23 @@ def problem_with_hub(name: str, offline: bool) -> str:
         return f"its files are not in the hub's cache, and {why}; {fetch}"
     error = asked_hub(name, "config.json")
     if error is None:
-        return ""
+        return _without_safetensors(name)
     if isinstance(error, GatedRepoError):
         return f"the hub wants its terms accepted; do so at {constants.ENDPOINT}/{name}, then `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "the hub knows no such model; correct the name, or `hf auth login` for a private one"
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return f"its files are not in the hub's cache, and the hub cannot be asked ({reason}); {fetch}"
+
+
+def _without_safetensors(name: str) -> str:
+    """That a model of the hub has its weights as pickles alone, and the fix."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in ("model.safetensors", "model.safetensors.index.json"):
+        if not isinstance(asked_hub(name, file), EntryNotFoundError):
+            return ""
+    return "it has no weights in safetensors, and a pickle runs code when it is loaded; name a model that has"
 
 
 def asked_hub(name: str, file: str, repo_type: str = "model") -> Exception | None:

@@ -1,11 +1,10 @@
 """Does this output exist already, made with the same settings? Every command that can be run twice asks here."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_ext.run.files import sha256
+from verl_ext.run.files import read_json, reason_of, sha256
 
 
 def is_made(what: str, made_with: Mapping[str, Any], settings: Mapping[str, Any], overwrite: bool) -> bool:
@@ -41,10 +40,16 @@ def is_complete(
         return False
     what = f"{folder} holds {', '.join(present or [manifest])}"
     if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if not is_made(what, found["settings"], settings, overwrite):
+        try:
+            found = read_json(record, "write somewhere else, or set overwrite=true")
+            made_with, hashes = dict(found["settings"]), dict(found["files"])
+        except (ValueError, TypeError, LookupError) as error:
+            if overwrite:
+                return False
+            raise refusal(what, f"{manifest} does not say how they were made ({reason_of(error)})") from None
+        if not is_made(what, made_with, settings, overwrite):
             return False
-        changed = [name for name in present if sha256(folder / name) != found["files"][name]]
+        changed = [name for name in present if sha256(folder / name) != hashes.get(name)]
         if not changed:
             return len(present) == len(files)
         reason = f"{', '.join(changed)} changed since it was written"
@@ -63,7 +68,7 @@ def refusal(what: str, reason: str) -> ValueError:
 def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Keys whose values differ, sorted; of mappings in both `key.key`."""
     names = []
-    for key in sorted({*found, *wanted}):
+    for key in sorted({*found, *wanted}, key=str):
         left, right = found.get(key), wanted.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             names += [f"{key}.{name}" for name in differing(left, right)]

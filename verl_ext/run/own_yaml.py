@@ -42,7 +42,7 @@ def words_of(
     Raises:
         ValueError: naming the file, if it is no YAML of keys, or says something that the configuration does not take.
     """
-    content = _read(file)
+    content = read_keys(file)
     try:
         groups = [f"{group}={choice}" for group, choice in _choices(content, name).items()]
         check_overrides(name, groups, added, usual)
@@ -55,7 +55,7 @@ def words_of(
     return words
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_keys(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)

@@ -5,6 +5,9 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from verl_ext.run.terminal import Terminal
+from verl_ext.run.visible import print
+
 
 class ChunkProgress:
     """Counts rows and tokens. Use it as a context manager."""
@@ -14,8 +17,8 @@ class ChunkProgress:
         self._title, self._total, self._shown = title, total, shown
         self._started = time.perf_counter()
         self._rows = self._tokens = 0
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-        self._bar = Progress(*columns, TimeRemainingColumn())
+        name, rate = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[rate]}")
+        self._bar = Progress(name, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=Terminal())
         self._bar.disable = not (shown and self._bar.console.is_terminal)
         self._task = self._bar.add_task(title, total=total, rate="")
 

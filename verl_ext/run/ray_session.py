@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import RaySystemError
 
+from verl_ext.run.visible import print
+
 RAY_ATTEMPTS = 3
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_ext.run.files import read_lines
+
 Span = tuple[float, float]
 WAITING = "samples and scores"
 """The trainer's stage in which it does nothing but wait."""
@@ -59,8 +61,7 @@ class TimelineFile:
 
 def read_timeline(path: str | Path) -> list[dict[str, Any]]:
     """The steps, in the order in which they were made; half a line at the end is passed over."""
-    text = Path(path).read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return read_lines(Path(path), "mend the line, or take the file away")
 
 
 def lanes(steps: Sequence[dict[str, Any]]) -> dict[str, list[Span]]:

@@ -30,6 +30,7 @@ from verl_ext.run.hydra import group_files
 from verl_ext.run.origin import resumed_step
 from verl_ext.run.overrides import check_overrides, in_one_line
 from verl_ext.run.own_yaml import is_file_of_keys, words_of
+from verl_ext.run.visible import print, visible
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's own variable: 1 for the traceback of an error."""
@@ -121,19 +122,23 @@ def one_line_errors(verb: Verb, debug: bool) -> Iterator[None]:
     except (*verb.errors, HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
-        sys.exit(as_typed(f"error: {in_one_line(error)}"))
+        sys.exit(as_typed(visible(f"error: {in_one_line(error)}")))
     except Exception as error:  # the one place that may: nobody is to read a traceback who did not ask for one
         if debug:
             raise
-        sys.exit(f"error: {type(error).__name__}: {in_one_line(error)}; traceback: {keep_traceback(error)}, or --debug")
+        said = visible(f"{type(error).__name__}: {in_one_line(error)}")
+        sys.exit(f"error: {said}; traceback: {keep_traceback(error)}, or --debug")
     except KeyboardInterrupt:
         sys.exit(as_typed(verb.interrupted))
+    except SystemExit as end:
+        end.code = visible(end.code) if isinstance(end.code, str) else end.code
+        raise
 
 
 def keep_traceback(error: BaseException) -> str:
     """Write an error's traceback to a file of its own; the file."""
     with tempfile.NamedTemporaryFile("w", prefix="verl-opd-", suffix=".log", delete=False, encoding="utf-8") as file:
-        file.write("".join(traceback.format_exception(error)))
+        file.write(visible("".join(traceback.format_exception(error))))
     return file.name
 
 
@@ -148,7 +153,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Hydra's flags and ours, in any order with the overrides."""
     parser = get_args_parser()
     parser.add_argument("--debug", action="store_true")
-    parser.error = lambda message: sys.exit(f"error: {message}; --help shows the settings")
+    parser.error = lambda message: sys.exit(visible(f"error: {message}; --help shows the settings"))
     return parser.parse_intermixed_args(words)
 
 

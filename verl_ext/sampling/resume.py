@@ -11,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from verl_ext.run.files import write_atomically
+from verl_ext.run.files import read_json, reason_of, write_atomically
 from verl_ext.run.outputs import is_made
 from verl_ext.run.progress import ChunkProgress
 from verl_ext.sampling.types import Answer, Request
 
+FIX = "take the file away, or set overwrite=true"
 AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
@@ -25,17 +26,38 @@ class Journal(Generic[AnswerT]):
     def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool, kind: type[AnswerT]) -> None:
         """Open `path`, or begin it. ValueError if it was begun under other settings and may not be replaced."""
         self.path = path
-        self.answers: dict[int, AnswerT] = {}
         header = json.dumps(settings, sort_keys=True)
-        lines = self._whole_lines()
-        has_answers = len(lines) > 1
-        if not has_answers or not is_made(f"{path} holds answers", json.loads(lines[0]), json.loads(header), overwrite):
+        try:
+            self.answers = self._kept(json.loads(header), overwrite, kind)
+        except ValueError:
+            if not overwrite:
+                raise
+            self.answers = {}
+        if not self.answers:
             write_atomically(path, f"{header}\n")
-            lines = []
-        for line in lines[1:]:
-            record = json.loads(line)
-            index = record.pop("index")
-            self.answers[index] = kind(**record)
+
+    def _kept(self, settings: dict[str, Any], overwrite: bool, kind: type[AnswerT]) -> dict[int, AnswerT]:
+        """The answers of the file, where they were made with `settings`; none where they may be replaced."""
+        lines = self._whole_lines()
+        if len(lines) < 2:
+            return {}
+        made = read_json(self.path, FIX, lines[0])
+        if not isinstance(made, dict):
+            raise ValueError(f"{self.path}:1: no settings; {FIX}")
+        if not is_made(f"{self.path} holds answers", made, settings, overwrite):
+            return {}
+        answers = {}
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                record = dict(read_json(self.path, FIX, line))
+                index, answer = record.pop("index"), kind(**record)
+            except (TypeError, ValueError, KeyError) as error:
+                raise ValueError(f"{self.path}:{number}: no answer ({reason_of(error)}); {FIX}") from None
+            kinds = [type(each) for each in (index, answer.text, answer.tokens, answer.finish)]
+            if kinds != [int, str, int, str]:
+                raise ValueError(f"{self.path}:{number}: no answer (a value of another type); {FIX}")
+            answers[index] = answer
+        return answers
 
     def _whole_lines(self) -> list[str]:
         """The file's lines; half a line, as a killed run leaves it, is cut off the file."""
@@ -45,7 +67,10 @@ class Journal(Generic[AnswerT]):
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             write_atomically(self.path, whole)
-        return whole.decode().split("\n")[:-1]
+        try:
+            return whole.decode().split("\n")[:-1]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: no UTF-8 ({reason_of(error)}); {FIX}") from None
 
     def fill(
         self, ask: Callable[[Sequence[Request]], Sequence[AnswerT]], requests: Sequence[Request], chunk: int, title: str

@@ -1,14 +1,15 @@
 """Answers of an OpenAI-compatible server."""
 
 import asyncio
-import json
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
+import orjson
 
 from verl_ext.run.api_key import bearer_header
+from verl_ext.run.replies import PLAIN, SETTINGS_BYTES, read_body
 from verl_ext.run.retry_after import BUSY, retry_after_s
 from verl_ext.sampling.types import Answer, Request, SamplingConfig, SamplingError
 
@@ -50,7 +51,7 @@ class ServedSampler:
         url = f"{self._urls[0]}/v1/models"
         async with self._session() as session:
             try:
-                async with session.get(url) as response:
+                async with session.get(url, allow_redirects=False) as response:
                     body = await self._read(url, response)
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise SamplingError(f"labels.urls: no answer from {url}: {error}") from error
@@ -88,13 +89,11 @@ class ServedSampler:
 
     async def _ask(self, session: aiohttp.ClientSession, url: str, request: Request) -> Answer:
         """One try. Raises as `_read` does."""
-        async with session.post(url, json=self._body(request)) as response:
+        async with session.post(url, json=self._body(request), allow_redirects=False) as response:
             body = await self._read(url, response)
         try:
-            choice = body["choices"][0]
-            text = choice["message"]["content"] or ""
-            return Answer(text, body["usage"]["completion_tokens"], choice["finish_reason"])
-        except (KeyError, IndexError, TypeError) as error:  # a proxy's error, with status 200
+            return read_answer(body)
+        except ValueError as error:  # a proxy's error, with status 200
             raise aiohttp.ClientPayloadError(
                 f"{url} did not answer as OpenAI's API does: {str(body)[:BODY_EXCERPT]}"
             ) from error
@@ -120,20 +119,35 @@ class ServedSampler:
         """The JSON of an answer; aiohttp.ClientError where trying again may help, SamplingError where it cannot."""
         if response.status >= 500 or response.status == 429:
             response.raise_for_status()
+        text = await read_body(response, SETTINGS_BYTES)
         if response.status != 200:
             hint = f"; set the environment variable {self._api_key_env}" if response.status in (401, 403) else ""
-            excerpt = (await response.text())[:BODY_EXCERPT]
-            raise SamplingError(f"{url} refused the request ({response.status}{hint}): {excerpt}")
-        text = await response.text()
+            raise SamplingError(f"{url} refused the request ({response.status}{hint}): {_excerpt(text)}")
         try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            excerpt = " ".join(text[:BODY_EXCERPT].split())
-            raise aiohttp.ClientPayloadError(f"{url} answered no JSON: {excerpt}") from error
+            return orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise aiohttp.ClientPayloadError(f"{url} answered no JSON: {_excerpt(text)}") from error
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            headers=bearer_header(self._api_key_env),
+            headers=PLAIN | bearer_header(self._api_key_env),
             timeout=self._timeout,
             connector=aiohttp.TCPConnector(limit=self._max_concurrency),
         )
+
+
+def read_answer(body: Any) -> Answer:
+    """What an OpenAI-compatible server answered. ValueError if that is no answer."""
+    try:
+        choice = body["choices"][0]
+        text, tokens, finish = choice["message"]["content"], body["usage"]["completion_tokens"], choice["finish_reason"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"it has no {error}") from error
+    if not (isinstance(text, str | None) and isinstance(finish, str) and type(tokens) is int and tokens >= 0):
+        raise ValueError(f"its content is {type(text).__name__}, its end {finish!r}, its tokens {tokens!r}")
+    return Answer(text or "", tokens, finish)
+
+
+def _excerpt(text: bytes) -> str:
+    """Its beginning, on one line."""
+    return " ".join(text[:BODY_EXCERPT].decode(errors="replace").split())

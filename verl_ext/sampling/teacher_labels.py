@@ -16,6 +16,7 @@ from typing import Any
 
 from verl_ext.data import conversations as labels
 from verl_ext.data.rows import SPLITS, known_labels, label_set_of, without_rows
+from verl_ext.run.api_key import check_key_name
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.outputs import is_complete
 from verl_ext.run.settings import above, within
@@ -45,7 +46,7 @@ class LabelConfig:
     urls: list[str] = field(default_factory=list)
     """Base URLs of servers that serve `teacher`, e.g. http://10.0.0.2:30000; empty: vLLM in this process."""
     api_key_env: str = "TEACHER_API_KEY"
-    """Name of the environment variable with the servers' API key. Unset or empty variable: no key."""
+    """Environment variable with the servers' API key (see `teacher.api_key_env`)."""
     max_concurrency: int = 64
     """Requests in flight at the servers, >= 1."""
     request_timeout_s: float = 600.0
@@ -67,6 +68,7 @@ class LabelConfig:
         for key, least in (("max_concurrency", 1), ("chunk", 1), ("max_retries", 0)):
             within(f"labels.{key}", vars(self)[key], least, float("inf"))
         above("labels.request_timeout_s", self.request_timeout_s, 0)
+        check_key_name("labels.api_key_env", self.api_key_env)
 
 
 def served_sampler(teacher: str, config: LabelConfig, sampling: SamplingConfig) -> ServedSampler:

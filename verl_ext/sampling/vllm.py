@@ -21,7 +21,7 @@ ENGINE_THREADS = ("EngineCoreOutputQueueThread", "MPClientEngineMonitor")  # vll
 JOIN_S = 30.0
 INTERRUPTED_S = 0.5
 """Seconds that vLLM has to end by itself after Ctrl-C."""
-MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model", "*.py")
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py")
 """What is fetched of a hub name: no weights in formats that vLLM does not read."""
 
 
@@ -78,6 +78,7 @@ class VllmSampler:
                 # vLLM rewinds a request's generator after a part of its prompt, which a CPU generator cannot do.
                 enable_chunked_prefill=on_gpu,
                 generation_config="vllm",
+                load_format="safetensors",  # never a pickle, where a name of the hub has both or that alone
                 seed=sampling.seed,
             )
         )

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, Shard
 from verl_ext.run.file_hashes import same_weights
 from verl_ext.run.files import replacing
 from verl_ext.run.origin import latest_step
+from verl_ext.run.visible import visible
 
 LORA = "lora_train_meta.json"
 """verl's file of rank and alpha, in every checkpoint with adapters."""
@@ -189,7 +190,7 @@ def main() -> None:
     try:
         export_checkpoint(options.checkpoint, base_of(options.checkpoint, options.base), options.out)
     except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(1, visible(f"error: {error}\n"))
 
 
 if __name__ == "__main__":

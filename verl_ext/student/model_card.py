@@ -5,6 +5,8 @@
 """
 
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.metrics import read_metrics
 from verl_ext.run.origin import latest_step
+from verl_ext.run.visible import visible
 
 Row = Mapping[str, float]
 
@@ -63,7 +66,7 @@ the two, and so changes both. Give the head its own first (the run's folder `stu
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained("{base}")
+    model = AutoModelForCausalLM.from_pretrained({base})
     if model.config.tie_word_embeddings:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
         model.config.tie_word_embeddings = False
@@ -112,16 +115,21 @@ def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
 
 def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], *, adapter: bool) -> str:
     """The card's text. `evaluation`: an eval.json of these weights, or empty."""
+    from huggingface_hub import ModelCardData
+
     base = str(config.student.path)
-    tags = ["distillation", "on-policy-distillation" if is_on_policy(config) else "sft"]
-    head = ["---", f"base_model: {base}", f"library_name: {'peft' if adapter else 'transformers'}"]
-    head += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags), "---"]
+    head = ModelCardData(
+        base_model=base,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["distillation", "on-policy-distillation" if is_on_policy(config) else "sft"],
+    )
     kind = "PEFT adapter" if adapter else "whole model"
     parts = [
-        "\n".join(head),
-        f"# {config.trainer.experiment_name}: {kind}\n\nMade with verl-opd; the licence is the base's.",
+        f"---\n{head.to_yaml()}\n---",
+        f"# {plain(config.trainer.experiment_name)}: {kind}\n\nMade with verl-opd; the licence is the base's.",
         "## Serve it\n\nFrom this folder:\n\n" + indented("\n".join(serve_lines(base, rank(config), adapter))),
-        *([MERGE.format(base=base)] if adapter and merges_head(config) else []),
+        *([MERGE.format(base=json.dumps(base))] if adapter and merges_head(config) else []),
         table("Settings", settings(config)),
     ]
     if prompt := distilled_prompt(config):
@@ -147,6 +155,7 @@ def rank(config: DictConfig) -> int:
 
 def serve_lines(base: str, lora_rank: int, adapter: bool, folder: str = ".") -> list[str]:
     """Commands that serve what is in `folder`."""
+    base, folder = shlex.quote(visible(base).replace("\n", "\\n")), shlex.quote(folder)
     if not adapter:
         return [f"vllm serve {folder}", f"python -m sglang.launch_server --model-path {folder}"]
     return [
@@ -253,11 +262,21 @@ def distilled_prompt(config: DictConfig) -> str | None:
 
 def indented(text: str) -> str:
     """As Markdown shows code."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
+    return "\n".join(f"    {line}" for line in visible(text).splitlines())
+
+
+def plain(text: Any) -> str:
+    """A setting or a name as Markdown shows it: on one line, without HTML, a table's bars or what a terminal obeys."""
+    return re.sub(r"([|`\[\]<>])", r"\\\1", " ".join(visible(str(text)).split()))
 
 
 def table(title: str, values: Mapping[str, str]) -> str:
     """A Markdown section with a table of two columns."""
     return "\n".join(
-        [f"## {title}\n", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())]
+        [
+            f"## {title}\n",
+            "| | |",
+            "|---|---|",
+            *(f"| {plain(key)} | {plain(value)} |" for key, value in values.items()),
+        ]
     )

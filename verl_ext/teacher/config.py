@@ -1,7 +1,9 @@
 """Every setting of the teacher, with its default, unit and range. The only place a default is written."""
 
-import os
 from dataclasses import dataclass, field
+
+from verl_ext.run.api_key import check_key_name, strong_key
+from verl_ext.teacher.server_options import check_extra_args
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MODES = ("managed", "external")
@@ -48,13 +50,14 @@ class TeacherConfig:
     urls: list[str] = field(default_factory=list)
     """Base URLs of external servers that all serve the same model, e.g. `http://10.0.0.2:30000`. No path."""
     api_key_env: str = "TEACHER_API_KEY"
-    """Name of the environment variable with the server's API key. Unset or empty variable: no key."""
+    """Environment variable with the server's API key, or, with `_FILE` behind its name, with the path of a file of mode
+    600 that holds it; it ends in KEY, TOKEN or SECRET. Neither set: no key."""
     model_path: str | None = None
     """Folder or Hugging Face name of the teacher. Needed when `mode=managed`."""
     python: str = ".venv-teacher/bin/python"
     """Interpreter of the teacher's own environment (its pins and verl's do not mix)."""
     host: str = "127.0.0.1"
-    """Address the managed server listens on. Anything but loopback exposes it: set an API key."""
+    """Address the managed server listens on. Anything but loopback exposes it, and needs an API key."""
     port: int = 0
     """TCP port of the managed server, 0 to 65535. 0 picks a free one."""
     device: str = "auto"
@@ -79,7 +82,8 @@ class TeacherConfig:
     dp: int = 1
     """Data-parallel replicas behind one URL, >= 1. `tp * dp` GPUs in all."""
     extra_args: list[str] = field(default_factory=list)
-    """More words for `sglang.launch_server`, put last so that they win, e.g. `["--chunked-prefill-size", "4096"]`."""
+    """More words for `sglang.launch_server`, put last so that they win, e.g. `["--chunked-prefill-size", "4096"]`:
+    options of speed and memory (verl_ext/teacher/server_options.py)."""
     startup_timeout_s: float = 600.0
     """Seconds until the managed server must have answered its first log-prob request, > 0."""
     request_timeout_s: float = 120.0
@@ -122,7 +126,7 @@ class TeacherConfig:
     store_max_gib: float = 4.0
     """Size of the store in GiB, > 0; the scores used longest ago make room."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the checkpoint."""
+    """Run Python code that comes with the checkpoint, as you, in the teacher's process."""
 
     def __post_init__(self) -> None:
         if self.device == "auto":
@@ -141,6 +145,8 @@ class TeacherConfig:
             "share_device",
             f"true with tp x dp = {self.tp * self.dp}: one device is shared; set both to 1, or share_device=false",
         )
+        check_key_name("teacher.api_key_env", self.api_key_env)
+        check_extra_args(self.extra_args)
         for url in self.urls:
             _require(url.startswith(("http://", "https://")), "urls", f"{url!r} lacks http:// or https://")
         self._check_numerics()
@@ -206,8 +212,8 @@ class TeacherConfig:
         )
 
     def check_exposure(self) -> None:
-        """A managed server that other machines can reach needs an API key. Raises ValueError where there is none."""
-        if self.host not in LOOPBACK and not os.environ.get(self.api_key_env):
+        """A managed server that other machines reach needs a key that nobody guesses. Raises ValueError without one."""
+        if not strong_key(self.api_key_env) and self.host not in LOOPBACK:
             raise ValueError(
                 f"teacher.host={self.host} lets other machines in: export {self.api_key_env} (on every node of a "
                 "cluster, before `ray start`), or set teacher.host=127.0.0.1"

@@ -23,6 +23,7 @@ from verl_ext.evaluation.match import math_match
 from verl_ext.run.models import render_chat
 from verl_ext.run.plain_text import written_in
 from verl_ext.run.settings import settings_of
+from verl_ext.run.visible import print
 from verl_ext.sampling.types import CUT_OFF
 from verl_ext.teacher.store.store import StoreError
 from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row, teachers_of

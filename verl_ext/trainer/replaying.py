@@ -19,6 +19,7 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.utils.debug import marked_timer
 from verl.workers.utils.padding import response_from_nested
 
+from verl_ext.run.visible import print
 from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.advantages import Samples
 from verl_ext.trainer.replay import queue

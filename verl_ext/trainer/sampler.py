@@ -1,4 +1,4 @@
-"""verl's vLLM server, whose answers also say why they ended.
+"""verl's vLLM server, whose answers also say why they ended, and which answers others with a key alone.
 
 verl's calls an end token and a cut the same, `completed`. A length does not tell them apart: an end token may be the
 last token allowed, and `rollout.max_model_len` may cut earlier.
@@ -16,6 +16,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 
 from verl_ext.trainer.early import EarlyActor
 from verl_ext.trainer.shared_calls import Answering, Answers, Requests
+from verl_ext.trainer.vllm_door import middleware_of
 
 
 class FinishReasonServer(vLLMHttpServer):
@@ -33,6 +34,7 @@ class FinishReasonServer(vLLMHttpServer):
         return await self._answering.ended(client)
 
     async def run_server(self, args: Namespace) -> None:
+        args.middleware = [*args.middleware, middleware_of(self.config.prometheus.enable)]
         await super().run_server(args)
         self.engine.generate = self._noting(self.engine.generate)
 

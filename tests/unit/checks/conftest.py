@@ -32,7 +32,14 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
 def pair(built, tmp_path, monkeypatch) -> Iterator[Pair]:
     monkeypatch.setattr(memory, "CPU_BASE_GIB", 0.0)  # what else runs on this machine is not under test
     monkeypatch.setattr(machine, "gpus", lambda: 0)  # whatever machine this is
-    for variable in ("TEACHER_API_KEY", "WANDB_API_KEY", "WANDB_MODE"):
+    for variable in (
+        "TEACHER_API_KEY",
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+    ):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with contextlib.ExitStack() as stack:

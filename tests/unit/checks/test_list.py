@@ -43,7 +43,16 @@ def test_every_cheap_check_that_can_fail_is_broken_once():
         "think tokens",
         "prompts",
         "special tokens",
+        "remote code",
     }
+
+
+@pytest.mark.parametrize("key", ["teacher.trust_remote_code", "actor_rollout_ref.model.trust_remote_code"])
+def test_code_that_comes_with_a_model_is_off_and_said_when_on(compose_pair, key):
+    assert not [line for line in check(compose_pair()) if "trust_remote_code" in line]
+    said = [line for line in check(compose_pair(f"{key}=true")) if "trust_remote_code" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"warning: remote code: {key} is true: Python code that comes with the model runs as you")
 
 
 def test_a_refused_run_starts_no_ray_and_leaves_no_folder(pair, monkeypatch):

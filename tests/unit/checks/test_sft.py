@@ -28,7 +28,8 @@ def compose_sft(pytestconfig, tmp_path_factory):
 
 
 def test_a_good_run_passes_and_is_counted(compose_sft):
-    report = check_sft(compose_sft(), ranks=2)
+    report, warnings = check_sft(compose_sft(), ranks=2)
+    assert warnings == []
     assert (report.rows, report.truncated, report.trained_tokens) == (16, 0, 32)
 
 

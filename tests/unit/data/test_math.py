@@ -149,3 +149,29 @@ def test_the_students_prompt_is_its_own(tmp_path):
     row = check_rows("data", str(tmp_path / "heldout.parquet"))[0]
     assert row["prompt"][0]["content"].startswith("Which language")
     assert row["teacher_messages"][0]["content"].endswith("\\boxed{}.")
+
+
+@pytest.mark.parametrize("how", ["readme", "link"])
+def test_a_folder_that_has_other_files_read_is_refused(tmp_path, how):
+    private = tmp_path / "private.jsonl"
+    private.write_text('{"problem": "my diary", "answer": "1"}\n')
+    folder = tmp_path / "set"
+    folder.mkdir()
+    if how == "link":
+        (folder / "train.jsonl").symlink_to(private)
+    else:
+        (folder / "train.jsonl").write_text(private.read_text())
+        (folder / "README.md").write_text(
+            "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: ../private.jsonl\n---\n"
+        )
+    with pytest.raises(ValueError, match=r"^hub\.path=\S+/set: \S+ would be read, which is not in the folder; copy it"):
+        load_problems(HubConfig(path=str(folder)), seed=0)
+
+
+def test_a_snapshot_of_the_hubs_cache_is_links_and_read(tmp_path):
+    blobs, snapshot = tmp_path / "datasets--a--b/blobs", tmp_path / "datasets--a--b/snapshots/0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "abc").write_text('{"problem": "1+1", "answer": "2"}\n{"problem": "1+2", "answer": "3"}\n')
+    (snapshot / "train.jsonl").symlink_to("../../blobs/abc")
+    assert len(load_problems(HubConfig(path=str(snapshot)), seed=0).sentences) == 2

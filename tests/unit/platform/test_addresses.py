@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_ext.run.loopback import ENVIRONMENT, open_doors
+from verl_ext.run.ray_token import RAY_TOKEN
 from verl_ext.sft.environment import prepare_environment
 
 
@@ -19,7 +20,9 @@ def kept(monkeypatch, compose_run):
     from verl_ext.platform.ray_address import keep_to_loopback
 
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
-    monkeypatch.delenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, raising=False)
+    for variable in (ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, RAY_TOKEN):
+        monkeypatch.setenv(variable, "")  # so that it is as before when the test has ended
+        monkeypatch.delenv(variable)
 
     def keep(*overrides: str):
         ray_init = OmegaConf.to_container(compose_run(*overrides).ray_kwargs.ray_init, resolve=True)
@@ -28,6 +31,19 @@ def kept(monkeypatch, compose_run):
         return ray_init, found, switch
 
     return keep
+
+
+@pytest.mark.parametrize("address", ["null", "local"])
+def test_a_ray_of_our_own_is_not_looked_for_and_has_a_token_of_its_own(kept, monkeypatch, address):
+    _, found, _ = kept(f"ray_kwargs.ray_init.address={address}")
+    assert found["address"] == "local"
+    assert len(first := os.environ[RAY_TOKEN]) == 64
+    monkeypatch.delenv(RAY_TOKEN)
+    kept()
+    assert os.environ[RAY_TOKEN] != first
+    monkeypatch.setenv(RAY_TOKEN, "of the user")
+    kept()
+    assert os.environ[RAY_TOKEN] == "of the user"
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])

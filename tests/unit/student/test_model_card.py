@@ -1,15 +1,19 @@
 """What a model card says is what the run's folder holds."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.data.rows import make_row
 from verl_ext.data.sentences import Sentence
+from verl_ext.run.visible import visible
 from verl_ext.student.model_card import keep_evaluation, teachers_devices, write_cards
 
 ROWS = [
@@ -66,6 +70,35 @@ def test_a_card_has_its_sections_in_order(run_dir):
     write_cards(run_dir)
     sections = [line for line in lines_of(run_dir / "student" / "README.md") if line.startswith("## ")]
     assert sections == ["## Serve it", "## Settings", "## Training", "## Cost so far"]
+
+
+HOSTILE = """x
+license: mit
+---
+# Free <script>alert(1)</script> | `rm`\x1b[2J"); import os; os.system("$(id)")"""
+
+
+@pytest.mark.parametrize("kind", ["student", "adapter"])
+def test_no_setting_says_more_than_its_value(run_dir, kind):
+    """A line break in a path was a key of the front matter; the rest is a table's row, a shell's or Python's word."""
+    config = OmegaConf.load(run_dir / "config.yaml")
+    for key in ("student.path", "teacher.model_path", "trainer.experiment_name"):
+        OmegaConf.update(config, key, HOSTILE)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    write_cards(run_dir)
+    card = ModelCard.load(run_dir / kind / "README.md")
+    assert isinstance(card.data, ModelCardData)
+    assert card.data.base_model == HOSTILE
+    assert card.data.license is None
+    assert "\n# Free" not in card.text
+    prose = "\n".join(line for line in card.text.splitlines() if not line.startswith("    "))  # the rest is code
+    assert "<script" not in prose.replace("\\<", "")
+    assert "\x1b" not in card.text
+    rows = [line for line in card.text.splitlines() if line.startswith("| base |")]
+    assert len(rows) == 1
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 3
+    served = [line for line in card.text.splitlines() if "vllm serve" in line]
+    assert shlex.split(served[0])[2].replace("\\n", "\n") == (visible(HOSTILE) if kind == "adapter" else ".")
 
 
 def test_an_adapter_is_served_on_its_base(run_dir):

@@ -73,7 +73,7 @@ def test_status_and_stop_answer_while_the_server_loads(make, tmp_path):
 
 
 def test_a_server_for_other_nodes_is_named_by_this_nodes_address(make, monkeypatch):
-    monkeypatch.setenv("TEACHER_API_KEY", "secret")
+    monkeypatch.setenv("TEACHER_API_KEY", "a-secret-of-this-test")
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.2")
     teacher = make(host="0.0.0.0")
     url = teacher.start()

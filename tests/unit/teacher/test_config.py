@@ -84,17 +84,19 @@ def test_good_settings() -> None:
 def test_works_as_a_hydra_structured_config() -> None:
     node = OmegaConf.structured(TeacherConfig)
     OmegaConf.set_readonly(node, None)
-    merged = OmegaConf.merge(node, {"model_path": "m", "port": "30000", "extra_args": ["--a"], "context_length": 64})
+    merged = OmegaConf.merge(
+        node, {"model_path": "m", "port": "30000", "extra_args": ["--disable-radix-cache"], "context_length": 64}
+    )
     config = OmegaConf.to_object(merged)
-    assert config == TeacherConfig(model_path="m", port=30000, extra_args=["--a"], context_length=64)
+    assert config == TeacherConfig(model_path="m", port=30000, extra_args=["--disable-radix-cache"], context_length=64)
     with pytest.raises(ValueError, match=r"teacher\.port"):
         OmegaConf.to_object(OmegaConf.merge(merged, {"port": -1}))
 
 
 def test_server_arguments_for_cpu_and_gpu() -> None:
-    cpu = build_arguments(make(context_length=512, extra_args=["--x", "1"]), port=9)
+    cpu = build_arguments(make(context_length=512, extra_args=["--page-size", "1"]), port=9)
     assert cpu[1:4] == ["sglang.launch_server", "--model-path", "some/model"]
-    assert cpu[-2:] == ["--x", "1"]
+    assert cpu[-2:] == ["--page-size", "1"]
     assert cpu[cpu.index("--attention-backend") + 1] == "torch_native"
     assert "--quantization" not in cpu
     assert "--enable-fp32-lm-head" not in cpu
@@ -122,5 +124,8 @@ def test_a_server_that_others_reach_needs_a_key(monkeypatch, tmp_path):
     message = r"teacher\.host=0\.0\.0\.0 lets other machines in: export TEACHER_API_KEY"
     with pytest.raises(ValueError, match=message):
         SGLangServer(exposed, tmp_path / "teacher.log").start()
-    monkeypatch.setenv("TEACHER_API_KEY", "key")
+    monkeypatch.setenv("TEACHER_API_KEY", "0123456789abcde")
+    with pytest.raises(ValueError, match=r"TEACHER_API_KEY: the key has 15 characters, and 16 are the least; make one"):
+        exposed.check_exposure()
+    monkeypatch.setenv("TEACHER_API_KEY", "0123456789abcdef")
     exposed.check_exposure()

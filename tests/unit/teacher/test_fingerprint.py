@@ -36,9 +36,9 @@ def test_the_id_changes_with_every_field() -> None:
 
 
 def test_the_fingerprint_of_a_managed_teacher(folder: Path, cache: Path, python: str) -> None:
-    config = TeacherConfig(model_path=str(folder), python=python, dtype="bfloat16", extra_args=["--a", "1"])
+    config = TeacherConfig(model_path=str(folder), python=python, dtype="bfloat16", extra_args=["--page-size", "1"])
     assert fingerprint_of_files(config, folder, cache) == TeacherFingerprint(
-        hash_of_model(folder, cache), None, "bfloat16", "auto", "9.9.9", extra_args=("--a", "1")
+        hash_of_model(folder, cache), None, "bfloat16", "auto", "9.9.9", extra_args=("--page-size", "1")
     )
 
 

@@ -131,7 +131,7 @@ async def test_one_door_for_every_teacher(
         await fingerprint_for_store(
             dataclasses.replace(external, store_mode="replay", store_path="x"), store, [], None, VOCAB
         )
-    for other in ({"dtype": "bfloat16"}, {"extra_args": ["--seed", "7"]}):  # each decides whose scores they are
+    for other in ({"dtype": "bfloat16"}, {"extra_args": ["--random-seed", "7"]}):  # each decides whose scores they are
         with pytest.raises(ValueError, match="0 of the 2 teachers"):
             await fingerprint_for_store(dataclasses.replace(replay, **other), store, [], None, VOCAB)
     edit_byte(folder / "model.safetensors")

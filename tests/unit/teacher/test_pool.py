@@ -1,9 +1,12 @@
 """TeacherPool: what it asks of which server, and how it shares the work out."""
 
 import asyncio
+import contextlib
 import logging
+from typing import Any
 
 import pytest
+from aiohttp import web
 from fake_sglang import (
     PROBE,
     PROMPT,
@@ -19,6 +22,7 @@ from fake_sglang import (
     status,
 )
 
+from verl_ext.teacher.client.http import largest_answer
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherResponseError, TeacherUnavailableError
@@ -207,3 +211,44 @@ async def test_closing_settles_what_waits(server: FakeSGLang) -> None:
 def test_needs_a_url() -> None:
     with pytest.raises(ValueError, match=r"teacher\.urls"):
         TeacherPool(TeacherConfig(model_path="m"), VOCAB)
+
+
+def endless(request: web.Request, _answer: dict[str, Any]) -> Any:
+    async def pour() -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1 << 12):
+                await response.write(b" " * (1 << 16))  # 256 MiB in all
+        return response
+
+    return pour()
+
+
+async def test_an_answer_without_end_is_not_read_to_it(server: FakeSGLang) -> None:
+    server.faults = [endless]
+    async with open_pool(server, max_retries=0) as pool:
+        outcome = await score(pool, PROMPT, RESPONSE)
+        assert isinstance(outcome, TeacherError)
+        assert "the answer has more than 1," in str(outcome)
+        assert not isinstance(await score(pool, PROMPT, RESPONSE), TeacherError)
+
+
+def test_the_largest_answer_grows_with_what_was_asked_for() -> None:
+    one = largest_answer({"input_ids": [[1] * 10]})
+    many = largest_answer({"input_ids": [[1] * 1000] * 8, "top_logprobs_num": [20] * 8})
+    assert 1 << 20 < one < 1.1 * (1 << 20)
+    assert many > 8 * 1000 * 21 * len(b'[-12.345678901234567,151643,"\\ud83d\\ude00"],')
+
+
+async def test_a_key_does_not_follow_to_another_server(server: FakeSGLang, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "secret-123")
+    other = FakeSGLang()
+    runner = await serve(other)
+    server.faults = [lambda _request, _answer: web.Response(status=307, headers={"Location": f"{other.url}/generate"})]
+    async with open_pool(server, api_key_env="MY_KEY", max_retries=0) as pool:
+        outcome = await score(pool, PROMPT, RESPONSE)
+    await runner.cleanup()
+    assert isinstance(outcome, TeacherResponseError)
+    assert "307" in str(outcome)
+    assert not other.requests

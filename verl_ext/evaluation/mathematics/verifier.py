@@ -21,6 +21,7 @@ from itertools import accumulate
 from typing import IO, Any
 
 from verl_ext.evaluation.mathematics.spelling import one_spelling
+from verl_ext.run.visible import print
 
 START_S = 120.0  # until the process has imported sympy; 2 s on an idle machine
 LONGEST = 2000  # characters of an answer that is read as mathematics; a longer or deeper one is compared as text

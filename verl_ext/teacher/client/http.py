@@ -7,11 +7,17 @@ import aiohttp
 import orjson
 
 from verl_ext.run.api_key import bearer_header
+from verl_ext.run.replies import PLAIN, read_body
 from verl_ext.run.retry_after import retry_after_s
+from verl_ext.teacher.client.protocol import read_metas
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import TeacherError, TeacherResponseError
 
 BODY_EXCERPT = 300  # characters of a server's error message that we pass on
+ENTRY_BYTES = 256
+"""Of one log-prob in JSON, with its token's id and text; it takes about 30."""
+SEQUENCE_BYTES, BESIDE_BYTES = 1 << 14, 1 << 20
+"""Of what else an answer says of each sequence, and of all else, such as an error's text."""
 
 
 SHORTEST_PAUSE_S = 0.05
@@ -39,7 +45,7 @@ class SGLangHttp:
         """
         waited = 0.0
         while True:
-            response, text = await self._post(orjson.dumps(body))
+            response, text = await self._post(orjson.dumps(body), largest_answer(body))
             if response.status != 429 or waited > self._config.request_timeout_s:
                 break
             pause = max(retry_after_s(response.headers), SHORTEST_PAUSE_S)
@@ -53,20 +59,23 @@ class SGLangHttp:
                 f"{self.url}/generate refused the request ({response.status}{hint}): {_excerpt(text)}"
             )
         try:
-            metas = [answer["meta_info"] for answer in orjson.loads(text)]
-        except (ValueError, KeyError, TypeError) as error:
+            metas = read_metas(text)
+        except TeacherResponseError as error:
             raise ServerFailure(f"{self.url} did not answer as SGLang does: {_excerpt(text)}") from error
         if len(metas) != sequences:
             raise ServerFailure(f"{self.url} gave {len(metas)} answers to {sequences} sequences")
         return metas
 
-    async def _post(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
-        """The answer to one request and its body. ServerFailure if there is none."""
+    async def _post(self, body: bytes, most: int) -> tuple[aiohttp.ClientResponse, bytes]:
+        """The answer to one request and its body, of `most` bytes. ServerFailure if there is none."""
         try:
             async with self._open_session().post(
-                f"{self.url}/generate", data=body, headers={"Content-Type": "application/json"}
+                f"{self.url}/generate",
+                data=body,
+                headers={"Content-Type": "application/json"},
+                allow_redirects=False,  # the key is for this server
             ) as response:
-                return response, await response.read()
+                return response, await read_body(response, most)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ServerFailure(f"{self.url}: {type(error).__name__}: {error}") from error
 
@@ -78,11 +87,18 @@ class SGLangHttp:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                headers=bearer_header(self._config.api_key_env),
+                headers=PLAIN | bearer_header(self._config.api_key_env),
                 timeout=aiohttp.ClientTimeout(total=self._config.request_timeout_s),
                 connector=aiohttp.TCPConnector(limit=self._config.max_concurrency + 1),
             )
         return self._session
+
+
+def largest_answer(body: dict[str, Any]) -> int:
+    """Bytes of the largest answer that SGLang can give to the body of a request."""
+    tops = body.get("top_logprobs_num", [0] * len(body["input_ids"]))
+    entries = sum(len(ids) * (1 + top) for ids, top in zip(body["input_ids"], tops, strict=True))
+    return BESIDE_BYTES + len(body["input_ids"]) * SEQUENCE_BYTES + entries * ENTRY_BYTES
 
 
 def _excerpt(text: bytes) -> str:

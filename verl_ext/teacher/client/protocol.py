@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherResponseError
 
@@ -99,7 +100,7 @@ def read_logprobs(meta: dict[str, Any], span: Span, vocab_size: int) -> np.ndarr
     """Log-probs of the tokens after `span.start`, float32. Raises TeacherResponseError if they are not that."""
     try:
         entries = [(logprob, token) for logprob, token, *_ in meta["input_token_logprobs"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise TeacherResponseError(f"no readable input_token_logprobs in the answer: {error!r}") from error
     sent = span.ids[span.start :]
     if len(entries) != len(sent):
@@ -109,6 +110,22 @@ def read_logprobs(meta: dict[str, Any], span: Span, vocab_size: int) -> np.ndarr
         if echoed != token and not (token == vocab_size - 1 and echoed == 0):
             raise TeacherResponseError(f"the answer scores token {echoed} at position {position}, sent was {token}")
     return _checked([logprob for logprob, _ in entries[1:]], (len(sent) - 1,), "log-prob")
+
+
+def read_metas(text: bytes) -> list[Any]:
+    """The `meta_info` of each sequence in the body of an answer. Raises TeacherResponseError if it is none."""
+    try:
+        return [answer["meta_info"] for answer in orjson.loads(text)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TeacherResponseError(f"no meta_info of each sequence: {error!r}") from error
+
+
+def read_cached_tokens(meta: dict[str, Any]) -> int:
+    """Tokens of a sequence that were in the server's prefix cache. Raises TeacherResponseError if it does not say."""
+    cached = meta.get("cached_tokens") if isinstance(meta, dict) else None
+    if type(cached) is not int or cached < 0:
+        raise TeacherResponseError("it did not answer as SGLang does: no number of cached_tokens")
+    return cached
 
 
 def _read_top(meta: dict[str, Any], span: Span, top_k: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +140,7 @@ def _read_top(meta: dict[str, Any], span: Span, top_k: int, vocab_size: int) -> 
             nested = meta["input_top_logprobs"][1:]
             values = np.array([[entry[0] for entry in row] for row in nested], np.float32).reshape(shape)
             ids = np.array([[entry[1] for entry in row] for row in nested], np.int32).reshape(shape)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise TeacherResponseError(f"no readable top-{top_k} log-probs of shape {shape}: {error!r}") from error
     if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
         raise TeacherResponseError("a top token is outside the vocabulary")
@@ -135,7 +152,7 @@ def _checked(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):  # becomes -inf, which is refused below
             array = np.array(values, np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TeacherResponseError(f"a {name} is not a number: {error}") from error
     if array.shape != shape:
         raise TeacherResponseError(f"{name}s of shape {array.shape}, asked were {shape}")

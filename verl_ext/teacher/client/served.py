@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import orjson
 
 from verl_ext.run.api_key import bearer_header
+from verl_ext.run.replies import PLAIN, SETTINGS_BYTES, read_body
 from verl_ext.teacher.types import TeacherResponseError, TeacherUnavailableError
 
 TIMEOUT_S = 30.0
@@ -38,7 +40,7 @@ class ServerInfo:
     def __init__(self, url: str, api_key_env: str) -> None:
         self.url = url.rstrip("/")
         self._session = aiohttp.ClientSession(
-            headers=bearer_header(api_key_env), timeout=aiohttp.ClientTimeout(TIMEOUT_S)
+            headers=PLAIN | bearer_header(api_key_env), timeout=aiohttp.ClientTimeout(TIMEOUT_S)
         )
 
     async def __aenter__(self) -> "ServerInfo":
@@ -84,11 +86,11 @@ class ServerInfo:
         """The JSON that it answers to a GET, or to a POST of `body`. Raises as `served` does."""
         method = "GET" if body is None else "POST"
         try:
-            async with self._session.request(method, f"{self.url}{path}", json=body) as response:
+            async with self._session.request(method, f"{self.url}{path}", json=body, allow_redirects=False) as response:
                 if response.status != 200:
                     kind = TeacherResponseError if response.status == 404 else TeacherUnavailableError
                     raise kind(f"{self.url}{path} answered {response.status}")
-                return await response.json(content_type=None)
+                return orjson.loads(await read_body(response, SETTINGS_BYTES))
         except (aiohttp.ClientError, TimeoutError) as error:
             # No `from error`, no repr: they hold the Authorization header.
             raise TeacherUnavailableError(f"{self.url}{path}: {type(error).__name__}: {error}") from None

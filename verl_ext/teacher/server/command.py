@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from verl_ext.run.api_key import FILE
+from verl_ext.run.ray_token import RAY_TOKEN
 from verl_ext.teacher.config import TeacherConfig
 
 LAUNCHER = Path(__file__).parents[2] / "platform" / "torch_store.py"
@@ -32,6 +34,7 @@ def build_arguments(config: TeacherConfig, port: int) -> list[str]:
         str(model.absolute()) if model.is_dir() else config.model_path,
     ]
     arguments += ["--host", config.host, "--port", str(port), "--device", config.device, "--dtype", config.dtype]
+    arguments += ["--load-format", "safetensors"]  # never a pickle, where a name of the hub has both or that alone
     arguments += ["--mem-fraction-static", str(config.mem_fraction_static)]
     arguments += ["--max-total-tokens", str(config.max_total_tokens)]
     arguments += ["--tp-size", str(config.tp), "--dp-size", str(config.dp)]
@@ -79,7 +82,8 @@ def check_quantized_weights(config: TeacherConfig) -> None:
 def build_environment(config: TeacherConfig, python: Path) -> dict[str, str]:
     """This process's environment, less what belongs to the trainer, plus what the teacher needs."""
     environment = {name: value for name, value in os.environ.items() if name not in LEAKS}
-    environment.pop(config.api_key_env, None)
+    for secret in (config.api_key_env, config.api_key_env + FILE, RAY_TOKEN):
+        environment.pop(secret, None)
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"  # JIT builds look for ninja there
     environment["PYTHONSAFEPATH"] = "1"  # `-m` would put the working directory, our checkout, first
     # A server is on one machine; left alone, gloo and NCCL listen on any of its addresses.
@@ -95,9 +99,16 @@ def build_environment(config: TeacherConfig, python: Path) -> dict[str, str]:
     return environment
 
 
-def hide_key(api_key: str, path: Path) -> list[str]:
-    """Arguments that give SGLang the key from a file only we can read: as an argument it would show in `ps`."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(f"api-key: {json.dumps(api_key)}\n")
+def hide_key(key: str, link: Path) -> tuple[list[str], int]:
+    """Arguments that give SGLang the key from memory: as one of them it would show in `ps`, and a file may stay behind.
+
+    `link`: where to make a link of a name that SGLang reads; what it leads to is in the server's process alone.
+
+    Returns:
+        The arguments, and the descriptor that the process must inherit under the same number.
+    """
+    memory = os.memfd_create("key")
+    os.write(memory, f"api-key: {json.dumps(key)}\n".encode())
+    link.symlink_to(f"/proc/self/fd/{memory}")
     # At log level `info` SGLang prints all its settings, the key among them.
-    return ["--config", str(path), "--log-level", "warning"]
+    return ["--config", str(link), "--log-level", "warning"], memory

@@ -1,9 +1,10 @@
-"""Run a command that ends with the process that started it: `guard.py PARENT_PID COMMAND...`.
+"""Run a command that ends with the process that started it: `guard.py PARENT_PID DESCRIPTORS COMMAND...`.
 
 The guard leads its own process group and the command stays in it. It looks at its parent twice a
 second; once the parent is gone (kill -9 included) it kills the whole group, itself last. PR_SET_PDEATHSIG
 alone is not enough: it fires when the *thread* that started the child ends, and SGLang's own
 children set it only after ~10 s of imports, so a parent killed early would leave them behind.
+DESCRIPTORS, numbers with commas or nothing, are handed on to the command.
 """
 
 import ctypes
@@ -21,9 +22,11 @@ def _die_with_guard() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main(parent_pid: int, command: list[str]) -> int:
+def main(parent_pid: int, descriptors: list[int], command: list[str]) -> int:
     # The guard has one thread, so here the signal does mean "the guard is gone".
-    child = subprocess.Popen(command, preexec_fn=_die_with_guard)
+    child = subprocess.Popen(command, preexec_fn=_die_with_guard, pass_fds=descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
     while (status := child.poll()) is None:
         if os.getppid() != parent_pid:
             os.killpg(0, signal.SIGKILL)
@@ -32,4 +35,4 @@ def main(parent_pid: int, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(int(sys.argv[1]), [int(each) for each in sys.argv[2].split(",") if each], sys.argv[3:]))

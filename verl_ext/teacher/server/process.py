@@ -19,9 +19,11 @@ from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 
-from verl_ext.run.api_key import bearer_header
+from verl_ext.run.api_key import api_key, bearer_header
+from verl_ext.run.replies import SETTINGS_BYTES
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.command import build_arguments, build_environment, check_quantized_weights, hide_key
+from verl_ext.teacher.server.doors import unsaid_doors
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.25
@@ -61,7 +63,7 @@ class SGLangServer:
 
     @property
     def has_api_key(self) -> bool:
-        return bool(os.environ.get(self.config.api_key_env, ""))
+        return bool(api_key(self.config.api_key_env))
 
     def start(self) -> None:
         """Start the server and return at once; a second start, after `stop`, takes the same port.
@@ -82,17 +84,21 @@ class SGLangServer:
         # SGLang leaves its sockets behind in TMPDIR; one folder of our own is removed by stop().
         self._scratch = Path(tempfile.mkdtemp(prefix="teacher-"))
         command = [str(python), *build_arguments(self.config, self.port)]
-        if api_key := os.environ.get(self.config.api_key_env, ""):
-            command += hide_key(api_key, self._scratch / "key.yaml")
-        with open(self.log_path, "ab") as log:
+        with open(self.log_path, "ab") as log, contextlib.ExitStack() as stack:
+            handed_on: list[int] = []
+            if key := api_key(self.config.api_key_env):
+                words, descriptor = hide_key(key, self._scratch / "key.yaml")
+                command, handed_on = [*command, *words], [descriptor]
+                stack.callback(os.close, descriptor)
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(GUARD), str(os.getpid()), *command],
+                [sys.executable, "-I", str(GUARD), str(os.getpid()), ",".join(map(str, handed_on)), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=build_environment(self.config, python) | {"TMPDIR": str(self._scratch)},
                 start_new_session=True,
+                pass_fds=handed_on,
             )
         atexit.register(self.stop)
 
@@ -114,12 +120,23 @@ class SGLangServer:
                     f"the teacher ended with status {status}; end of {self.log_path}:\n{self.log_tail()}"
                 )
             if self.answers(max(1.0, deadline - time.monotonic())):
+                self._check_doors()
                 return self.url
             time.sleep(POLL_S)
         self.stop()
         raise TimeoutError(
             f"the teacher did not answer within {timeout_s:.0f} s (teacher.startup_timeout_s); {self.log_tail()}"
         )
+
+    def _check_doors(self) -> None:
+        """Stop a server that listens where `teacher.host` does not say. RuntimeError naming the addresses."""
+        assert self._process is not None
+        if doors := unsaid_doors(group_members(self._process.pid), self.config.host, self.port):
+            self.stop()
+            raise RuntimeError(
+                f"teacher.host={self.config.host}: the server also listens on {', '.join(doors)}, which other "
+                "machines reach; take out of teacher.extra_args what opens it"
+            )
 
     def answers(self, timeout_s: float) -> bool:
         """True if a real log-prob request succeeds. /health is green also on servers that die on the first one."""
@@ -148,7 +165,7 @@ class SGLangServer:
         # No proxy: the server is on this machine or this network, whatever http_proxy says.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=timeout_s) as response:
-            return response.read()
+            return response.read(SETTINGS_BYTES)
 
     def log_tail(self) -> str:
         """The last lines of the server's log, for an error message."""

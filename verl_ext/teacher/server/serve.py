@@ -4,6 +4,7 @@ import contextlib
 import time
 from pathlib import Path
 
+from verl_ext.run.visible import print
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import SGLangServer
 from verl_ext.teacher.server.prometheus import MetricsServer
@@ -24,6 +25,8 @@ def serve(config: TeacherConfig, log_path: Path) -> None:
     """Run the server until it stays down or we are interrupted."""
     started = time.monotonic()
     print(f"starting SGLang ({config.model_path} on {config.device}), log: {log_path}", flush=True)
+    if config.trust_remote_code:
+        print("warning: teacher.trust_remote_code=true: Python code that comes with the model runs as you", flush=True)
     with contextlib.ExitStack() as stack:
         supervisor = Supervisor(SGLangServer(config, log_path))
         if config.metrics_port >= 0:

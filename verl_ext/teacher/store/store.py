@@ -51,6 +51,8 @@ class ScoreStore:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"teacher.store_path: cannot make {folder} ({error.strerror}); use another") from error
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+            raise StoreError(f"teacher.store_path: {self.path} is a link or no file; use another folder")
         try:
             self._db = open_database(self.path)
         except sqlite3.DatabaseError as error:
