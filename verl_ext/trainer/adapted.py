@@ -16,7 +16,6 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 from verl.workers.rollout.llm_server import LLMServerClient
 
-from verl_ext.run.metric_names import worth_writing
 from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
 from verl_ext.run.settings import settings_of
 from verl_ext.run.timeline import TimelineFile
@@ -212,10 +211,9 @@ class AdaptedTrainer(KeepingTrainer):
             [(note["teacher_start"], note["teacher_end"]) for note in notes],
         )
         metrics |= {"training/total_steps": self.total_training_steps, "training/unix_time": time.time()}
-        if not self.report.all_metrics:
-            written = worth_writing(metrics)
-            metrics.clear()  # verl hands this very mapping to its loggers
-            metrics.update(written)
+        written = self.worth_writing(metrics | {})
+        metrics.clear()  # verl hands this very mapping to its loggers
+        metrics.update(written)
         self.metrics_file.append(global_steps, metrics)
         self.timeline.append(global_steps)
 

@@ -213,8 +213,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         begun = self._begun[sample_kwargs["uid"]][sample_kwargs["session_id"]]
         if validate:
             if self.kept.wants(sample_kwargs):
-                request = self._request(sample_kwargs, response_ids, output.response_mask, self.kept.top_k)
-                self.kept.add(sample_kwargs, output, await self._score(request))
+                await self.kept.keep(sample_kwargs, output, self._request, self._score)
             return
         request = self._request(sample_kwargs, response_ids, output.response_mask, self.top_k)
         start = time.time()

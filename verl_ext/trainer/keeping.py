@@ -10,6 +10,7 @@ import ray
 from omegaconf import DictConfig, ListConfig
 from verl.trainer.ppo.v1 import PPOTrainerSync
 
+from verl_ext.run.metric_names import worth_writing
 from verl_ext.run.metrics import reach_stage
 from verl_ext.run.samples import DIGITS, SAMPLES, Sample, SamplesFile, numbers, token_text, token_texts
 from verl_ext.run.settings import settings_of
@@ -48,6 +49,13 @@ class KeepingTrainer(PPOTrainerSync):
     def on_validate_begin(self) -> None:
         self._workers("keep_answers", self._kept_rows)
         super().on_validate_begin()
+
+    def _validate(self) -> dict[str, float]:
+        return self.worth_writing(super()._validate())
+
+    def worth_writing(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The metrics that are written, of those that verl and we have."""
+        return metrics if self.report.all_metrics else worth_writing(metrics)
 
     def _maybe_log_val_generations(self, inputs: list, outputs: list, scores: list) -> None:
         """verl's own choice of answers, where `trainer.log_val_generations` asks for it, and ours."""

@@ -1,12 +1,12 @@
 """The answers of a validation that an agent-loop worker keeps for `samples.jsonl`, until the trainer asks for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from verl_ext.teacher.types import Score, TeacherError
+from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 from verl_ext.trainer.report_config import ReportConfig
 
 
@@ -46,12 +46,22 @@ class KeptAnswers:
     def wants(self, row: Mapping[str, Any]) -> bool:
         return int(row["index"]) in self._rows and row["session_id"] == 0
 
-    def add(self, row: Mapping[str, Any], output: Any, outcome: Score | TeacherError) -> None:
-        """`output`: verl's, with its reward; `outcome`: what the teacher made of it."""
+    async def keep(
+        self,
+        row: Mapping[str, Any],
+        output: Any,
+        request: Callable[[Any, list[int], list[int], int], ScoreRequest],
+        score: Callable[[ScoreRequest], Awaitable[Score | TeacherError]],
+    ) -> None:
+        """Score an answer and keep it. `output`: verl's, with its reward; `request` and `score`: the worker's own."""
         number = self._rows[int(row["index"])]
+        try:
+            outcome = await score(request(row, output.response_ids, output.response_mask, self.top_k))
+        except ValueError as error:  # a row that no teacher is there for, or whose messages a template refuses
+            outcome = TeacherError(str(error))
         if not isinstance(outcome, Score):
             print(f"teacher: the kept answer to held-out row {number} has no score: {outcome}")
-        score = outcome if isinstance(outcome, Score) else None
+        found = outcome if isinstance(outcome, Score) else None
         self._kept.append(
             KeptAnswer(
                 row=number,
@@ -61,9 +71,9 @@ class KeptAnswers:
                 truth=row["reward_model"]["ground_truth"] or None,
                 score=output.reward_score,
                 finish=output.extra_fields["finish_reason"],
-                teacher_logprobs=None if score is None else score.logprobs,
-                top_ids=None if score is None else score.top_ids,
-                top_logprobs=None if score is None else score.top_logprobs,
+                teacher_logprobs=None if found is None else found.logprobs,
+                top_ids=None if found is None else found.top_ids,
+                top_logprobs=None if found is None else found.top_logprobs,
             )
         )
 
