@@ -72,6 +72,7 @@ OVERRIDES = [
     (adapted.AdaptedTrainer, PPOTrainerSync, "get_llm_client"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_init_end"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_train_begin"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "on_validate_begin"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_metrics"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_step_begin"),
     *((trainer.OnPolicyDistillationTrainer, PPOTrainerSync, stage) for stage in STAGES),

@@ -18,7 +18,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
 from verl_ext.run.settings import settings_of
-from verl_ext.run.timeline import TimelineFile
+from verl_ext.run.timeline import VALIDATION, TimelineFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.advantages import fresh_rows, teacher_metrics
 from verl_ext.trainer.buffer import PipelineBuffer, SamplingStopped, SyncBuffer
@@ -183,6 +183,10 @@ class AdaptedTrainer(KeepingTrainer):
     def on_train_begin(self) -> None:
         reach_stage(self.config.run_dir, "agent loop is up")
         super().on_train_begin()
+
+    def on_validate_begin(self) -> None:
+        self.at(VALIDATION)
+        super().on_validate_begin()
 
     def step(self, metrics: dict, timing_raw: dict) -> Any:
         """verl's; where no more samples come, what the steps before it made is kept."""
