@@ -128,7 +128,7 @@ def of_step(row: dict[str, float]) -> dict[str, float | int | None]:
         "sampled": int(row["teacher/scored"] + row["teacher/unscored"]),
         "accuracy": accuracy,
         "teacher_kl": row["teacher_kl"],
-        "entropy": row["actor/entropy_loss"],
+        "entropy": row["actor/entropy"],
         "advantage_variance": row["advantage/variance"],
         "seconds": row["timing_s/step"],
     }

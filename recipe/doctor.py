@@ -39,6 +39,7 @@ from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS
 from verl_ext.trainer.pipeline_config import PipelineConfig
 from verl_ext.trainer.replay.config import ReplayConfig
+from verl_ext.trainer.report_config import ReportConfig
 
 from . import CONFIGS
 
@@ -52,6 +53,7 @@ VERB = Verb(
         "teacher": TeacherConfig,
         "pipeline": PipelineConfig,
         "replay": ReplayConfig,
+        "report": ReportConfig,
         "doctor": DoctorConfig,
     },
     config_dir=CONFIGS,

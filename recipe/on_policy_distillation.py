@@ -29,13 +29,20 @@ from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS
 from verl_ext.trainer.pipeline_config import PipelineConfig
 from verl_ext.trainer.replay.config import ReplayConfig
+from verl_ext.trainer.report_config import ReportConfig
 
 from . import CONFIGS
 
 VERB = Verb(
     "on_policy_distillation",
     doc=str(__doc__),
-    settings={"method": MethodConfig, "teacher": TeacherConfig, "pipeline": PipelineConfig, "replay": ReplayConfig},
+    settings={
+        "method": MethodConfig,
+        "teacher": TeacherConfig,
+        "pipeline": PipelineConfig,
+        "replay": ReplayConfig,
+        "report": ReportConfig,
+    },
     config_dir=CONFIGS,
     keys=KEYS,
     required=("data.train_files", "data.val_files"),

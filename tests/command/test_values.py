@@ -45,6 +45,7 @@ from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.keys import KEYS as TRAIN_KEYS
 from verl_ext.trainer.pipeline_config import PipelineConfig
 from verl_ext.trainer.replay.config import ReplayConfig
+from verl_ext.trainer.report_config import ReportConfig
 
 ROOT = Path(__file__).parents[2]
 WRONG_NUMBERS = ("abc", "true", "0", "-1", "2.5", "nan", "inf", "1e30", "null")
@@ -195,6 +196,7 @@ def settings_fields() -> Iterator[tuple[str, str, Any, str]]:
             "teacher": TeacherConfig,
             "pipeline": PipelineConfig,
             "replay": ReplayConfig,
+            "report": ReportConfig,
         },
         "sft": {"sft": SftConfig},
         "doctor": {"doctor": DoctorConfig},

@@ -37,7 +37,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.trainer import adapted, agent_loop, dataset, engine, runner, sampler, shared_calls, trainer
+from verl_ext.trainer import adapted, agent_loop, dataset, engine, keeping, runner, sampler, shared_calls, trainer
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 
@@ -57,6 +57,10 @@ OVERRIDES = [
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_inputs"),
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_outputs"),
     (dataset.CheckedRows, RLHFDataset, "_read_files_and_tokenize"),
+    (keeping.KeepingTrainer, PPOTrainerSync, "_init_dataloader"),
+    (keeping.KeepingTrainer, PPOTrainerSync, "_maybe_log_val_generations"),
+    (keeping.KeepingTrainer, PPOTrainerSync, "on_validate_begin"),
+    (keeping.KeepingTrainer, PPOTrainerSync, "_validate"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_old_log_prob"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_update_actor"),
@@ -68,6 +72,7 @@ OVERRIDES = [
     (adapted.AdaptedTrainer, PPOTrainerSync, "get_llm_client"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_init_end"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_train_begin"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "on_validate_begin"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_metrics"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_step_begin"),
     *((trainer.OnPolicyDistillationTrainer, PPOTrainerSync, stage) for stage in STAGES),

@@ -213,6 +213,7 @@ BROKEN = [
         r"data\.max_prompt_length \+ data\.max_response_length=100160 tokens, and student\.path=.* takes \d+; lower",
     ),
     ("method", words("method.student_logprobs=old"), r"method\.student_logprobs=old.*set it to false"),
+    ("report", words("report.alternatives=101"), r"report\.alternatives=101 must be in \[0, 100\]"),
     ("pipeline", words("pipeline.max_staleness=2"), r"pipeline\.max_staleness=2.*set that mode, or leave them out"),
     (
         "pipeline",

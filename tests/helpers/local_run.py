@@ -223,10 +223,11 @@ class LocalSetup(AdaptedTrainer):
         self.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
         self._load_checkpoint()
 
-    def _where_samples_are(self) -> str:
+    def _workers(self, method: str, *arguments: Any, timeout: float | None = None) -> list[Any]:
         """Asked of the one worker instead of verl's actors."""
-        run: Any = self.agent_loop_manager
-        return run.wait(run.worker.waiting())
+        del timeout
+        run = self.agent_loop_manager
+        return [run.wait(getattr(run.worker, method)(*arguments))]
 
 
 class LocalTrainer(LocalSetup, OnPolicyDistillationTrainer): ...

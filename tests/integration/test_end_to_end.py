@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from secret_search import in_environment, shown
 from transformers import AutoModelForCausalLM
 
+from verl_ext.run.metric_names import is_known
 from verl_ext.run.metrics import read_metrics
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -118,7 +120,7 @@ def test_a_run_leaves_metrics_config_student_and_curves(trained: Path):
         "critic/rewards/mean",
         "response_length/mean",
         "response_length/truncated_share",
-        "actor/entropy_loss",
+        "actor/entropy",
         "actor/grad_norm",
         "actor/lr",
         "teacher/seconds",
@@ -129,8 +131,11 @@ def test_a_run_leaves_metrics_config_student_and_curves(trained: Path):
     ):
         assert key in rows[0], key
     assert rows[0]["teacher/unscored"] == 0
-    for row in rows:  # verl's share counts lengths, ours what vLLM says: an end may be the last token allowed
-        assert 0 < row["response_length/truncated_share"] <= row["response_length/clip_ratio"]
+    for row in rows:
+        assert 0 < row["response_length/truncated_share"] <= 1
+        assert 0 < row["actor/entropy"] < math.log(400)  # nats a token, of 400 in the vocabulary
+    unknown = {name for row in rows for name in row if not is_known(name)} - {"step"}
+    assert unknown == set(), "verl_ext/run/metric_names.py has no row for them"
     assert rows[0]["actor/lr"] == pytest.approx(5e-3)
     assert "temperature: 1.0" in (trained / "config.yaml").read_text()
     assert list((trained / "tensorboard").rglob("events.out.tfevents.*"))

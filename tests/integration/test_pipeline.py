@@ -1,14 +1,19 @@
 """`pipeline.mode=stream` as a user runs it: real Ray, vLLM, SGLang and FSDP2, answers that outlive a weight sync."""
 
 import json
+import math
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from verl_ext.run.metric_names import is_known
 from verl_ext.run.metrics import read_metrics
+from verl_ext.run.samples import read_samples
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -18,7 +23,13 @@ STEPS, SAVED = 4, 2
 
 def run_verb(module: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=ROOT, text=True, capture_output=True, timeout=600, check=False
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"WANDB_MODE": "offline"},
+        text=True,
+        capture_output=True,
+        timeout=600,
+        check=False,
     )
     if done.returncode:
         pytest.fail(f"{module} exited with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
@@ -38,7 +49,9 @@ def command(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> li
         "actor_rollout_ref.rollout.max_num_seqs=8",  # of 64 samples, so that some are always under way
         *("pipeline.mode=stream", "pipeline.max_staleness=2", "pipeline.wait_timeout_s=300"),
         *("method.policy_loss.kind=truncated_importance_sampling", "method.student_logprobs=current"),
-        *(f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVED}", "trainer.logger=[]"),
+        *(f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVED}"),
+        *("trainer.val_before_train=true", f"trainer.test_freq={SAVED}", "data.val_max_samples=8"),
+        *("report.keep_samples=4", "trainer.logger=[tensorboard,wandb]"),
     ]
 
 
@@ -60,6 +73,44 @@ def test_samples_are_as_old_as_allowed_and_their_answers_outlive_weight_syncs(ru
     assert sum(row.get("training/off_policy/evicted_samples", 0) for row in rows) == 0
 
 
+def test_the_same_held_out_answers_are_kept_at_every_validation(run: Path):
+    lines, _ = read_samples(run / "samples.jsonl")
+    assert [(line["step"], line["row"]) for line in lines] == [
+        (step, row) for step in (0, 2, 4) for row in (0, 2, 4, 6)
+    ]
+    for row in (0, 2, 4, 6):
+        assert len({(line["prompt"], line["truth"]) for line in lines if line["row"] == row}) == 1
+    for line in lines:
+        assert line["finish"] == ("length" if len(line["tokens"]) == 64 else "stop")
+        assert "".join(line["tokens"]).removesuffix("<|im_end|>") == line["answer"]
+        for token, student, teacher, ranked in zip(
+            *(line[name] for name in ("tokens", "student_logprobs", "teacher_logprobs", "alternatives")), strict=True
+        ):
+            logprobs = [logprob for _, logprob in ranked]
+            assert len(ranked) == 5
+            assert logprobs == sorted(logprobs, reverse=True)
+            assert student <= 0
+            assert teacher <= logprobs[0] + 1e-4
+            same = [logprob for text, logprob in ranked if text == token]
+            assert not same or min(abs(logprob - teacher) for logprob in same) < 1e-4
+    # Validation is greedy: an answer is the student's own most likely one, and another one the teacher's.
+    assert sum(sum(line["student_logprobs"]) - sum(line["teacher_logprobs"]) for line in lines) > 0
+    assert len({line["answer"] for line in lines}) > 4
+
+
+def test_the_loggers_have_the_curves_and_the_answers(run: Path):
+    rows = read_metrics(run / "metrics.jsonl")
+    unknown = {name for row in rows for name in row if not is_known(name)} - {"step"}
+    assert unknown == set(), "verl_ext/run/metric_names.py has no row for them"
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+    assert set(events.Tags()["scalars"]) == {name for row in rows for name in row} - {"step"}
+    assert [scalar.step for scalar in events.Scalars("teacher_kl")] == [1, 2, 3, 4]
+    assert 0 < rows[0]["actor/entropy"] < math.log(400)  # nats a token, of 400
+    assert [text.step for text in events.Tensors("val/samples/text_summary")] == [0, 2, 4]
+    tables = [json.loads(path.read_text()) for path in run.glob("wandb/offline-run-*/files/media/table/val/*.json")]
+    assert sorted(len(table["data"]) for table in tables) == [4, 4, 4]
+
+
 def test_what_was_under_way_at_a_checkpoint_is_trained_after_it(run: Path, command: list[str]):
     """The run is put back to its checkpoint of step 2, as if it had been killed after it."""
     checkpoints = run / "checkpoints"
@@ -72,3 +123,5 @@ def test_what_was_under_way_at_a_checkpoint_is_trained_after_it(run: Path, comma
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert (run / "student" / "config.json").is_file()
     assert max(row["staleness/max"] for row in rows) <= 2
+    lines, cut = read_samples(run / "samples.jsonl")
+    assert ([line["step"] for line in lines], cut) == ([0] * 4 + [2] * 4 + [4] * 4, 0)

@@ -15,12 +15,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl_ext.data.conversations import to_jsonl
 from verl_ext.data.rows import LABELS
 from verl_ext.data.sentences import file_sentences
 from verl_ext.demo.tiny_pair import build_model, train_tokenizer
+from verl_ext.run.metric_names import is_known
 from verl_ext.run.metrics import read_metrics
 from verl_ext.sft.dataset import ConversationDataset
 from verl_ext.sft.order import TinkerBatches
@@ -335,6 +337,11 @@ def test_bf16_weights_with_fp32_adapters_train_and_validate(inputs, tmp_path):
     validated = (f"data.val_files={inputs.rows}", "trainer.test_freq=1")
     rows = train(inputs, tmp_path, 2, *mixed, *validated, "trainer.total_training_steps=2", "optim.lr=1e-2")
     assert rows[1]["train/loss"] != rows[0]["train/loss"]
+    assert {name for row in rows for name in row if not is_known(name)} == {"step"}
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()  # the same curves: verl's lr is the next step's
+    for name in ("train/lr", "train/loss", "perf/tokens_per_s"):
+        logged = [scalar.value for scalar in events.Scalars(name)]
+        assert logged == pytest.approx([row[name] for row in rows], rel=1e-5), name
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -13,7 +13,7 @@ from verl_ext.run import models as model_files
 from verl_ext.run.files import check_writable
 from verl_ext.run.models import check_model
 from verl_ext.run.origin import check_origin
-from verl_ext.run.settings import check_given
+from verl_ext.run.settings import check_given, settings_of
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import check_quantized_weights
@@ -22,6 +22,7 @@ from verl_ext.teacher.types import TeacherError
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.pipeline_config import check_pipeline
 from verl_ext.trainer.replay.config import check_replay
+from verl_ext.trainer.report_config import ReportConfig
 
 
 def given(context: Context) -> str:
@@ -46,6 +47,16 @@ def replay(context: Context) -> str:
     method = check_method(context.config)
     found = check_replay(context.config, method, check_pipeline(context.config, method))
     return f"{found.prompts(context.config.data.train_batch_size)} prompts a step at most" if found.share else "off"
+
+
+def report(context: Context) -> str:
+    """What is kept of a run to be looked at is in range."""
+    settings, trainer = settings_of(context.config.report, ReportConfig), context.config.trainer
+    if not settings.keep_samples:
+        return "no answers are kept"
+    if trainer.test_freq < 0 and not trainer.val_before_train:
+        return "no answers are kept: trainer.test_freq=-1 makes no validation"
+    return f"answers to {settings.keep_samples} held-out rows are kept at every validation"
 
 
 def teacher_settings(context: Context) -> str:

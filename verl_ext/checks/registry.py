@@ -21,6 +21,7 @@ CHECKS = (
     Check("method", INSTANT, RUN, inputs.method, needs=RANGES),
     Check("pipeline", INSTANT, RUN, inputs.pipeline, needs=("method",)),
     Check("replay", INSTANT, RUN, inputs.replay, needs=("pipeline",)),
+    Check("report", INSTANT, RUN, inputs.report, needs=RANGES),
     Check("teacher settings", INSTANT, RUN, inputs.teacher_settings, needs=GIVEN),
     Check("keys of the method", INSTANT, RUN, values.kept, needs=(*GIVEN, *RANGES)),
     Check("sampling", INSTANT, RUN, inputs.sampling),

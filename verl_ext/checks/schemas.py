@@ -12,6 +12,7 @@ from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.pipeline_config import PipelineConfig
 from verl_ext.trainer.replay.config import ReplayConfig
+from verl_ext.trainer.report_config import ReportConfig
 
 
 def prepare_training_configs() -> Path:
@@ -25,6 +26,7 @@ def prepare_training_configs() -> Path:
     register_schema("method_schema", MethodConfig)
     register_schema("pipeline_schema", PipelineConfig)
     register_schema("replay_schema", ReplayConfig)
+    register_schema("report_schema", ReportConfig)
     register_schema("teacher_schema", TeacherConfig)
     register_schema("sft_schema", SftConfig)
     OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)

@@ -43,6 +43,7 @@ def run_stages(config: DemoConfig, package: str) -> dict[str, float]:
             f"data.train_files={data}/train.parquet",
             f"data.val_files={data}/heldout.parquet",
             f"trainer.total_training_steps={config.steps}",
+            *("trainer.val_before_train=true", "trainer.test_freq=4"),
         ),
         "evaluate": run_verb(
             f"{package}.evaluate",

@@ -33,7 +33,7 @@ SFT = (
 """Lengths of a run are in neither: more epochs or steps are how one goes on."""
 LEFT_BEHIND = (
     *("config.yaml", ORIGIN, "metrics.jsonl", "stages.jsonl", "run.json", "eval.json", "answers.jsonl"),
-    *("checkpoints", "student", "adapter", "tensorboard"),
+    *("checkpoints", "student", "adapter", "tensorboard", "samples.jsonl", "timeline.jsonl"),
 )
 """What a run leaves in its folder, its logs aside. The links among them are relative and move along."""
 

@@ -16,6 +16,8 @@ from verl_ext.run.files import read_lines
 Span = tuple[float, float]
 WAITING = "samples and scores"
 """The trainer's stage in which it does nothing but wait."""
+VALIDATION = "validation"
+"""The one in which held-out rows are answered, and it waits as well."""
 
 
 def union(spans: Iterable[Sequence[float]]) -> list[Span]:
@@ -75,6 +77,6 @@ def lanes(steps: Sequence[dict[str, Any]]) -> dict[str, list[Span]]:
         for (name, start), (_, end) in itertools.pairwise(step["stages"]):
             if name == "weight sync":
                 sync.append((start, end))
-            elif name != WAITING:
+            elif name not in (WAITING, VALIDATION):
                 trainer.append((start, end))
     return found | {"trainer": union(trainer), "weight sync": union(sync)}

@@ -26,7 +26,7 @@ KEYS = {
     "trainer.total_training_steps": "Steps, >= 1; null goes by the epochs.",
     "trainer.save_freq": "Steps between checkpoints; -1 for none.",
     "trainer.test_freq": "Steps between looks at data.val_files.",
-    "trainer.logger": "Some of console, tensorboard, wandb.",
+    "trainer.logger": "Some of console, tensorboard, wandb, trackio.",
     "sft.renderer": "",
     "sft.seed": "",
     "sft.adapter_dtype": "",

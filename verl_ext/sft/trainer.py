@@ -56,6 +56,8 @@ class SftTrainer(SFTTrainer):
                 seconds = time.perf_counter() - started
                 metrics = step_metrics(tu.get(output, "metrics"), sum(tu.get(data, "global_token_num")), seconds)
                 metrics_file.append(step, metrics)
+                tu.get(output, "metrics").clear()  # verl logs what is in it: the next step's learning rate, sums
+                tu.get(output, "metrics").update(metrics)
                 on_step(step, self.total_training_steps, metrics)
             return output
 

@@ -6,12 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import GetTimeoutError
 from verl.trainer.ppo.core_algos import register_adv_est
-from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
+from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
@@ -19,14 +18,15 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
 from verl_ext.run.settings import settings_of
-from verl_ext.run.timeline import TimelineFile
+from verl_ext.run.timeline import VALIDATION, TimelineFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.advantages import fresh_rows, teacher_metrics
 from verl_ext.trainer.buffer import PipelineBuffer, SamplingStopped, SyncBuffer
 from verl_ext.trainer.checkpoint import save_last_finished_step
 from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
-from verl_ext.trainer.losses import loss_from_logits
+from verl_ext.trainer.keeping import KeepingTrainer
+from verl_ext.trainer.losses import loss_from_logits, policy_loss
 from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
 from verl_ext.trainer.staleness import staleness_metrics
 
@@ -51,7 +51,7 @@ def _balanced(lengths: Any, k_partitions: int, equal_size: bool) -> Any:
 trainer_base.get_seqlen_balanced_partitions = _balanced  # pyright: ignore[reportPrivateImportUsage]  where it is called
 
 
-class AdaptedTrainer(PPOTrainerSync):
+class AdaptedTrainer(KeepingTrainer):
     """What `OnPolicyDistillationTrainer` stands on: our settings, files and metrics, and the seams that verl has."""
 
     def __init__(self, config: DictConfig) -> None:
@@ -104,9 +104,8 @@ class AdaptedTrainer(PPOTrainerSync):
 
     def _where_samples_are(self) -> str:
         """What the agent loop's workers are at, in words."""
-        asked = [worker.waiting.remote() for worker in self.agent_loop_manager.agent_loop_workers]
         try:
-            return "; ".join(ray.get(asked, timeout=ANSWER_TIMEOUT_S))
+            return "; ".join(self._workers("waiting", timeout=ANSWER_TIMEOUT_S))
         except GetTimeoutError:
             return f"an agent loop does not say within {ANSWER_TIMEOUT_S:g} s"
 
@@ -159,6 +158,9 @@ class AdaptedTrainer(PPOTrainerSync):
         reach_stage(self.config.run_dir, "actor and vLLM hold the weights")
         if self.method.needs_student_logits:
             self._let_the_loss_read_logits()
+        else:
+            actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
+            self.actor_rollout_wg.set_loss_fn(functools.partial(policy_loss, config=actor))
         super().on_init_end()
 
     def _let_the_loss_read_logits(self) -> None:
@@ -181,6 +183,10 @@ class AdaptedTrainer(PPOTrainerSync):
     def on_train_begin(self) -> None:
         reach_stage(self.config.run_dir, "agent loop is up")
         super().on_train_begin()
+
+    def on_validate_begin(self) -> None:
+        self.at(VALIDATION)
+        super().on_validate_begin()
 
     def step(self, metrics: dict, timing_raw: dict) -> Any:
         """verl's; where no more samples come, what the steps before it made is kept."""
@@ -209,6 +215,9 @@ class AdaptedTrainer(PPOTrainerSync):
             [(note["teacher_start"], note["teacher_end"]) for note in notes],
         )
         metrics |= {"training/total_steps": self.total_training_steps, "training/unix_time": time.time()}
+        written = self.worth_writing(metrics | {})
+        metrics.clear()  # verl hands this very mapping to its loggers
+        metrics.update(written)
         self.metrics_file.append(global_steps, metrics)
         self.timeline.append(global_steps)
 

@@ -30,7 +30,9 @@ from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row,
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.early import EarlyActor
+from verl_ext.trainer.kept import KeptAnswer, KeptAnswers
 from verl_ext.trainer.queue_writer import QueueWriter
+from verl_ext.trainer.report_config import ReportConfig
 from verl_ext.trainer.runner import plain_class
 from verl_ext.trainer.shared_calls import share_calls
 
@@ -93,6 +95,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         self.top_k, self.labels = method.top_k, method.labels
         if self.top_k < 0:
             self.top_k = len(self.tokenizer)
+        self.kept = KeptAnswers(settings_of(self.config.report, ReportConfig), len(self.tokenizer))
         self._primes: set[asyncio.Task[None]] = set()
         self._at = {"student": 0, "teacher": 0}
         self._begun: dict[str, dict[int, float]] = {}
@@ -107,6 +110,10 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         """How many samples are where, and the last error, in words."""
         at = ", ".join(f"{count} at the {where}" for where, count in self._at.items())
         return f"{at}; the last error: {self._last_error}" if self._last_error else at
+
+    async def keep_answers(self, rows: dict[int, int]) -> list[KeptAnswer]:
+        """`KeptAnswers.begin`, for the trainer."""
+        return self.kept.begin(rows)
 
     @contextlib.contextmanager
     def _counted(self, where: str) -> Iterator[None]:
@@ -136,7 +143,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
 
     async def _prime(self, row: dict) -> None:
         with contextlib.suppress(ValueError, sqlite3.Error):  # scoring the samples will say it
-            await self.teacher.prime(self._request(row, [], None))
+            await self.teacher.prime(self._request(row, [], None, self.top_k))
 
     async def _run_agent_loop(
         self,
@@ -206,8 +213,10 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         assert sample_kwargs is not None
         begun = self._begun[sample_kwargs["uid"]][sample_kwargs["session_id"]]
         if validate:
+            if self.kept.wants(sample_kwargs):
+                await self.kept.keep(sample_kwargs, output, self._request, self._score)
             return
-        request = self._request(sample_kwargs, response_ids, output.response_mask)
+        request = self._request(sample_kwargs, response_ids, output.response_mask, self.top_k)
         start = time.time()
         with self._counted("teacher"):
             outcome = await self._score(request)
@@ -236,7 +245,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             return TeacherError(str(error))
         return outcome
 
-    def _request(self, row: dict, response_ids: list[int], response_mask: list[int] | None) -> ScoreRequest:
+    def _request(self, row: dict, response_ids: list[int], mask: list[int] | None, top_k: int) -> ScoreRequest:
         """The response under the teacher's prompt of a data row."""
         prompt = row["uid"]
         if prompt not in self._teacher_prompts:
@@ -244,7 +253,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             self._teacher_prompts[prompt] = render_chat(self.tokenizer, row["teacher_messages"], kwargs)
         teacher_prompt_ids = self._teacher_prompts[prompt]
         name = teacher_of_row(row, self.teachers)
-        return ScoreRequest(teacher_prompt_ids, response_ids, response_mask, name, top_k=self.top_k)
+        return ScoreRequest(teacher_prompt_ids, response_ids, mask, name, top_k=top_k)
 
 
 def cut_off(output: AgentLoopOutput, response_length: int) -> bool:

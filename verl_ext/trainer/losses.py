@@ -155,8 +155,24 @@ def loss_from_logits(
         add_expected_baseline(method, data["advantages"].to_padded_tensor(0.0), expected_BT, _mask(data)),
         data["response_mask"],
     )
-    loss, metrics = ppo_loss(config, model_output, data, dp_group)
+    loss, metrics = policy_loss(config, model_output, data, dp_group)
     return loss, metrics | _divergence_metrics(method, model_output, data)
+
+
+def policy_loss(config: Any, model_output: dict[str, Tensor], data: Any, dp_group: Any = None) -> Any:
+    """verl's loss, which reports the entropy only as what it descends: with `token-sum`, a sum over tokens."""
+    loss, metrics = ppo_loss(config, model_output, data, dp_group)
+    return loss, metrics | _entropy_metric(model_output, data)
+
+
+def _entropy_metric(model_output: dict[str, Tensor], data: Any) -> dict[str, Any]:
+    """Entropy of a token, nats, mean over the response tokens of the mini-batch; nothing where none was computed."""
+    if "entropy" not in model_output:
+        return {}
+    entropy_BT = no_padding_2_padding(model_output["entropy"].detach(), data)
+    tokens = max(1, data["batch_num_tokens"])  # of a batch that is masked out, 0
+    mean = aggregate(entropy_BT, _mask(data), "token-mean", batch_num_tokens=tokens, dp_size=data["dp_size"])
+    return {"actor/entropy": Metric(value=mean, aggregation=AggregationType.SUM)}
 
 
 def add_expected_baseline(
@@ -234,7 +250,7 @@ def _direct_loss(
         entropy = aggregate(entropy_BT, mask_BT, config.loss_agg_mode, **batch)
         metrics["actor/entropy_loss"] = Metric(value=entropy, aggregation=AggregationType.SUM)
         loss = loss - config.entropy_coeff * entropy
-    return loss, metrics | _divergence_metrics(method, model_output, data)
+    return loss, metrics | _entropy_metric(model_output, data) | _divergence_metrics(method, model_output, data)
 
 
 def _divergence_metrics(method: MethodConfig, model_output: dict[str, Tensor], data: Any) -> dict[str, Any]:

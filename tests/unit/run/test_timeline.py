@@ -12,10 +12,10 @@ def test_overlapping_times_count_once():
 
 
 def test_a_step_is_written_with_its_stages_and_where_its_samples_were(tmp_path, monkeypatch):
-    clock = iter([10.0, 11.0, 13.0, 14.0, 15.0, 20.0, 21.0])
+    clock = iter([10.0, 11.0, 13.0, 14.0, 15.0, 19.0, 20.0, 21.0])
     monkeypatch.setattr("time.time", lambda: next(clock))
     file = TimelineFile(tmp_path / "timeline.jsonl")
-    for stage in ("prompts", "samples and scores", "update", "weight sync"):
+    for stage in ("prompts", "samples and scores", "update", "weight sync", "validation"):
         file.stage(stage)
     file.samples([(1.0, 2.0), (1.5, 3.0)], [(2.0, 4.0), (3.0, 3.5)])
     file.append(1)
@@ -29,6 +29,10 @@ def test_a_step_is_written_with_its_stages_and_where_its_samples_were(tmp_path, 
     assert steps[0]["teacher"] == [[2.0, 4.0]]
     assert (steps[1]["student"], steps[1]["stages"]) == ([], [["prompts", 20.0], ["end", 21.0]])
     found = lanes(steps)
-    assert found["trainer"] == [(10.0, 11.0), (13.0, 14.0), (20.0, 21.0)]  # less its wait for samples
+    assert found["trainer"] == [
+        (10.0, 11.0),
+        (13.0, 14.0),
+        (20.0, 21.0),
+    ]  # less its waits, for samples and held-out answers
     assert found["weight sync"] == [(14.0, 15.0)]
     assert length(found["student"]) == pytest.approx(2.0)

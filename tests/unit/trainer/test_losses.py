@@ -12,9 +12,10 @@ import torch
 from omegaconf import OmegaConf
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.metric import AggregationType, Metric
 
 from verl_ext.trainer.config import MethodConfig
-from verl_ext.trainer.losses import loss_from_logits
+from verl_ext.trainer.losses import loss_from_logits, policy_loss
 
 TOP_K = 3
 NOWHERE = 100.0  # at positions that predict no response token: never in a loss or a metric
@@ -156,11 +157,28 @@ def test_verls_entropy_term_is_part_of_a_direct_loss(make_actor):
     assert metrics["actor/direct_loss"] == pytest.approx(7.5)
 
 
+@pytest.mark.parametrize("mode", ["token-sum", "token-mean", "seq-mean-token-sum"])
+@pytest.mark.parametrize(
+    "method", [DIRECT, MethodConfig(), MethodConfig(**BASELINE)], ids=["direct", "plain", "baseline"]
+)
+def test_entropy_is_that_of_a_token_whatever_the_loss_sums(make_actor, mode, method):
+    """1 + 2 + 3 + 4 nats; half of a batch of 8 tokens, on one of two ranks, over which verl takes the mean."""
+    output = outputs(entropy=at_positions([1.0, 2.0], [3.0, 40.0, 4.0]))
+    data = micro_batch(dp_size=2, tokens=8, sequences=4)
+    if method.needs_student_logits:
+        _, metrics = loss_from_logits(make_actor(loss_agg_mode=mode), method, model_output=output, data=data)
+    else:
+        _, metrics = policy_loss(make_actor(loss_agg_mode=mode), output, data)
+    other_rank = Metric(AggregationType.SUM, 0.0)
+    assert Metric.aggregate_dp([metrics["actor/entropy"], other_rank]) == pytest.approx((1 + 2 + 3 + 4) / 8)
+
+
 def test_a_micro_batch_with_nothing_to_train_costs_nothing(actor):
-    data = micro_batch(mask=([0, 0], [0, 0, 0]))
-    loss, metrics = loss_of(actor, DIRECT, data)
+    data = micro_batch(mask=([0, 0], [0, 0, 0]), tokens=0)
+    loss, metrics = loss_of(actor, DIRECT, data, entropy=at_positions([1.0, 2.0], [3.0, 40.0, 4.0]))
     assert loss == 0
     assert metrics["actor/divergence"] == 0
+    assert metrics["actor/entropy"] == 0
 
 
 def top_rows(draw: torch.Generator, lengths: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from transfer_queue.metadata import KVBatchMeta
 from verl_ext.run.console import step_of_student
 from verl_ext.run.metrics import read_place
 from verl_ext.trainer.buffer import SyncBuffer
+from verl_ext.trainer.losses import policy_loss
 
 FOUR = [[5, 6, 7, 8]]
 MIXED = [[5, 6, 7, 8], [9, 10], [11, 12, 13], [14, 15]]
@@ -325,7 +326,7 @@ def test_a_method_that_reads_the_students_logits_gives_the_actor_its_loss_and_as
     assert request["temperature"] == 1.0  # what verl says is still there
 
 
-def test_other_methods_leave_verls_loss_and_ask_for_no_logits(make_run):
+def test_other_methods_take_verls_loss_and_ask_for_no_logits(make_run):
     run = make_run().fit()
-    assert run.actor.loss is None
+    assert run.actor.loss.func is policy_loss
     assert not run.actor.requests[0]["distillation_use_topk"]
