@@ -15,6 +15,8 @@ SCHEMA = 1
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 TRAINED = "trained"
 """File in a run's folder: its training came to its end."""
+EVALUATION = "eval.json"
+"""File in a run's folder: its student was evaluated."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class Record:
 
     def is_trained(self, run: str) -> bool:
         return (self.out / run / TRAINED).is_file()
+
+    @property
+    def unevaluated(self) -> list[Arm]:
+        """Trained arms that are asked for and whose students were not evaluated yet."""
+        trained = [run for run in self.asked if self.is_trained(run)]
+        return [self.arms[run] for run in trained if not (self.out / run / EVALUATION).is_file()]
 
     def set(self, run: str, status: str, error: str | None = None) -> None:
         self.arms[run] = dataclasses.replace(self.arms[run], status=status, error=error)

@@ -5,10 +5,8 @@ fails is marked and the next one begins. One teacher server scores for all arms.
 verl's workers and its TransferQueue are named once a Ray, and an arm must find none of another's.
 """
 
-import contextlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,16 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from verl_ext.comparison import plan
-from verl_ext.comparison.config import SFT, CompareConfig, TaskConfig
-from verl_ext.comparison.curve import Point, read_curve, samples_to, write_curve
+from verl_ext.comparison.config import SFT, CompareConfig
+from verl_ext.comparison.curve import Point, on_policy_points, read_curve, samples_to, write_curve
 from verl_ext.comparison.process import CommandFailed, as_command, run_command
 from verl_ext.comparison.record import DONE, FAILED, RUNNING, TRAINED, WAITING, Arm, Headroom, Record, failures
-from verl_ext.comparison.students import curve_so_far, evaluate_students, unevaluated
+from verl_ext.comparison.teacher import shared_teacher
 from verl_ext.run.command import as_typed
 from verl_ext.run.hydra import schema_of
 from verl_ext.run.settings import settings_of
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.supervisor import serving_teacher
 
 QUIET_S = 60.0
 """Seconds after which a line says how far an arm is."""
@@ -90,14 +87,6 @@ def measure_headroom(session: Session) -> Headroom:
     return record.headroom
 
 
-@contextlib.contextmanager
-def teacher_words(task: TaskConfig, log: Path) -> Iterator[list[str]]:
-    """The words that name one teacher server for all arms, which runs meanwhile."""
-    settings = OmegaConf.merge(schema_of(TeacherConfig), {"model_path": task.teacher} | task.serve)
-    with serving_teacher(settings_of(settings, TeacherConfig), log) as urls:
-        yield ["teacher.mode=external", f"teacher.urls=[{','.join(urls)}]"]
-
-
 def train_arms(session: Session, headroom: Headroom) -> None:
     """The arms that are not trained yet: SFT first, then those that a teacher server scores."""
     record = session.record
@@ -107,7 +96,9 @@ def train_arms(session: Session, headroom: Headroom) -> None:
     alone, scored = ([arm for arm in left if (arm.kind == SFT) == wanted] for wanted in (True, False))
     train_each(session, headroom, alone, left, [], unlabelled)
     if scored:
-        with teacher_words(session.config.task, session.out / "teacher.log") as words:
+        task = session.config.task
+        settings = OmegaConf.merge(schema_of(TeacherConfig), {"model_path": task.teacher} | task.serve)
+        with shared_teacher(settings_of(settings, TeacherConfig), session.out / "teacher.log") as words:
             train_each(session, headroom, scored, left, words, unlabelled)
 
 
@@ -151,7 +142,7 @@ def train_arm(session: Session, arm: Arm, headroom: Headroom, words: list[str]) 
     def look() -> None:
         nonlocal said
         points = curve_so_far(run, arm.kind, headroom)
-        if points != read_curve(run) and arm.kind != SFT:
+        if points != read_curve(run):
             write_curve(run, points)
         if time.monotonic() - said > QUIET_S:
             said = time.monotonic()
@@ -165,6 +156,13 @@ def train_arm(session: Session, arm: Arm, headroom: Headroom, words: list[str]) 
     took = time.monotonic() - begun
     session.seconds.setdefault(arm.kind, []).append(took)
     session.say(f"{arm.run} is trained after {took:.0f} s: {place_of(curve_so_far(run, arm.kind, headroom))}")
+
+
+def curve_so_far(run: Path, kind: str, headroom: Headroom) -> list[Point]:
+    """The validations of an arm in training; of SFT, whose checkpoints are evaluated later, those that are there."""
+    if kind == SFT:
+        return read_curve(run)
+    return [Point(0, 0, 0, headroom.base, headroom.rows), *on_policy_points(run, headroom.rows)]
 
 
 def place_of(points: list[Point]) -> str:
@@ -205,7 +203,9 @@ def compare(config: CompareConfig, package: str) -> list[str]:
 def evaluate_trained(session: Session, headroom: Headroom) -> None:
     """Evaluate what was trained and not evaluated yet."""
     record = session.record
-    left = unevaluated(session.out, [record.arms[run] for run in record.asked if record.is_trained(run)])
+    if not (left := record.unevaluated):
+        return
+    from verl_ext.comparison.students import evaluate_students  # torch, which nothing before it needs
 
     def tell(arm: Arm) -> None:
         session.say(f"evaluating {arm.run}, {left.index(arm) + 1} of {len(left)}")

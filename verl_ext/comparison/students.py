@@ -11,9 +11,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from verl_ext.comparison.config import BOTH, SFT, CompareConfig
-from verl_ext.comparison.curve import Point, on_policy_points, read_curve, sft_point, write_curve
+from verl_ext.comparison.curve import Point, on_policy_points, sft_point, write_curve
 from verl_ext.comparison.plan import SFT_PART, heldout
-from verl_ext.comparison.record import Arm, Headroom
+from verl_ext.comparison.record import EVALUATION, Arm, Headroom
 from verl_ext.evaluation.arms import EvaluateConfig, Rows, evaluate, is_math, judge_answers, read_rows, with_labels
 from verl_ext.run.files import write_json
 from verl_ext.run.hydra import schema_of
@@ -21,8 +21,6 @@ from verl_ext.run.settings import settings_of
 from verl_ext.sampling.types import Answer, EngineConfig, Request, SamplingConfig
 from verl_ext.sampling.vllm import VllmSampler
 from verl_ext.student.export import export_checkpoint
-
-EVALUATION = "eval.json"
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,6 @@ class Heldout:
         engine = EngineConfig(dtype=config.dtype, tp=config.tp, gpu_memory_utilization=config.gpu_memory_utilization)
         with VllmSampler(str(model), sampling, engine, self.requests) as sampler:
             yield sampler
-
-
-def unevaluated(out: Path, arms: Sequence[Arm]) -> list[Arm]:
-    """Trained arms whose students were not evaluated yet."""
-    return [arm for arm in arms if not (out / arm.run / EVALUATION).is_file()]
 
 
 def evaluate_students(
@@ -139,10 +132,3 @@ def tensors_of(model: Path) -> str:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
     return json.dumps(sorted(shapes.items()))
-
-
-def curve_so_far(run: Path, kind: str, headroom: Headroom) -> list[Point]:
-    """The validations of an arm in training; of SFT, whose checkpoints are evaluated later, those of before."""
-    if kind == SFT:
-        return read_curve(run)
-    return [Point(0, 0, 0, headroom.base, headroom.rows), *on_policy_points(run, headroom.rows)]

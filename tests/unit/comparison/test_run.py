@@ -1,5 +1,6 @@
 """A comparison with real processes that stand in for the verbs: order, failure, kill, going on."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from verl_ext.comparison import run as run_module
+from verl_ext.comparison import students
 from verl_ext.comparison.config import CompareConfig, TaskConfig
 from verl_ext.comparison.curve import read_curve
-from verl_ext.comparison.record import read_comparison
+from verl_ext.comparison.record import Record, read_comparison
 from verl_ext.comparison.run import compare
 
 WORDS = """
@@ -76,7 +77,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for verb, text in VERBS.items():
         (tmp_path / "standins" / f"{verb}.py").write_text(WORDS + text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module, "evaluate_students", lambda *_: {})  # vLLM's part; tests/integration has it
+    monkeypatch.setattr(students, "evaluate_students", lambda *_: {})  # vLLM's part; tests/integration has it
     return tmp_path
 
 
@@ -110,12 +111,15 @@ def test_every_arm_is_run_and_one_that_fails_does_not_lose_the_others(place):
     ]
     done = dict.fromkeys(("on_policy-seed3", "sft-seed0", "sft-seed1", "both-seed0"), "done")
     assert statuses() == done | {"broken-seed0": "failed"}
-    assert failed == [f"broken-seed0 failed: this control is broken (status 1; output: {Path('out/broken-seed0/command.log')})"]
+    log = Path("out/broken-seed0/command.log")
+    assert failed == [f"broken-seed0 failed: this control is broken (status 1; output: {log})"]
+    assert len(Record(config()).unevaluated) == 4
     found = read_comparison(Path("out"))
     assert found["headroom"] == {"base": 0.2, "teacher": 0.9, "rows": 50}
     assert not any("teacher.urls" in command for command in found["commands"])  # of a server that is gone
     points = read_curve(Path("out/on_policy-seed3"))
-    assert [(p.step, p.samples, p.updates, p.accuracy) for p in points] == [(0, 0, 0, 0.2), (1, 32, 2, 0.4), (2, 64, 4, 0.8)]
+    places = [(point.step, point.samples, point.updates, point.accuracy) for point in points]
+    assert places == [(0, 0, 0, 0.2), (1, 32, 2, 0.4), (2, 64, 4, 0.8)]
 
 
 def test_the_same_command_runs_what_failed_and_nothing_else(place):
@@ -142,11 +146,15 @@ def test_without_headroom_nothing_is_trained(place):
     assert calls(place) == ["rows", "headroom"]
 
 
-def test_another_task_and_other_overrides_are_refused(place):
+@pytest.mark.usefixtures("place")
+def test_another_task_and_other_overrides_are_refused():
     compare(config(only=["on_policy"]), "standins")
     changed = ARMS | {"on_policy": {"kind": "on_policy", "seeds": [3], "overrides": ["method.discount=0.9"]}}
     with pytest.raises(ValueError, match="out/on_policy-seed3 was begun as on_policy with"):
         compare(config(arms=changed), "standins")
+    other = dataclasses.replace(config().task, name="another")
+    with pytest.raises(ValueError, match="out=out holds the comparison of the task made up"):
+        compare(config(task=other), "standins")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -154,8 +162,9 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on(place, how):
     """`kill -9` of the command, and the same command again; SIGTERM as Ctrl-C."""
     (place / "hold").touch()
     script = (
-        "import signal, sys; signal.signal(signal.SIGTERM, signal.default_int_handler); sys.path.insert(0, sys.argv[1]);"
-        "import test_run; from verl_ext.comparison.run import compare; compare(test_run.config(), 'standins')"
+        "import signal, sys; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "sys.path.insert(0, sys.argv[1]); import test_run; from verl_ext.comparison.run import compare\n"
+        "compare(test_run.config(), 'standins')"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(place)])}
     with subprocess.Popen([sys.executable, "-c", script, str(Path(__file__).parent)], env=environment) as process:
