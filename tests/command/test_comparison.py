@@ -11,6 +11,7 @@ from verl_ext.comparison import plan
 from verl_ext.comparison.command import verbs
 from verl_ext.comparison.config import CompareConfig
 from verl_ext.comparison.record import arms_of
+from verl_ext.comparison.run import served
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import check_words
 
@@ -34,6 +35,7 @@ def refused(commands: list[plan.Command]) -> None:
 def test_every_task(task):
     config = composed(f"task={task}")
     refused([*plan.preparation(config), plan.headroom(config), plan.labels(config)])
+    assert served(config.task).model_path == config.task.teacher
     first = {arm.kind: arm for arm in reversed(arms_of(config))}
     for arm in first.values():
         refused(plan.training(config, arm, SERVER))

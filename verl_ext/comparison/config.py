@@ -61,8 +61,8 @@ class TaskConfig:
     """Words of `recipe.sft`. Each checkpoint (`trainer.save_freq`) is a point of the curve."""
     on_policy: list[str] = field(default_factory=list)
     """Words of `recipe.on_policy_distillation`. Each validation (`trainer.test_freq`) is a point of the curve."""
-    serve: dict[str, Any] = field(default_factory=dict)
-    """Fields of `teacher` (verl_ext/teacher/config.py) for the one server that scores for all arms."""
+    serve: list[str] = field(default_factory=list)
+    """Words of `recipe.serve_teacher` (`teacher.*`) for the one server that scores for all arms."""
     evaluate: list[str] = field(default_factory=list)
     """Words of `recipe.evaluate`."""
 
@@ -78,7 +78,7 @@ class CompareConfig:
     target_share: float = 0.9
     """Share of the teacher's held-out accuracy that counts as learned, in (0, 1]."""
     least_headroom: float = 0.05
-    """Held-out accuracy that the teacher must have over the base, in [0, 1): with less, nothing is trained."""
+    """Held-out accuracy that the teacher must have over the base, in [-1, 1): with less, nothing is trained."""
     arm_timeout_s: float = 14400.0
     """Seconds after which a command of an arm is ended and the arm has failed, > 0."""
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -88,7 +88,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         within("target_share", self.target_share, 1e-6, 1)
-        within("least_headroom", self.least_headroom, 0, 1 - 1e-6)
+        within("least_headroom", self.least_headroom, -1, 1 - 1e-6)
         above("arm_timeout_s", self.arm_timeout_s, 0)
         if unknown := [name for name in self.only if name not in self.arms]:
             raise ValueError(f"only={unknown[0]}: no such arm; there are {', '.join(self.arms)}")

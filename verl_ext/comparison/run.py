@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from verl_ext.comparison import plan
-from verl_ext.comparison.config import SFT, CompareConfig
+from verl_ext.comparison.config import SFT, CompareConfig, TaskConfig
 from verl_ext.comparison.curve import Point, on_policy_points, read_curve, samples_to, write_curve
 from verl_ext.comparison.process import CommandFailed, as_command, run_command
 from verl_ext.comparison.record import DONE, FAILED, RUNNING, TRAINED, WAITING, Arm, Headroom, Record, failures
@@ -81,7 +81,7 @@ def measure_headroom(session: Session) -> Headroom:
     if teacher - base < config.least_headroom:
         raise ValueError(
             f"no headroom: {said}: {teacher - base:+.3f}, less than least_headroom={config.least_headroom}; nothing "
-            "would be learned: take another prompt, teacher or task, or least_headroom=0"
+            "would be learned: take another prompt, teacher or task, or least_headroom=-1"
         )
     session.say(f"headroom: {said}: {teacher - base:+.3f} can be gained")
     return record.headroom
@@ -96,10 +96,14 @@ def train_arms(session: Session, headroom: Headroom) -> None:
     alone, scored = ([arm for arm in left if (arm.kind == SFT) == wanted] for wanted in (True, False))
     train_each(session, headroom, alone, left, [], unlabelled)
     if scored:
-        task = session.config.task
-        settings = OmegaConf.merge(schema_of(TeacherConfig), {"model_path": task.teacher} | task.serve)
-        with shared_teacher(settings_of(settings, TeacherConfig), session.out / "teacher.log") as words:
+        with shared_teacher(served(session.config.task), session.out / "teacher.log") as words:
             train_each(session, headroom, scored, left, words, unlabelled)
+
+
+def served(task: TaskConfig) -> TeacherConfig:
+    """The settings of the server that scores for all arms. Raises ValueError naming a bad one."""
+    given = OmegaConf.from_dotlist([f"teacher.model_path={task.teacher}", *task.serve])
+    return settings_of(OmegaConf.merge(schema_of(TeacherConfig), given.teacher), TeacherConfig)
 
 
 def label(session: Session, arms: list[Arm]) -> str:

@@ -89,7 +89,7 @@ def config(**changes: Any) -> CompareConfig:
         base="base",
         teacher="base",
         rows=["max_chars=9"],
-        serve={"mode": "external", "urls": ["http://127.0.0.1:1"]},
+        serve=["teacher.mode=external", "teacher.urls=[http://127.0.0.1:1]"],
     )
     return CompareConfig(**{"out": "out", "task": task, "arms": ARMS} | changes)
 
