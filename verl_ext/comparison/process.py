@@ -33,7 +33,7 @@ def run_command(
     """Run `python -m WORDS` to its end; returns its seconds.
 
     Args:
-        words: module and arguments; a module `recipe.x` is taken from `package`.
+        words: module and arguments; a verb (`recipe.sft`) is taken from `package`.
         log: file that its output is appended to.
         package: where the verbs are.
         timeout_s: seconds after which it is ended.
