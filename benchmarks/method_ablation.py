@@ -7,11 +7,11 @@ run again.
 """
 
 import argparse
-import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arms.runs import DEMO, launch, report
+from verl_ext.comparison.curve import accuracy_of
+from verl_ext.comparison.teacher import shared_teacher
 from verl_ext.run.files import write_json
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
 
 TOP_K = "method.top_k=32"
 DECOUPLED = "algorithm.rollout_correction.bypass_mode=false"
@@ -99,17 +100,15 @@ def result_file(name: str, out: Path, steps: int) -> Path:
     return out / f"{name}-{steps}.json"
 
 
-@contextlib.contextmanager
-def shared_teacher(out: Path) -> Iterator[tuple[str, ...]]:
-    """The demo's prompted base as one server for every arm; yields the overrides that name it."""
+def demo_teacher(out: Path) -> AbstractContextManager[list[str]]:
+    """The demo's prompted base as one server for every arm; gives the overrides that name it."""
     config = TeacherConfig(
         model_path=str(DEMO / "models/base"), context_length=512, max_total_tokens=65536, device="cpu", dtype="float32"
     )
-    with SGLangServer(config, out / "teacher.log") as server:
-        yield "teacher.mode=external", f"teacher.urls=[{server.wait_ready()}]"
+    return shared_teacher(config, out / "teacher.log")
 
 
-def run_arm(name: str, out: Path, steps: int, teacher: tuple[str, ...]) -> dict[str, Any]:
+def run_arm(name: str, out: Path, steps: int, teacher: Sequence[str]) -> dict[str, Any]:
     """Metrics of every step of one arm."""
     validate = ("trainer.test_freq=1", "data.val_batch_size=300", "trainer.resume_mode=disable")
     folder = out / name
@@ -121,8 +120,9 @@ def run_arm(name: str, out: Path, steps: int, teacher: tuple[str, ...]) -> dict[
 
 
 def of_step(row: dict[str, float]) -> dict[str, float | int | None]:
-    """What the table needs of one row of metrics.jsonl."""
-    (accuracy,) = (value for key, value in row.items() if key.startswith("val-core/") and "/mean@" in key)
+    """What the table needs of one row of metrics.jsonl, of a validated step."""
+    accuracy = accuracy_of(row)
+    assert accuracy is not None
     return {
         "step": int(row["step"]),
         "sampled": int(row["teacher/scored"] + row["teacher/unscored"]),
@@ -217,7 +217,7 @@ def main() -> None:
     teacher = teacher_accuracy(options.out)
     missing = [name for name in options.arms if not result_file(name, options.out, options.steps).exists()]
     if missing:
-        with shared_teacher(options.out) as overrides:
+        with demo_teacher(options.out) as overrides:
             for name in missing:
                 run_arm(name, options.out, options.steps, overrides)
     results = [json.loads(result_file(name, options.out, options.steps).read_text()) for name in options.arms]

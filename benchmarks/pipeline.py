@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arms.runs import launch, report
-from benchmarks.method_ablation import shared_teacher
+from benchmarks.method_ablation import demo_teacher
 from verl_ext.run.timeline import WAITING, Span, lanes, length, read_timeline
 
 TRUNCATED = ("method.policy_loss.kind=truncated_importance_sampling", "method.student_logprobs=current")
@@ -117,7 +117,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     timelines: dict[str, Sequence[dict[str, Any]]] = {}
     rounds: dict[str, list[dict[str, Any]]] = {mode: [] for mode in options.modes}
-    with shared_teacher(options.out) as teacher:
+    with demo_teacher(options.out) as teacher:
         for number in range(options.rounds):
             for mode in options.modes:
                 folder = options.out / f"{mode}-{number}"

@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from rich.table import Table
 
 from benchmarks.arms import random_model
 from benchmarks.arms.runs import DEMO, RUN_TIMEOUT_S, Run, launch, report
-from benchmarks.method_ablation import ENOUGH, FOUR_UPDATES, of_step, shared_teacher, teacher_accuracy
+from benchmarks.method_ablation import ENOUGH, FOUR_UPDATES, demo_teacher, of_step, teacher_accuracy
 from benchmarks.profile_step import SGLANG_RESERVES
 from verl_ext.run.files import write_json
 
@@ -144,7 +145,7 @@ def speed(options: argparse.Namespace) -> tuple[list[dict], list[tuple[str, floa
     return rows, bars
 
 
-def accuracies(system: str, lr: float, seed: int, out: Path, teacher: tuple[str, ...]) -> list[float]:
+def accuracies(system: str, lr: float, seed: int, out: Path, teacher: Sequence[str]) -> list[float]:
     """Held-out accuracy after each step of one arm."""
     pair, steps = tiny(), LEARNING_STEPS
     if system == "trl":
@@ -164,7 +165,7 @@ def samples_to(target: float, found: list[float], a_step: int) -> float:
 def learning(out: Path) -> tuple[list[dict], list[tuple[str, float, float]]]:
     target = ENOUGH * teacher_accuracy(out)
     rows: list[dict[str, Any]] = []
-    with shared_teacher(out) as teacher:
+    with demo_teacher(out) as teacher:
         for system in (*METHODS, "trl"):
             for lr in RATES:
                 needed = []

@@ -9,6 +9,7 @@
 Tinker's values come from its installed packages, which run their own training loop against a
 service that only takes notes: no network, no key. Ours come from the trainer as it is really
 built. Writes parity.json and parity.md; the exit status is 1 if a difference has no explanation.
+`compare run` trains several arms on one task, `compare headroom` says what it can give: --help.
 """
 
 import sys
@@ -16,11 +17,12 @@ import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from verl_ext.comparison import command
 from verl_ext.data.conversations import from_jsonl
 from verl_ext.run.files import check_writable, write_json
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.models import check_model
-from verl_ext.run.verb import Verb, after_noun, check_words, one_line_errors, show_help
+from verl_ext.run.verb import Verb, after_noun, check_words, one_line_errors, run_verb, show_help
 from verl_ext.run.visible import print
 from verl_ext.tinker import parity
 from verl_ext.tinker.parity_table import print_table
@@ -29,12 +31,13 @@ from verl_ext.tinker.sides import ParityConfig, check_tinker, gather
 from . import CONFIGS, report, sft
 
 register_verb("compare", ParityConfig)
+RUN, HEADROOM = command.verbs(CONFIGS / "comparison")
 VERB = Verb(
     "compare",
     doc=str(__doc__),
     settings={"": ParityConfig},
     noun="parity",
-    beside={report.COMPARISON.noun: report.COMPARISON},
+    beside={verb.noun: verb for verb in (RUN, HEADROOM, report.COMPARISON)},
     more="More: docs/sft.md.",
     errors=(ValueError, RuntimeError, FileNotFoundError),
 )
@@ -78,6 +81,9 @@ def compare_parity(config: ParityConfig, overrides: list[str]) -> bool:
 def main() -> None:
     if sys.argv[1:2] == [report.COMPARISON.noun]:
         report.main_of_comparison()
+        return
+    if (noun := sys.argv[1:2]) and noun[0] in VERB.beside:
+        run_verb(VERB.beside[noun[0]], command.job(noun[0], str(__package__)))
         return
     words = after_noun(VERB, sys.argv[1:] or ["--help"])
     if {"--help", "-h"} & {*words}:

@@ -1,6 +1,6 @@
 """What each arm answers, and how good that is: against the right answers, and against the teacher's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -226,8 +226,12 @@ def with_labels(config: EvaluateConfig, rows: Rows) -> EvaluateConfig:
     return replace(config, labels=label_set)
 
 
-def evaluate(config: EvaluateConfig) -> Evaluated:
+def evaluate(config: EvaluateConfig, ask: Callable[..., dict[str, list[Answer]]] = answer) -> Evaluated:
     """Evaluate every arm; a model that several arms share is loaded once. Each one's answers are kept when it is done.
+
+    Args:
+        config: which models answer which rows.
+        ask: what `answer` does, where an engine runs already.
 
     Raises:
         ValueError: on a missing file, or rows that cannot be judged.
@@ -244,7 +248,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         config = with_labels(config, rows)
     judged: dict[str, list[Judged]] = {}
     for model in dict.fromkeys(models.values()):
-        said = answer(model, [arm for arm in models if models[arm] == model], rows + edge, config)
+        said = ask(model, [arm for arm in models if models[arm] == model], rows + edge, config)
         for arm, answers in said.items():
             judged[arm] = judge_answers(config, arm, answers[: len(rows)], rows, problems=problems)
             judged[arm] += judge_answers(config, arm, answers[len(rows) :], edge, problems=False, edge=True)

@@ -95,6 +95,11 @@ class VllmSampler:
         close(self._llm, INTERRUPTED_S)
         kill(started)
 
+    def take_weights(self, model: str) -> None:
+        """Answer with the weights of another model folder from now on: one with the same tensors and tokenizer."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
+        self._llm.reset_prefix_cache()
+
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         return [Answer(o.text, len(o.token_ids), o.finish_reason or "unknown") for o in self._generate(requests, None)]
 
