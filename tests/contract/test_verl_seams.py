@@ -330,11 +330,42 @@ async def test_each_answers_own_reason_is_noted_and_strangers_are_not():
             yield SimpleNamespace(request_id=request_id, outputs=[SimpleNamespace(finish_reason=reason)])
 
     server = object.__new__(sampler.FinishReasonServer)  # the rest of it needs an engine
-    server._reasons = {"ours": None}
+    server._reasons, server._scored = {"ours": None}, {}
     generate = server._noting(answers)
     for request_id, reason in (("ours", "length"), ("over HTTP", "stop")):
         assert len([output async for output in generate(reason, None, request_id)]) == 2
     assert server._reasons == {"ours": "length"}
+
+
+async def test_what_is_scored_is_read_by_the_base_alone():
+    """verl hands the adapter to every request."""
+    asked = []
+
+    async def answers(prompt, sampling_params, request_id, lora_request, priority):
+        del prompt, sampling_params, priority
+        asked.append(lora_request)
+        place = {7: SimpleNamespace(rank=1, logprob=-0.5)}
+        outputs = [SimpleNamespace(finish_reason="length")]
+        yield SimpleNamespace(
+            **{"request_id": request_id, "outputs": outputs, "finished": True, "prompt_token_ids": [4, 7]},
+            prompt_logprobs=[None, place],
+        )
+
+    server = object.__new__(sampler.FinishReasonServer)  # the rest of it needs an engine
+    server._reasons, server._scored = {"ours": None}, {"ours": {"start": 1, "top_k": 0}}
+    words = {"prompt": None, "sampling_params": None, "lora_request": "the adapter", "priority": 0}
+    for request_id in ("ours", "another"):
+        assert len([output async for output in server._noting(answers)(request_id=request_id, **words)]) == 1
+    assert asked == [None, "the adapter"]
+    assert server._scored == {"ours": {"logprobs": [-0.5], "top_ids": [[]], "top_logprobs": [[]]}}
+    source = inspect.getsource(vLLMHttpServer.generate)
+    for word in (
+        "lora_request=lora_request",
+        "request_id=request_id",
+        "num_prompt_logprobs=sampling_params.prompt_logpr",
+    ):
+        assert word in source
+    assert 'sampling_params["logprobs"] = 0 if sampling_params.pop("logprobs", False) else None' in source
 
 
 def test_a_tensor_beyond_the_bucket_is_sent_alone_with_shared_handles_only():

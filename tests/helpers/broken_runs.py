@@ -214,6 +214,19 @@ BROKEN = [
     ),
     ("method", words("method.student_logprobs=old"), r"method\.student_logprobs=old.*set it to false"),
     ("report", words("report.alternatives=101"), r"report\.alternatives=101 must be in \[0, 100\]"),
+    ("base teacher", words("teacher.mode=base"), r"teacher\.mode=base: the sampler keeps the base.*set update=lora"),
+    (
+        "base teacher",
+        words("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8", "teacher.model_path=other"),
+        r"teacher\.model_path=other: teacher\.mode=base is the student's own base.*leave it out",
+    ),
+    (
+        "base teacher",
+        words(
+            *("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8", "method.loss=forward_kl", "method.top_k=32"),
+        ),
+        r"method\.top_k=32: with teacher\.mode=base vLLM gives at most 20 a position",
+    ),
     ("pipeline", words("pipeline.max_staleness=2"), r"pipeline\.max_staleness=2.*set that mode, or leave them out"),
     (
         "pipeline",

@@ -10,6 +10,7 @@ from verl_ext.checks.context import Context
 from verl_ext.checks.finding import WARN, Finding
 from verl_ext.run.model_files import read_json
 from verl_ext.run.models import chat_text, context_length, end_tokens, may_know, read_config
+from verl_ext.teacher.config import BASE
 
 KEPT_BACK = 7
 """Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py)."""
@@ -106,6 +107,10 @@ def teacher_context(context: Context, name: str) -> str:
     """Every teacher's prompt with a full response fits what the teacher can read: else it is never scored."""
     teacher, answer = context.teachers[name], context.config.data.max_response_length + KEPT_BACK
     limit, reason = teacher.context_length, f"raise teacher.context_length={teacher.context_length}"
+    if teacher.mode == BASE:  # vLLM reads it, and samples a token that nobody asked for
+        limit = context.config.actor_rollout_ref.rollout.max_model_len
+        answer = context.config.data.max_response_length + 1
+        reason = f"raise actor_rollout_ref.rollout.max_model_len={limit}, in which teacher.mode=base scores"
     own, path = None, teacher.model_path
     if path is not None:  # else the server has the model
         own = context_length("teacher.model_path", path, trust_remote_code=teacher.trust_remote_code)

@@ -14,6 +14,7 @@ from verl_ext.checks.finding import SKIPPED, WARN, Finding, failed
 from verl_ext.checks.registry import checks_of
 from verl_ext.checks.run import look
 from verl_ext.run.settings import settings_of
+from verl_ext.teacher.config import BASE
 
 
 def diagnose(config: DictConfig) -> list[Finding]:
@@ -29,7 +30,11 @@ def diagnose(config: DictConfig) -> list[Finding]:
         seen = f"not started: {', '.join(finding.name for finding in bad)} failed"
         fix = "make the changes above and run the doctor again"
         return [*findings, Finding(SKIPPED, seen, fix, name="engines")]
-    rollouts, teachers = sample_student(context, settings), context.teachers
+    teachers = context.teachers
+    if any(teacher.mode == BASE for teacher in teachers.values()):
+        seen = "not started: the student's base teaches inside the run's own vLLM"
+        return [*findings, Finding(SKIPPED, seen, "look at teacher_kl of the first steps", name="engines")]
+    rollouts = sample_student(context, settings)
     for name, teacher in teachers.items():
         mine = [rollout for rollout in rollouts if rollout.teacher == name]
         if not mine:

@@ -15,7 +15,7 @@ from verl_ext.run.models import check_model
 from verl_ext.run.origin import check_origin
 from verl_ext.run.settings import check_given, settings_of
 from verl_ext.teacher.client.pool import TeacherPool
-from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.config import BASE, TeacherConfig
 from verl_ext.teacher.server.process import check_quantized_weights
 from verl_ext.teacher.teachers import teacher_of_row
 from verl_ext.teacher.types import TeacherError
@@ -166,6 +166,8 @@ def quantized_weights(context: Context, name: str) -> str:
 def server(context: Context, name: str) -> str:
     """Every external server answers a real log-prob request now, and all alike."""
     teacher = context.teachers[name]
+    if teacher.mode == BASE:
+        return "none: the student's base scores in the sampler"
     if teacher.mode == "managed" or teacher.store_mode == "replay":
         return "started by the run" if _is_started(teacher) else "not asked: the store answers"
 

@@ -4,7 +4,20 @@ In the order in which they are looked at: the cheap ones first, so that a wrong 
 docs/doctor.md has the same table, with what to do.
 """
 
-from verl_ext.checks import architecture, data, engines, inputs, memory, roles, served, sft, tokens, trust, values
+from verl_ext.checks import (
+    architecture,
+    base_teacher,
+    data,
+    engines,
+    inputs,
+    memory,
+    roles,
+    served,
+    sft,
+    tokens,
+    trust,
+    values,
+)
 from verl_ext.checks.check import DOCTOR, EVALUATE, GENERATE, SCORE, SFT, TRAIN, Check, Cost
 
 INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
@@ -23,6 +36,7 @@ CHECKS = (
     Check("replay", INSTANT, RUN, inputs.replay, needs=("pipeline",)),
     Check("report", INSTANT, RUN, inputs.report, needs=RANGES),
     Check("teacher settings", INSTANT, RUN, inputs.teacher_settings, needs=GIVEN),
+    Check("base teacher", INSTANT, (*RUN, SCORE), base_teacher.base_teacher, needs=(*TEACHER, "method")),
     Check("keys of the method", INSTANT, RUN, values.kept, needs=(*GIVEN, *RANGES)),
     Check("sampling", INSTANT, RUN, inputs.sampling),
     Check("sizes", INSTANT, RUN, values.sizes, needs=RANGES),

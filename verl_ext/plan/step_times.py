@@ -147,7 +147,7 @@ def engines_of(config: DictConfig, mode: str, ahead: int) -> Engines:
     teachers = [OmegaConf.merge(config.teacher, each) for each in config.get("teachers", {}).values()]
     replicas, slots = 0, 0
     for teacher in teachers or [config.teacher]:
-        servers = 1 if teacher.mode == "managed" else len(teacher.urls)
+        servers = len(teacher.urls) if teacher.mode == "external" else 1
         replicas += teacher.dp if teacher.mode == "managed" else servers
         slots += servers * teacher.max_concurrency
     return Engines(

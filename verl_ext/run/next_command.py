@@ -22,7 +22,7 @@ def evaluation_of(config: DictConfig) -> str:
         file = beside if (beside := file.with_name("heldout.parquet")).is_file() else Path("HELDOUT.parquet")
     words = [f"data={file}", f"base={config.student.path}"]
     if on_policy:
-        if config.teacher.mode == "managed" and not config.teachers:
+        if config.teacher.mode != "external" and not config.teachers:
             words.append(f"teacher={config.teacher.model_path}")
         if (extract := config.method.labels.extract) != "whole":
             words += [f"extract={extract}", f"extract_prompted={extract}"]

@@ -6,7 +6,8 @@ from verl_ext.run.api_key import check_key_name, strong_key
 from verl_ext.teacher.server_options import check_extra_args
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-MODES = ("managed", "external")
+MANAGED, EXTERNAL, BASE = "managed", "external", "base"
+MODES = (MANAGED, EXTERNAL, BASE)
 DEVICES = ("cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = (None, "fp8")
@@ -45,8 +46,9 @@ class TeacherConfig:
     `OmegaConf.to_object` gives the checked object back.
     """
 
-    mode: str = "managed"
-    """`managed`: we start and stop the server. `external`: servers that already run, see `urls`."""
+    mode: str = MANAGED
+    """`managed`: we start and stop the server. `external`: servers that already run, see `urls`. `base`: no server; the
+    student's base in the sampler's memory scores, adapter off (`update=lora`, training alone)."""
     urls: list[str] = field(default_factory=list)
     """Base URLs of external servers that all serve the same model, e.g. `http://10.0.0.2:30000`. No path."""
     api_key_env: str = "TEACHER_API_KEY"
@@ -134,8 +136,12 @@ class TeacherConfig:
         if self.dtype == "by_device":
             object.__setattr__(self, "dtype", "float32" if self.device == "cpu" else "bfloat16")
         _require(self.mode in MODES, "mode", f"{self.mode!r} must be one of {', '.join(MODES)}")
-        if self.mode == "external":
+        if self.mode == EXTERNAL:
             _require(bool(self.urls), "urls", "empty: mode=external needs at least one, e.g. [http://host:30000]")
+        elif self.mode == BASE:
+            _require(not self.urls, "urls", "given, but mode=base asks no server: set teacher.mode=external")
+            _require(self.store_path is None, "store_path", "mode=base keeps no scores: leave it out")
+            _require(self.quantization is None, "quantization", "mode=base scores in the sampler: set it to null")
         else:
             _require(not self.urls, "urls", "given, but mode=managed starts its own server: set teacher.mode=external")
             _require(bool(self.model_path), "model_path", "missing: give the teacher's folder or Hugging Face name")

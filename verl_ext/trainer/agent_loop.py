@@ -26,8 +26,9 @@ from verl_ext.run.settings import settings_of
 from verl_ext.run.visible import print
 from verl_ext.sampling.types import CUT_OFF
 from verl_ext.teacher.store.store import StoreError
-from verl_ext.teacher.teachers import RoutedScorer, open_scorer, teacher_of_row, teachers_of
+from verl_ext.teacher.teachers import RoutedScorer, teacher_of_row, teachers_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
+from verl_ext.trainer.base_teacher import open_teacher
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.early import EarlyActor
 from verl_ext.trainer.kept import KeptAnswer, KeptAnswers
@@ -90,7 +91,12 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.teachers = teachers_of(self.config)
-        self.teacher = RoutedScorer({name: open_scorer(settings) for name, settings in self.teachers.items()})
+        self.teacher = RoutedScorer(
+            {
+                name: open_teacher(each, self.config.student.path, self.llm_client)
+                for name, each in self.teachers.items()
+            }
+        )
         method = settings_of(self.config.method, MethodConfig)
         self.top_k, self.labels = method.top_k, method.labels
         if self.top_k < 0:

@@ -1,4 +1,4 @@
-"""verl's vLLM server, whose answers also say why they ended, and which answers others with a key alone.
+"""verl's vLLM server, whose answers also say why they ended, which answers others with a key alone, and whose base scores.
 
 verl's calls an end token and a cut the same, `completed`. A length does not tell them apart: an end token may be the
 last token allowed, and `rollout.max_model_len` may cut earlier.
@@ -14,6 +14,7 @@ from verl.plugin.platform import get_platform
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
+from verl_ext.trainer.base_teacher import scores_of
 from verl_ext.trainer.early import EarlyActor
 from verl_ext.trainer.shared_calls import Answering, Answers, Requests
 from verl_ext.trainer.vllm_door import middleware_of
@@ -25,6 +26,8 @@ class FinishReasonServer(vLLMHttpServer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reasons: dict[str, str | None] = {}
+        self._scored: dict[str, Any] = {}
+        """By request: what is to be scored of its prompt; once it ended, the scores."""
         self._answering = Answering(self.generate)
 
     async def begin(self, client: str, requests: Requests) -> None:
@@ -38,20 +41,40 @@ class FinishReasonServer(vLLMHttpServer):
         await super().run_server(args)
         self.engine.generate = self._noting(self.engine.generate)
 
-    async def generate(self, *args: Any, request_id: str, **kwargs: Any) -> TokenOutput:
+    async def generate(
+        self, *args: Any, request_id: str, scored: dict[str, int] | None = None, **kwargs: Any
+    ) -> TokenOutput:
+        """verl's. With `scored`, `{"start": ..., "top_k": ...}`, `extra_fields["scores"]` holds the base's log-probs of
+        the prompt from its token `start` on, without any adapter (`base_teacher.py`)."""
         self._reasons[request_id] = None
+        if scored is not None:
+            self._scored[request_id] = scored
+            kwargs["sampling_params"] = kwargs["sampling_params"] | {"prompt_logprobs": scored["top_k"]}
         try:
             output = await super().generate(*args, request_id=request_id, **kwargs)
         finally:
-            reason = self._reasons.pop(request_id)
+            reason, scores = self._reasons.pop(request_id), self._scored.pop(request_id, None)
         output.extra_fields["finish_reason"] = reason or "abort"
+        if scored is not None:
+            for of_verl in ("prompt_ids", "prompt_logprobs"):  # every position's, a list each
+                output.extra_fields.pop(of_verl, None)
+            output.extra_fields["scores"] = scores
         return output
 
     def _noting(self, theirs: Any) -> Any:
         """vLLM's `generate`, which notes the reason of the requests that are verl's; others come over HTTP."""
 
-        async def generate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            async for output in theirs(*args, **kwargs):
+        async def generate(
+            prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
+        ) -> AsyncIterator[Any]:
+            asked = self._scored.get(request_id)
+            if asked is not None:
+                kwargs["lora_request"] = None
+            async for output in theirs(prompt, sampling_params, request_id, *args, **kwargs):
+                if asked is not None and output.finished and output.prompt_logprobs:
+                    self._scored[output.request_id] = scores_of(
+                        output.prompt_logprobs, output.prompt_token_ids, asked["start"], asked["top_k"]
+                    )
                 if output.request_id in self._reasons and output.outputs:
                     self._reasons[output.request_id] = output.outputs[0].finish_reason
                 yield output
