@@ -368,6 +368,36 @@ async def test_what_is_scored_is_read_by_the_base_alone():
     assert 'sampling_params["logprobs"] = 0 if sampling_params.pop("logprobs", False) else None' in source
 
 
+def test_rows_of_a_prompt_get_no_adapters_part_of_the_logits(monkeypatch):
+    """vLLM gives them an adapter by a list that does not hold them (`vllm_prompts.py`)."""
+    from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA
+    from vllm.lora.punica_wrapper import punica_cpu, punica_gpu
+
+    from verl_ext.platform.vllm_prompts import base_logits_of_prompts
+
+    assert "self.sampler_indices" in inspect.getsource(punica_cpu.PunicaWrapperCPU.add_lora_logits)
+    assert "x.size(0)" in inspect.getsource(punica_gpu.PunicaWrapperGPU.add_lora_logits)
+    monkeypatch.setattr(LogitsProcessorWithLoRA, "_get_logits", LogitsProcessorWithLoRA._get_logits)
+    base_logits_of_prompts()
+
+    class Kernels:
+        sampler_indices = torch.zeros(2, dtype=torch.long)
+
+        def add_lora_logits(self, logits, *_):
+            return logits.add_(1.0)
+
+    base = SimpleNamespace(
+        **{"_apply_head": lambda _head, hidden, _bias: hidden.clone(), "_gather_logits": lambda logits: logits},
+        vocab_size=4,
+    )
+    layer = SimpleNamespace(base_layer=base, sharded_to_full_mapping_gpu=None, punica_wrapper=Kernels())
+    layer.lora_a_stacked = layer.lora_b_stacked = None
+    for rows, added in ((2, 1.0), (3, 0.0), (1, 0.0)):
+        logits = LogitsProcessorWithLoRA._get_logits(layer, torch.zeros(rows, 4), SimpleNamespace())
+        assert logits.tolist() == [[added] * 4] * rows
+    assert isinstance(layer.punica_wrapper, Kernels)
+
+
 def test_a_tensor_beyond_the_bucket_is_sent_alone_with_shared_handles_only():
     """Why `make_room_for_weights` looks at `is_support_ipc`."""
     source = inspect.getsource(BucketedWeightSender.async_send_weights)

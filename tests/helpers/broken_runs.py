@@ -217,6 +217,14 @@ BROKEN = [
     ("base teacher", words("teacher.mode=base"), r"teacher\.mode=base: the sampler keeps the base.*set update=lora"),
     (
         "base teacher",
+        words(
+            *("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8"),
+            "actor_rollout_ref.model.target_modules=[q_proj,lm_head]",
+        ),
+        r"target_modules=\['q_proj', 'lm_head'\]: with teacher\.mode=base .* leave it out",
+    ),
+    (
+        "base teacher",
         words("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8", "teacher.model_path=other"),
         r"teacher\.model_path=other: teacher\.mode=base is the student's own base.*leave it out",
     ),

@@ -28,6 +28,11 @@ def check_base_teacher(config: DictConfig, teachers: Mapping[str, TeacherConfig]
             "teacher.mode=base: the sampler keeps the base beside the student only where an adapter is trained; set "
             "update=lora (without lora.merge), or teacher.mode=managed"
         )
+    if "lm_head" in model.target_modules:
+        raise ValueError(
+            f"actor_rollout_ref.model.target_modules={model.target_modules}: with teacher.mode=base the "
+            "sampler scores without an adapter on lm_head; leave it out, or set teacher.mode=managed"
+        )
     for teacher in ours:
         if teacher.model_path != config.student.path:
             raise ValueError(

@@ -14,11 +14,14 @@ import functools
 import os
 from typing import Any
 
+from verl_ext.platform.vllm_prompts import base_logits_of_prompts
+
 RECHECK_MS = 10
 
 
 def load() -> None:
-    """Entry point `vllm.general_plugins`, run by vLLM in each of its processes; acts where VERL_PLATFORM=cpu."""
+    """Entry point `vllm.general_plugins`, run by vLLM in each of its processes; most of it where VERL_PLATFORM=cpu."""
+    base_logits_of_prompts()
     if os.environ.get("VERL_PLATFORM") == "cpu":
         keep_weights_unpacked()
         sleep_when_idle()

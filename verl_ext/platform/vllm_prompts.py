@@ -1,0 +1,36 @@
+"""vLLM's log-probs of a prompt beside an adapter.
+
+With LoRA on, vLLM 0.28 adds an adapter's part to every row of logits, and picks each row's adapter from the list of
+rows that it samples from. The rows of a prompt whose log-probs are asked for are not in that list: on a CPU the engine ends
+with an error, on a GPU the list is read beyond its end. Here they get the base's logits, which is right for a request
+without an adapter, and for every adapter that leaves the head alone.
+"""
+
+from typing import Any
+
+
+class _NoAdapter:
+    """In place of vLLM's wrapper of its LoRA kernels."""
+
+    @staticmethod
+    def add_lora_logits(logits: Any, *_: Any) -> Any:
+        return logits
+
+
+def base_logits_of_prompts() -> None:
+    """Rows that are not those to be sampled from get no adapter's part."""
+    from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA
+
+    theirs = LogitsProcessorWithLoRA._get_logits
+
+    def logits_of(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        kernels = self.punica_wrapper
+        if len(hidden_states) == len(kernels.sampler_indices):
+            return theirs(self, hidden_states, *args, **kwargs)
+        self.punica_wrapper = _NoAdapter()
+        try:
+            return theirs(self, hidden_states, *args, **kwargs)
+        finally:
+            self.punica_wrapper = kernels
+
+    LogitsProcessorWithLoRA._get_logits = logits_of
