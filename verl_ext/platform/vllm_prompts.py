@@ -1,9 +1,9 @@
 """vLLM's log-probs of a prompt beside an adapter.
 
 With LoRA on, vLLM 0.28 adds an adapter's part to every row of logits, and picks each row's adapter from the list of
-rows that it samples from. The rows of a prompt whose log-probs are asked for are not in that list: on a CPU the engine ends
-with an error, on a GPU the list is read beyond its end. Here they get the base's logits, which is right for a request
-without an adapter, and for every adapter that leaves the head alone.
+rows that it samples from. The rows of a prompt whose log-probs are asked for are not in that list: on a CPU the engine
+ends with an error, on a GPU the list is read beyond its end. Here they get the base's logits, which is right for a
+request without an adapter, and for every adapter that leaves the head alone.
 """
 
 from typing import Any
