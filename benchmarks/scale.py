@@ -27,6 +27,7 @@ from benchmarks.arms.runs import DEMO, report
 from verl_ext.run.console import RunConsole
 from verl_ext.run.files import write_json
 from verl_ext.run.metrics import MetricsFile, read_metrics
+from verl_ext.run.terminal import Terminal
 
 N = 8
 WARM_UP = 2
@@ -96,7 +97,7 @@ def seconds_of_a_row(folder: Path, rows: int) -> float:
     row |= {"teacher_kl": 0.5, "critic/rewards/mean": 0.5, "timing_s/step": 1.0, "training/total_steps": 2 * LATE}
     spent = []
     console = RunConsole(folder, time.perf_counter())
-    console.console = Console(file=(folder / "shown.txt").open("w"))
+    console.console = Terminal(file=(folder / "shown.txt").open("w"))
     for number in range(rows):
         metrics.append(number + 1, row)
     console.update()

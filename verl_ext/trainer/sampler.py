@@ -1,4 +1,4 @@
-"""verl's vLLM server, whose answers also say why they ended, which answers others with a key alone, and whose base scores.
+"""verl's vLLM server, whose answers say why they ended, which answers others with a key alone, and whose base scores.
 
 verl's calls an end token and a cut the same, `completed`. A length does not tell them apart: an end token may be the
 last token allowed, and `rollout.max_model_len` may cut earlier.
