@@ -11,15 +11,16 @@ from seams import parameters
 from tensordict import TensorDict
 from verl.single_controller.base.worker_group import WorkerGroup
 from verl.trainer.ppo import core_algos
-from verl.trainer.ppo.v1 import PPOTrainerSync
+from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
 from verl.utils import tensordict_utils as tu
 from verl.utils import transferqueue_utils
 from verl.utils.config import omega_conf_to_dataclass
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine.base import BaseEngine
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from verl_ext.method.divergence import topk_divergence
-from verl_ext.trainer import losses
+from verl_ext.trainer import guarded, losses, update_guard
 from verl_ext.trainer.config import POLICY_LOSSES, MethodConfig
 
 
@@ -169,3 +170,18 @@ def test_an_update_from_logits_with_nothing_to_train_has_zero_gradient():
     losses.read_logits(MethodConfig(loss="reverse_kl", top_k=3), logits_PV, batch)["divergence"].sum().backward()
     assert logits_PV.grad is not None
     assert logits_PV.grad.abs().max() == 0
+
+
+def test_an_update_that_is_not_finite_is_skipped_by_verl_and_seen_by_us():
+    """verl's engine says its gradient norm, a list of one an update, and skips where that is not finite."""
+    assert parameters(FSDPEngine.train_batch) == parameters(BaseEngine.train_batch)
+    assert FSDPEngineWithLMHead.train_batch is update_guard.train_batch
+    assert "if not torch.isfinite(grad_norm):" in inspect.getsource(FSDPEngine.optimizer_step)
+    assert 'outputs["metrics"]["grad_norm"] = grad_norm' in inspect.getsource(BaseEngine.train_batch)
+
+
+def test_verls_metrics_fail_where_no_token_is_trained_and_ours_stand_in():
+    assert trainer_base.compute_data_metrics is guarded._data_metrics
+    assert "compute_data_metrics(batch=metrics_batch, use_critic=self.use_critic)" in inspect.getsource(
+        PPOTrainerSync._compute_metrics
+    )

@@ -18,6 +18,7 @@ OVERRIDES = [
     (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("_load_checkpoint",)),
     (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("on_step_end",)),
     (buffer.BoundedWait, ReplayBuffer, ("sample", "_wait_for_next_poll", "_sync_metadata_from_transfer_queue")),
+    (buffer.BoundedWait, ReplayBuffer, ("_materialize_batch", "_clear_groups")),
     (
         buffer.PipelineBuffer,
         ReplayBufferAsync,
@@ -103,3 +104,16 @@ def test_our_trainer_is_what_the_mode_names():
     trainer.register()
     assert get_trainer_cls(trainer.NAME) is trainer.OnPolicyDistillationTrainer
     assert get_trainer_cls(trainer.PIPELINED) is pipelined.PipelinedTrainer
+
+
+def test_prompts_leave_the_queue_by_the_two_ways_that_are_counted():
+    """`_materialize_batch` takes them into a batch, `_clear_groups` drops them; nothing else of the buffers clears."""
+    clearing = {
+        name
+        for kind in (ReplayBuffer, ReplayBufferAsync)
+        for name, value in vars(kind).items()
+        if callable(value) and "kv_clear(" in inspect.getsource(value)
+    }
+    assert clearing == {"_materialize_batch", "_clear_groups"}
+    source = inspect.getsource(PPOTrainer)
+    assert source.count("_submit_batch_to_rollout(") == 3  # its definition, and the two that send prompts out

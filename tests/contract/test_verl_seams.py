@@ -37,7 +37,18 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.trainer import adapted, agent_loop, dataset, engine, keeping, runner, sampler, shared_calls, trainer
+from verl_ext.trainer import (
+    adapted,
+    agent_loop,
+    dataset,
+    engine,
+    guarded,
+    keeping,
+    runner,
+    sampler,
+    shared_calls,
+    trainer,
+)
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 
@@ -47,6 +58,8 @@ def test_the_version_these_tests_were_written_for():
 
 WORKER = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 STAGES = ("prepare_step", "on_sample_begin", "_compute_advantage", "_update_actor", "_save_checkpoint", "on_step_end")
+GUARDED = ("on_init_end", "on_train_begin", "_build_replay_buffer", "_submit_batch_to_rollout", "_update_actor")
+GUARDED += ("_compute_metrics",)
 OVERRIDES = [
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_score"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_teacher_logprobs"),
@@ -75,6 +88,7 @@ OVERRIDES = [
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_validate_begin"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_metrics"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_step_begin"),
+    *((guarded.GuardedTrainer, PPOTrainerSync, name) for name in GUARDED),
     *((trainer.OnPolicyDistillationTrainer, PPOTrainerSync, stage) for stage in STAGES),
 ]
 
@@ -94,6 +108,7 @@ def test_our_overrides_are_all_listed():
         (engine.SharedPromptEngine, FSDPEngineWithLMHead),
         (dataset.CheckedRows, RLHFDataset),
         (adapted.AdaptedTrainer, PPOTrainerSync),
+        (guarded.GuardedTrainer, PPOTrainerSync),
         (trainer.OnPolicyDistillationTrainer, PPOTrainerSync),
     ):
         for name, value in vars(ours).items():

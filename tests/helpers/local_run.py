@@ -34,6 +34,7 @@ from verl_ext.run.files import save_resolved_config
 from verl_ext.run.metrics import read_metrics
 from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.agent_loop import DistillationAgentLoopWorker
+from verl_ext.trainer.failures import FILE as FAILED_ROWS
 from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.pipelined import PipelinedTrainer
 from verl_ext.trainer.runner import plain_class
@@ -147,6 +148,8 @@ class Actor:
         self.saved: list[int] = []
         self.loaded: list[str] = []
         self.loss: Any = None
+        self.norms: list[float] = []
+        """Of the gradients of the next updates; 1 from then on."""
 
     def set_loss_fn(self, loss: Any) -> None:
         self.loss = loss
@@ -154,7 +157,7 @@ class Actor:
     def update_actor(self, batch: Any) -> dict[str, Any]:
         self.requests.append(dict(batch.extra_info))
         self.updates.append(samples_of(batch))
-        return {"metrics": {"mfu": [0.0], "grad_norm": [1.0]}}
+        return {"metrics": {"mfu": [0.0], "grad_norm": [self.norms.pop(0) if self.norms else 1.0]}}
 
     def compute_log_prob(self, batch: Any) -> Any:
         """0.01 times its position is the (negative) log-prob of every token."""
@@ -296,6 +299,11 @@ class LocalRun:
     @property
     def metrics(self) -> list[dict[str, float]]:
         return read_metrics(f"{self.config.run_dir}/metrics.jsonl")
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """Of `failed_rows.jsonl`."""
+        return [json.loads(line) for line in Path(self.config.run_dir, FAILED_ROWS).read_text().splitlines()]
 
     def ids(self, text: str) -> list[int]:
         return self.worker.tokenizer.encode(text, add_special_tokens=False)

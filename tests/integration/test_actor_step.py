@@ -177,7 +177,7 @@ def run_scenario(method: str, micro: str, request: dict[str, Any], rank: int, ra
     metrics = worker.update_actor(batch)["metrics"]
     full = {name: tensor.full_tensor() for name, tensor in worker.actor.engine.module.named_parameters()}
     if rank == 0:
-        torch.save({"parameters": full, "metrics": sorted(metrics)}, f"{request['out']}/{ranks}-{method}-{micro}.pt")
+        torch.save({"parameters": full, "metrics": dict(metrics)}, f"{request['out']}/{ranks}-{method}-{micro}.pt")
 
 
 def child(request: dict[str, Any], rank: int, ranks: int) -> None:
@@ -241,7 +241,12 @@ def start(folder: Path, rank: int, ranks: int, port: int) -> subprocess.Popen[st
 @pytest.mark.parametrize(("method", "micro"), SCENARIOS)
 def test_the_actors_step_is_the_hand_written_one(made, method: str, micro: str, ranks: int):
     folder, rows = made
-    found = torch.load(folder / f"{ranks}-{method}-{micro}.pt")["parameters"]
+    saved = torch.load(folder / f"{ranks}-{method}-{micro}.pt")
+    found = saved["parameters"]
+    largest = max(float(parameter.abs().max()) for parameter in found.values())
+    assert max(saved["metrics"]["weight_max"][-ranks:]) == pytest.approx(largest, abs=1e-5)
+    assert len(saved["metrics"]["weight_max"]) == STEPS * ranks
+    assert len(saved["metrics"]["grad_norm"]) == STEPS
     wanted = reference(folder / "model", rows, method)
     assert found.keys() == wanted.keys()
     for name, parameter in wanted.items():

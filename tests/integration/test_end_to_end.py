@@ -128,6 +128,7 @@ def test_a_run_leaves_metrics_config_student_and_curves(trained: Path):
         "timing_s/gen",
         "timing_s/update_actor",
         "timing_s/step",
+        "actor/weight_max",
     ):
         assert key in rows[0], key
     assert rows[0]["teacher/unscored"] == 0
@@ -139,7 +140,11 @@ def test_a_run_leaves_metrics_config_student_and_curves(trained: Path):
     assert rows[0]["actor/lr"] == pytest.approx(5e-3)
     assert "temperature: 1.0" in (trained / "config.yaml").read_text()
     assert list((trained / "tensorboard").rglob("events.out.tfevents.*"))
+    for row in rows:
+        assert row["samples/dispatched"] == row["samples/trained"] == 32
+        assert (row["updates/done"], row["updates/skipped"]) == (1, 0)
     assert (trained / "logs").is_dir()
+    assert not (trained / "logs").is_symlink()  # Ray's own folder is gone with its temporary files
 
 
 def test_the_same_command_resumes_where_it_stopped(trained: Path):

@@ -168,7 +168,8 @@ def check_rows(key: str, files: str | Sequence[str]) -> list[dict[str, Any]]:
     """The rows of one file or of several, all with the same columns.
 
     `prompt` and `teacher_messages` are lists of {role, content}; `reward_model.ground_truth` is a text, "" where it is
-    not known; `extra_info` has an `index` that no other row has, and a `language`, "" where there is none.
+    not known; `extra_info` has an `index` that no other row has, a `language`, "" where there is none, and a
+    `place`, file and row.
 
     Raises:
         ValueError: naming `key`, the file and the row.
@@ -220,7 +221,8 @@ def _row(key: str, record: Record) -> dict[str, Any]:
     given, info = (_mapping(place, name, row.get(name)) for name in ("reward_model", "extra_info"))
     truth = value_as_text(f"{place}: ground_truth", given.get("ground_truth"))
     row["reward_model"] = {"style": "rule"} | given | {"ground_truth": truth}
-    row["extra_info"] = info | {"language": value_as_text(f"{place}: language", info.get("language"))}
+    language = value_as_text(f"{place}: language", info.get("language"))
+    row["extra_info"] = info | {"language": language, "place": record.place}
     return row
 
 

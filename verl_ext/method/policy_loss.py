@@ -143,6 +143,8 @@ def aggregate(
     }.get(how, {})
     denominator = 1.0
     for key, value in needed.items():
+        if key == "batch_num_tokens" and value == 0:
+            value = 1  # no token is trained: the sum is 0
         if value is None or value <= 0:
             raise ValueError(f"{how} needs {key} > 0 of the global batch, got {value}")
         denominator *= float(value)

@@ -162,7 +162,18 @@ def step_of_student(run_dir: Path) -> int | None:
 
 
 def _headline(row: dict[str, float]) -> str:
-    return f"teacher_kl {row['teacher_kl']:+.4f}  reward {row['critic/rewards/mean']:.3f}  {row['timing_s/step']:.1f} s"
+    return (
+        f"teacher_kl {row['teacher_kl']:+.4f}  reward {row['critic/rewards/mean']:.3f}  {row['timing_s/step']:.1f} s"
+        + _wrong(row)
+    )
+
+
+def _wrong(row: dict[str, float]) -> str:
+    """What a step lost, in words."""
+    skipped, failed = row.get("updates/skipped", 0), row.get("samples/failed", 0)
+    words = [f"{skipped:.0f} updates skipped (gradient not finite)"] if skipped else []
+    words += [f"{failed:.0f} samples failed"] if failed else []
+    return f"  {', '.join(words)}" if words else ""
 
 
 LINES = 20

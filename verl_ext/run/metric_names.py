@@ -88,6 +88,17 @@ METRICS = (
     Name("teacher/server<i>_sequences", COUNT, "sequences of one of several servers"),
     Name("teacher/server<i>_failures", COUNT, "failed requests of one of several servers"),
     Name("teacher/<name>/<counter>", "as `teacher/<counter>`", "of one of several teachers"),
+    # What became of every sample and update
+    Name("samples/dispatched", SAMPLES, "sent to the agent loop in this step"),
+    Name("samples/trained", SAMPLES, "in an update, with at least one trained token"),
+    Name("samples/masked", SAMPLES, "in an update, with none: without a score, or left out by a guard"),
+    Name("samples/dropped", SAMPLES, "in no update: failed, too old, or of a prompt of which a sample failed"),
+    Name("samples/failed", SAMPLES, "of the dropped, those that an error cost (failed_rows.jsonl)"),
+    Name("samples/pending", SAMPLES, "under way when the step ended"),
+    Name("updates/done", COUNT, "updates with a finite gradient"),
+    Name("updates/skipped", COUNT, "updates left out, since their gradient was not finite"),
+    Name("updates/bad_in_a_row", COUNT, "skipped, or with weights that no model has, in a row; 0 for a sound step"),
+    Name("actor/weight_max", NO_UNIT, "largest trained weight after the update"),
     # How old, and how often
     Name("staleness/samples_<k>", SHARE, "samples begun k weight versions ago"),
     Name("staleness/tokens_mean", VERSIONS, "by which a sampled token lies behind, mean over tokens"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from verl_ext.run.files import read_lines, write_json
 
@@ -28,14 +29,14 @@ class MetricsFile:
 
 
 class MetricsTail:
-    """Follows a `metrics.jsonl` that another process writes: each look reads what was appended since the last one."""
+    """Follows a file of JSON lines that another process writes: each look reads what was appended since the last."""
 
     def __init__(self, path: str | Path) -> None:
         """Rows that are there already belong to an earlier run, and are passed over."""
         self.path = Path(path)
         self._offset = end_of_lines(self.path) if self.path.exists() else 0
 
-    def new_rows(self) -> list[dict[str, float]]:
+    def new_rows(self) -> list[dict[str, Any]]:
         """The rows that were finished since the last call."""
         if not self.path.exists():
             return []

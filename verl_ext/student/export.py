@@ -26,6 +26,7 @@ from verl_ext.run.file_hashes import same_weights
 from verl_ext.run.files import replacing
 from verl_ext.run.origin import latest_step
 from verl_ext.run.visible import visible
+from verl_ext.student.weights import note_largest_weight
 
 LORA = "lora_train_meta.json"
 """verl's file of rank and alpha, in every checkpoint with adapters."""
@@ -74,6 +75,7 @@ def export_adapter(checkpoint: Path, base: str, out: Path) -> None:
     modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapter})
     out.mkdir(parents=True)
     save_file(adapter, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    note_largest_weight(out)
     LoraConfig(
         r=meta["r"],
         lora_alpha=meta["lora_alpha"],
@@ -115,6 +117,7 @@ def save_model(model: Any, base: str, out: Path) -> None:
         warnings.simplefilter("ignore")
         model.save_pretrained(out)
     AutoTokenizer.from_pretrained(base).save_pretrained(out)
+    note_largest_weight(out)
 
 
 def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:

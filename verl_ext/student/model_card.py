@@ -19,6 +19,7 @@ from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.metrics import read_metrics
 from verl_ext.run.origin import latest_step
 from verl_ext.run.visible import visible
+from verl_ext.student.weights import warning_of
 
 Row = Mapping[str, float]
 
@@ -86,7 +87,8 @@ def write_cards(run_dir: Path) -> None:
         evaluation = {}  # of weights that have been trained since
     for kind in ("student", "adapter"):
         if (run_dir / kind).is_dir():
-            write_atomically(run_dir / kind / "README.md", card(config, rows, evaluation, adapter=kind == "adapter"))
+            text = card(config, rows, evaluation, adapter=kind == "adapter", warning=warning_of(run_dir / kind))
+            write_atomically(run_dir / kind / "README.md", text)
 
 
 def rows_of(run_dir: Path, config: DictConfig) -> list[dict[str, float]]:
@@ -113,8 +115,10 @@ def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
     return True
 
 
-def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], *, adapter: bool) -> str:
-    """The card's text. `evaluation`: an eval.json of these weights, or empty."""
+def card(
+    config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], *, adapter: bool, warning: str = ""
+) -> str:
+    """The card's text. `evaluation`: an eval.json of these weights, or empty. `warning`: what comes before all else."""
     from huggingface_hub import ModelCardData
 
     base = str(config.student.path)
@@ -128,6 +132,7 @@ def card(config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any],
     parts = [
         f"---\n{head.to_yaml()}\n---",
         f"# {plain(config.trainer.experiment_name)}: {kind}\n\nMade with verl-opd; the licence is the base's.",
+        *([warning] if warning else []),
         "## Serve it\n\nFrom this folder:\n\n" + indented("\n".join(serve_lines(base, rank(config), adapter))),
         *([MERGE.format(base=json.dumps(base))] if adapter and merges_head(config) else []),
         table("Settings", settings(config)),

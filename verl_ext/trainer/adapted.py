@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError
 from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -108,6 +108,8 @@ class AdaptedTrainer(KeepingTrainer):
             return "; ".join(self._workers("waiting", timeout=ANSWER_TIMEOUT_S))
         except GetTimeoutError:
             return f"an agent loop does not say within {ANSWER_TIMEOUT_S:g} s"
+        except RayActorError:
+            return "an agent loop is gone"
 
     def get_llm_client(self) -> LLMServerClient:
         return self.llm_server_manager.get_client(client_cls=ResumingClient)

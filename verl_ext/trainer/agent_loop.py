@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
@@ -24,17 +23,18 @@ from verl_ext.run.models import render_chat
 from verl_ext.run.plain_text import written_in
 from verl_ext.run.settings import settings_of
 from verl_ext.run.visible import print
-from verl_ext.sampling.types import CUT_OFF
 from verl_ext.teacher.store.store import StoreError
 from verl_ext.teacher.teachers import RoutedScorer, teacher_of_row, teachers_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 from verl_ext.trainer.base_teacher import open_teacher
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.early import EarlyActor
+from verl_ext.trainer.failures import failures_noted, place_of, some_of
 from verl_ext.trainer.kept import KeptAnswer, KeptAnswers
 from verl_ext.trainer.queue_writer import QueueWriter
 from verl_ext.trainer.report_config import ReportConfig
 from verl_ext.trainer.runner import plain_class
+from verl_ext.trainer.sample_fields import cut_off, logprobs_or_zeros, top_fields
 from verl_ext.trainer.shared_calls import share_calls
 
 # Of its own: verl renders prompts in the loop's default threads, and the verifier compares one pair at a time.
@@ -106,6 +106,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         self._at = {"student": 0, "teacher": 0}
         self._begun: dict[str, dict[int, float]] = {}
         """When the samples of a prompt were asked for, by the prompt's id and the sample's number."""
+        self._rows: dict[str, str] = {}
+        """By its id, where the data has a prompt that is under way."""
         self._last_error = ""
         self._teacher_prompts: dict[str, list[int]] = {}
         QueueWriter(UNREAD[:-1] if self.config.reward.reward_model.enable else UNREAD).install()
@@ -113,8 +115,9 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             share_calls(self.llm_client)
 
     async def waiting(self) -> str:
-        """How many samples are where, and the last error, in words."""
+        """How many samples are where, of which rows, and the last error, in words."""
         at = ", ".join(f"{count} at the {where}" for where, count in self._at.items())
+        at += some_of(self._rows.values())
         return f"{at}; the last error: {self._last_error}" if self._last_error else at
 
     async def keep_answers(self, rows: dict[int, int]) -> list[KeptAnswer]:
@@ -137,6 +140,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         """The teacher reads the prompt while the student writes: its n samples then share the prefix."""
         uid = prompt["uid"]
         self._begun[uid] = {}
+        self._rows[uid] = place_of(prompt)
         if not trajectory["validate"]:
             task = asyncio.create_task(self._prime(prompt))
             self._primes.add(task)
@@ -145,6 +149,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)
         finally:
             del self._begun[uid]
+            del self._rows[uid]
             self._teacher_prompts.pop(uid, None)
 
     async def _prime(self, row: dict) -> None:
@@ -166,13 +171,13 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             sample = f"{self.config.data.seed}/{trajectory['step']}/{kwargs['index']}/{kwargs['session_id']}"
             sampling_params = sampling_params | {"seed": zlib.crc32(sample.encode())}
         self._begun[kwargs["uid"]][kwargs["session_id"]] = time.time()
-        if agent_name != "single_turn_agent" or trace:
-            with self._counted("student"):
+        with failures_noted(self.config.run_dir, kwargs, trajectory), self._counted("student"):
+            if agent_name != "single_turn_agent" or trace:
                 await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, trace=trace, **kwargs)
-            return
-        with self._counted("student"):
+                return
             output = await self._single_turn.run(sampling_params, **kwargs)
-        await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
+        with failures_noted(self.config.run_dir, kwargs, trajectory):
+            await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
 
     @functools.cached_property
     def _single_turn(self) -> "PlainTextLoop":
@@ -260,34 +265,6 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         teacher_prompt_ids = self._teacher_prompts[prompt]
         name = teacher_of_row(row, self.teachers)
         return ScoreRequest(teacher_prompt_ids, response_ids, mask, name, top_k=top_k)
-
-
-def cut_off(output: AgentLoopOutput, response_length: int) -> bool:
-    """Whether an answer was cut off before its end, by any limit: vLLM's own word for it (`sampler.py`).
-
-    Of several turns, whose loop keeps the first one's word, also where together they fill `response_length`.
-    """
-    several_turns = output.num_turns > 2
-    full = len(output.response_ids) >= response_length
-    return output.extra_fields["finish_reason"] in CUT_OFF or (several_turns and full)
-
-
-def logprobs_or_zeros(outcome: Score | TeacherError, request: ScoreRequest) -> torch.Tensor:
-    """Teacher log-probs of the response, nats, (R,). Zeros stand in for a sample whose whole mask is 0."""
-    return torch.from_numpy(outcome.logprobs) if isinstance(outcome, Score) else torch.zeros(len(request.response_ids))
-
-
-def top_fields(outcome: Score | TeacherError, request: ScoreRequest) -> dict[str, torch.Tensor]:
-    """The K most likely tokens and their log-probs in nats, (R, K) each; nothing where none were asked for."""
-    if not request.top_k:
-        return {}
-    shape = (len(request.response_ids), request.top_k)
-    ids, logprobs = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)
-    if isinstance(outcome, Score):
-        assert outcome.top_ids is not None
-        assert outcome.top_logprobs is not None
-        ids, logprobs = torch.from_numpy(outcome.top_ids), torch.from_numpy(outcome.top_logprobs)
-    return {"teacher_top_ids": ids, "teacher_top_logprobs": logprobs}
 
 
 class DistillationAgentLoopManager(AgentLoopManagerTQ):

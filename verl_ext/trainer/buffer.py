@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
+from verl_ext.trainer.accounting import SampleAccount
 from verl_ext.trainer.pipeline_config import WAIT, PipelineConfig
 
 # verl looks every 2 s, which is more than a short step.
@@ -29,11 +31,14 @@ class BoundedWait(ReplayBuffer):
 
     where: Callable[[], str]
     """What the agent loop is at, in words; asked when a wait ends."""
+    stop: Callable[[], str] = staticmethod(lambda: "")
+    """Why the run is to end; "" where it is not."""
 
     def __init__(self, pipeline: PipelineConfig, **verls: Any) -> None:
         super().__init__(**verls)
         self.poll_interval = POLL_INTERVAL_S
         self.pipeline = pipeline
+        self.account = SampleAccount(1)
         self._progress: tuple[int, float] = (0, 0.0)
 
     def _sync_metadata_from_transfer_queue(self) -> None:
@@ -50,7 +55,29 @@ class BoundedWait(ReplayBuffer):
         except RuntimeError as error:  # verl's, where every prompt of a synchronous step has failed
             raise SamplingStopped(f"{error} ({self.where()})") from error
 
+    def _materialize_batch(
+        self, partition_id: str, selected_prompt_uids: list[str], partition_snapshot: dict[str, dict]
+    ) -> KVBatchMeta:
+        batch = super()._materialize_batch(partition_id, selected_prompt_uids, partition_snapshot)
+        if partition_id != "val":
+            self.account.take(len(selected_prompt_uids), batch.keys)
+        return batch
+
+    def _clear_groups(self, partition_id: str, uids: set[str]) -> None:
+        """Of verl's ways to drop prompts, the only one."""
+        failed = len(uids & self.failure_keys[partition_id])
+        super()._clear_groups(partition_id, uids)
+        self.account.drop(failed, failed=True)
+        self.account.drop(len(uids) - failed, failed=False)
+
+    def prompts_under_way(self, partition_id: str) -> int:
+        """Prompts that are in no batch yet, by TransferQueue's own list."""
+        saved = (tq.kv_list(partition_id) or {}).get(partition_id, {})
+        return sum(bool(tag.get("is_prompt")) for tag in saved.values())
+
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        if reason := self.stop():
+            raise SamplingStopped(reason)
         ended = len(self.finished_keys[partition_id] | self.failure_keys[partition_id])
         if ended != self._progress[0]:
             self._progress = (ended, time.monotonic())

@@ -8,6 +8,7 @@ from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 
 from verl_ext.student.export import is_lora, link, link_adapter, link_merged
 from verl_ext.student.model_card import write_cards
+from verl_ext.student.weights import note_largest_weight
 
 
 class LinkStudent(CheckpointCallback):
@@ -24,6 +25,7 @@ class LinkStudent(CheckpointCallback):
         assert self.config is not None
         actor, run_dir, base = Path(checkpoint_dir) / "actor", Path(self.config.run_dir), self.config.student.path
         if not is_lora(actor):
+            note_largest_weight(actor / "huggingface")
             link(run_dir / "student", actor / "huggingface")
         elif global_step < trainer.total_training_steps:
             link_adapter(actor, base, run_dir)
@@ -45,6 +47,8 @@ def save_last_finished_step(trainer: Any, data_state: dict[str, Any] | None) -> 
     step = trainer.global_steps - 1
     if step < 1:
         return "no step was finished, so there is no checkpoint"
+    if trainer.updates.bad_in_a_row:
+        return f"step {step} is not saved: its last update went wrong"
     folder = Path(trainer.config.trainer.default_local_dir) / f"global_step_{step}"
     if not (folder / "data.pt").is_file():
         trainer.global_steps = step

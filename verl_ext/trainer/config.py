@@ -79,7 +79,8 @@ class LabelReadingConfig:
 
 @dataclass(frozen=True)
 class GuardsConfig:
-    """What keeps training away from bad tokens and samples (`verl_ext.method.guards`); all off by default.
+    """What keeps training away from bad tokens and samples (`verl_ext.method.guards`); all but the last two are off
+    by default.
 
     truncated_mask: leave out samples that were cut off before their end, by whatever limit.
     special_token_mask: token ids to leave out, each >= 0.
@@ -89,6 +90,9 @@ class GuardsConfig:
         a reference model.
     prefix_start: share of each response that is trained on in the first step, in (0, 1].
     prefix_steps: steps until the whole response is, linearly, >= 0; 0 trains on all of it from the start.
+    max_failed_share: share of a step's samples that may fail of an error, in [0, 1]; beyond it the run stops.
+    max_bad_updates: updates in a row that may be skipped for a gradient that is not finite, or leave weights that are
+        not or absurdly large; with the last of them the run stops. >= 1.
     """
 
     truncated_mask: bool = False
@@ -98,6 +102,8 @@ class GuardsConfig:
     reference_kl_coef: float = 0.0
     prefix_start: float = 0.25
     prefix_steps: int = 0
+    max_failed_share: float = 0.1
+    max_bad_updates: int = 3
 
     def __post_init__(self) -> None:
         within("method.guards.special_token_mask", min(self.special_token_mask, default=0), 0, float("inf"))
@@ -105,6 +111,8 @@ class GuardsConfig:
         within("method.guards.repetition_limit", self.repetition_limit, 0.0, 1.0)
         within("method.guards.reference_kl_coef", self.reference_kl_coef, 0.0, float("inf"))
         within("method.guards.prefix_steps", self.prefix_steps, 0, float("inf"))
+        within("method.guards.max_failed_share", self.max_failed_share, 0.0, 1.0)
+        within("method.guards.max_bad_updates", self.max_bad_updates, 1, float("inf"))
         if not 0.0 < self.prefix_start <= 1.0:
             raise ValueError(f"method.guards.prefix_start={self.prefix_start} must be in (0, 1]")
 

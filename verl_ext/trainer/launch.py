@@ -3,13 +3,14 @@
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import ray
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayError
 
-from verl_ext.platform.ray_address import keep_to_loopback
+from verl_ext.platform.ray_address import OWN_RAY, keep_to_loopback
 from verl_ext.run.console import RunConsole
 from verl_ext.run.files import RESOLVED
 from verl_ext.run.loopback import open_doors
@@ -17,10 +18,13 @@ from verl_ext.run.metrics import mark_stage
 from verl_ext.run.next_command import evaluation_of
 from verl_ext.run.ray_session import as_actor, ray_session
 from verl_ext.run.settings import mapping_of
+from verl_ext.run.stop_request import forget_stop
 from verl_ext.run.verb import FULL_ERROR, how_to_go_on, keep_traceback
+from verl_ext.run.watchdog import Watchdog, look_at_run
 from verl_ext.student.model_card import write_cards
 from verl_ext.teacher.server.start import start_teachers
 from verl_ext.teacher.teachers import teachers_of
+from verl_ext.trainer.following import Run, follow, last_line
 
 
 def launch(config: DictConfig, started: float) -> None:
@@ -49,7 +53,7 @@ def last_words(error: Exception) -> str:
             f"out of memory: {memory[1]} of {memory[2]} are in use on a node, and Ray ended workers there; end what "
             "else runs on it, or take a smaller batch or model"
         )
-    return str(error).strip().splitlines()[-1]
+    return last_line(error)
 
 
 def train(config: DictConfig, started: float) -> None:
@@ -57,7 +61,9 @@ def train(config: DictConfig, started: float) -> None:
     from verl_ext.trainer.runner import Runner  # verl's trainer, read while Ray starts nothing yet
 
     run_dir = Path(config.run_dir)
+    forget_stop(run_dir)
     ray_init = keep_to_loopback(mapping_of(config.ray_kwargs.ray_init))
+    watchdog = Watchdog(partial(look_at_run, own_ray=ray_init["address"] == OWN_RAY))
     with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
         console.stage("Ray is up")
         if doors := open_doors([node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]):
@@ -67,20 +73,9 @@ def train(config: DictConfig, started: float) -> None:
         if any(teacher.share_device for teacher in teachers_of(config).values()):
             ray.get(list(teachers))  # its memory is taken before trainer and vLLM measure what is free
         OmegaConf.resolve(worker_config)  # resolvers of ours are known to this process alone
-        training = as_actor(Runner).remote().run.remote(worker_config)
-        pending = [*teachers, training]
-        while training in pending:
-            done, pending = ray.wait(pending, num_returns=1, timeout=0.5)
-            console.update()
-            if console.seconds_since_progress() > config.stall_timeout_s:
-                raise TimeoutError(
-                    f"no step ended for stall_timeout_s={config.stall_timeout_s} seconds; the run is at {console.place}"
-                )
-            for reference in done:
-                answer = ray.get(reference)
-                if reference != training:
-                    mark_stage(run_dir, "teacher answers")
-                    console.stage(f"the teacher {teachers[reference][0]} answers log-prob requests at {answer}")
+        runner = as_actor(Runner).remote()
+        with watchdog:
+            follow(config, Run(console, watchdog, teachers, runner, runner.run.remote(worker_config)))
         console.update()
     if config.actor_rollout_ref.model.lora_rank and config.trainer.save_freq > 0:
         from verl_ext.student.export import export_what_is_missing  # seconds to import, which nothing waits for here

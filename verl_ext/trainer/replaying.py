@@ -20,8 +20,8 @@ from verl.utils.debug import marked_timer
 from verl.workers.utils.padding import response_from_nested
 
 from verl_ext.run.visible import print
-from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.advantages import Samples
+from verl_ext.trainer.guarded import GuardedTrainer
 from verl_ext.trainer.replay import queue
 from verl_ext.trainer.replay.buffer import Draw, PriorityBuffer
 from verl_ext.trainer.replay.config import check_replay
@@ -46,8 +46,8 @@ class Replayed:
     metrics: dict[str, float]
 
 
-class ReplayingTrainer(AdaptedTrainer):
-    """`AdaptedTrainer`, whose batches hold replayed rows beside fresh ones, under the tag `replayed`."""
+class ReplayingTrainer(GuardedTrainer):
+    """`GuardedTrainer`, whose batches hold replayed rows beside fresh ones, under the tag `replayed`."""
 
     def __init__(self, config: DictConfig) -> None:
         super().__init__(config)

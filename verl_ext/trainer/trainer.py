@@ -13,6 +13,7 @@ from verl_ext.trainer.advantages import (
     store_mask,
     with_controlled_teacher,
 )
+from verl_ext.trainer.failures import FILE as FAILED_ROWS
 from verl_ext.trainer.replaying import ReplayingTrainer
 
 NAME, PIPELINED = "on_policy_distillation", "on_policy_distillation_pipelined"
@@ -49,6 +50,7 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         fresh = fresh_rows(batch)  # what the sampler and the teacher did in this step
         notes = [notes[row] for row in fresh]
         self._notes += notes
+        self._check_failed()
         self._check_unscored([note["teacher_error"] for note in notes])
         self._note_fresh(batch, samples, fresh)
         samples = self._under_this_student(batch, samples)
@@ -61,6 +63,9 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         metrics.update(found if sampled is taught else guard(sampled, self.method.guards, step=step)[1])
         if guarded.mask_BT is not samples.mask_BT:
             store_mask(batch, guarded)
+        has_token = guarded.mask_BT.bool().any(-1).tolist()
+        self._trains = any(has_token)
+        self.account.use([batch.keys[row] for row in fresh], [has_token[row] for row in fresh])
         self._store_weights(batch, samples)
         self._advantages_BT, found = advantages(guarded, self.method)
         metrics.update(found)
@@ -69,11 +74,19 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         """Update: FSDP2 descends the policy loss, log-probs weighed by advantages, or a direct loss (`losses.py`)."""
         self.at("update")
-        return super()._update_actor(batch, metrics)
+        batch = super()._update_actor(batch, metrics)
+        self.updates.check()
+        return batch
 
     def _save_checkpoint(self) -> None:
-        """Checkpoint, after every `trainer.save_freq` steps; the student leaves it (`checkpoint.py`)."""
+        """Checkpoint, after every `trainer.save_freq` steps; the student leaves it (`checkpoint.py`).
+
+        None while updates go wrong, so that the newest stays a good one.
+        """
         self.at("checkpoint")
+        if self.updates.bad_in_a_row:
+            print(f"step {self.global_steps} is not saved: its last update went wrong")
+            return
         super()._save_checkpoint()
 
     def on_step_end(self) -> None:
@@ -81,6 +94,16 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         self.at("weight sync")
         if self.method.control != "no_weight_sync":
             super().on_step_end()
+
+    def _check_failed(self) -> None:
+        """Stop, with a checkpoint, when an error cost too many of a step's samples."""
+        limit = self.method.guards.max_failed_share
+        if self.account.failed_share > limit:
+            raise RuntimeError(
+                f"{self.account.failed} samples of a step failed, more than method.guards.max_failed_share={limit}; "
+                f"{self._save_last_finished_step()}; {self.config.run_dir}/{FAILED_ROWS} names the rows and what they "
+                "failed of"
+            )
 
     def _check_unscored(self, errors: list[str]) -> None:
         """Stop, with a checkpoint, when no teacher could score too many of a step's samples ("" for a scored one)."""

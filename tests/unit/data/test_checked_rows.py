@@ -14,8 +14,9 @@ def write_rows(path, rows):
 
 
 def test_good_rows_are_returned(tmp_path):
-    assert check_rows("data.train_files", write_rows(tmp_path / "a.parquet", [ROW])) == [
-        ROW | {"extra_info": {"language": "", "index": 0}}
+    file = write_rows(tmp_path / "a.parquet", [ROW])
+    assert check_rows("data.train_files", file) == [
+        ROW | {"extra_info": {"language": "", "place": f"{file} row 0", "index": 0}}
     ]
 
 

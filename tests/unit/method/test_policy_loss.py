@@ -81,6 +81,13 @@ def test_aggregate_by_hand(how, expected):
     assert aggregate(LOSS_BT, MASK_BT, how, **DENOMINATORS, dp_size=2).item() == pytest.approx(2 * expected)
 
 
+def test_a_batch_without_a_trained_token_has_loss_and_gradient_zero():
+    loss_BT = torch.tensor([[1.0, math.nan]], requires_grad=True)
+    loss = aggregate(loss_BT, torch.zeros(1, 2), "token-mean", batch_num_tokens=0)
+    loss.backward()
+    assert (loss.item(), loss_BT.grad.tolist()) == (0.0, [[0.0, 0.0]])
+
+
 @pytest.mark.parametrize("how", [how for how in AGGREGATIONS if how != "token-sum"])
 def test_a_missing_global_denominator_is_refused_not_guessed(how):
     with pytest.raises(ValueError, match=rf"{how} needs .* of the global batch"):

@@ -8,13 +8,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
 
 from verl_ext.data.rows import make_row
 from verl_ext.data.sentences import Sentence
 from verl_ext.run.visible import visible
 from verl_ext.student.model_card import keep_evaluation, teachers_devices, write_cards
+from verl_ext.student.weights import note_largest_weight
 
 ROWS = [
     {"step": 1, "teacher_kl": 2.0, "critic/rewards/mean": 0.25, "timing_s/step": 1800.0, "response_length/mean": 2.0},
@@ -177,3 +180,14 @@ def test_a_run_without_weights_gets_no_card(run_dir):
     (run_dir / "adapter").unlink()
     write_cards(run_dir)
     assert not list(run_dir.rglob("README.md"))
+
+
+def test_weights_that_no_model_has_are_the_first_word_of_the_card(run_dir):
+    folder = run_dir / "student"
+    for largest, words in ((3.0, ""), (1e6, "are as large as 1e+06"), (float("nan"), "are not finite numbers")):
+        save_file({"a": torch.ones(2), "b": torch.tensor([0.5, -largest])}, folder / "model.safetensors")
+        note_largest_weight(folder)
+        write_cards(run_dir)
+        card = (folder / "README.md").read_text()
+        assert ("> **Do not use these weights: some" in card) is bool(words)
+        assert words in card

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from ray.exceptions import GetTimeoutError
 
 from verl_ext.teacher.server import start
 from verl_ext.teacher.teachers import teachers_of
@@ -33,7 +34,8 @@ class Actors:
 def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
     actors = Actors()
     monkeypatch.setattr(start, "as_actor", lambda _: actors)
-    monkeypatch.setattr(start.ray, "get", lambda reference: f"http://127.0.0.1:{reference.removeprefix('url ')}")
+    monkeypatch.setattr(start.ray, "get", lambda url, **_: f"http://127.0.0.1:{url.removeprefix('url ')}")
+    monkeypatch.setattr(start.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 8.0}}])
     return actors
 
 
@@ -73,3 +75,37 @@ def test_no_server_is_started_where_the_store_answers(
     replay = ("teacher.store_mode=replay", f"teacher.store_path={tmp_path}", f"run_dir={tmp_path}")
     ready, for_workers = start.start_teachers(compose_run("platform=cpu", *replay))
     assert (ready, actors.started, for_workers.teacher.fingerprint) == ({}, [], "f")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words", "message"),
+    [
+        ([1], ["platform=cuda"], r"= 1 and teachers with 1 GPUs .*: Ray has 1; ask for fewer"),
+        ([0], ["platform=cpu", "teacher.device=cuda"], r"Ray has 0"),
+        (
+            [2, 2],
+            ["platform=cuda", "teacher.tp=3"],
+            r"teacher default takes .* = 3 GPUs of one node, .* node has 2",
+        ),
+    ],
+)
+def test_gpus_that_no_node_has_are_not_waited_for(
+    actors, compose_run, tmp_path, monkeypatch: pytest.MonkeyPatch, nodes, words, message
+) -> None:
+    there = [{"Alive": True, "Resources": {"GPU": float(gpus)} if gpus else {}} for gpus in nodes]
+    monkeypatch.setattr(start.ray, "nodes", lambda: there)
+    with pytest.raises(RuntimeError, match=message):
+        start.start_teachers(compose_run(*words, f"run_dir={tmp_path}"))
+    assert actors.started == []
+
+
+@pytest.mark.usefixtures("actors")
+def test_gpus_that_others_keep_are_waited_for_no_longer_than_a_start_may_take(
+    compose_run, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(_: Any, timeout: float) -> str:
+        raise GetTimeoutError(f"{timeout}")
+
+    monkeypatch.setattr(start.ray, "get", get)
+    with pytest.raises(RuntimeError, match=r"did not begin within teacher.startup_timeout_s=\d+ .*1 GPUs free"):
+        start.start_teachers(compose_run("platform=cuda", f"run_dir={tmp_path}"))

@@ -11,8 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 from ray.exceptions import OutOfMemoryError
 
+from verl_ext.run import watchdog
 from verl_ext.run.metrics import MetricsFile, write_place
+from verl_ext.run.stop_request import StopRequests
+from verl_ext.run.watchdog import Look, Member
+from verl_ext.trainer import following
 from verl_ext.trainer import launch as driver
+from verl_ext.trainer.failures import note_failure
 
 TEACHER, TRAINING = "teacher is ready", "training has ended"
 ROW = {"teacher_kl": 1.0, "critic/rewards/mean": 0.5, "timing_s/step": 1.0, "training/total_steps": 1}
@@ -26,6 +31,13 @@ class Cluster:
         self.given: Any = None
         self.waited_for: list[str] = []
         self.addresses = ["127.0.0.1"]
+        self.processes: list[Look] = []
+        """What is seen of the run's processes, look by look; the last one stays."""
+        self.stacks: list[Path] = []
+
+    def look(self, own_ray: bool) -> Look:
+        assert own_ray
+        return self.processes.pop(0) if len(self.processes) > 1 else self.processes[0]
 
     def start_training(self, config: Any) -> str:
         self.given = config
@@ -37,6 +49,8 @@ class Cluster:
         return [each for each in pending if each == done], [each for each in pending if each != done]
 
     def get(self, reference: Any) -> str:
+        if isinstance(reference, Exception):
+            raise reference
         if isinstance(reference, list):
             assert self.given is None  # the trainer has not started
             self.waited_for = reference
@@ -65,6 +79,11 @@ def run(monkeypatch, tmp_path: Path, compose_run):
         monkeypatch.setattr(driver, "start_teachers", lambda _: ({TEACHER: ("default", object())}, workers))
         monkeypatch.setattr(driver, "as_actor", lambda _: actor)
         monkeypatch.setattr(driver.ray, "wait", cluster.wait)
+        monkeypatch.setattr(driver, "look_at_run", cluster.look)
+        monkeypatch.setattr(watchdog, "LOOK_S", 0.01 if cluster.processes else 60.0)
+        monkeypatch.setattr(watchdog, "GRACE_S", 0.0)
+        monkeypatch.setattr(following, "ANSWER_S", 0.3)
+        monkeypatch.setattr(following, "dump_stacks", lambda _, folder: cluster.stacks.append(folder))
         monkeypatch.setattr(driver.ray, "get", cluster.get)
         driver.launch(config, time.perf_counter())
         # A worker knows no resolver of ours.
@@ -88,12 +107,53 @@ def test_it_waits_for_the_training_and_shows_steps_and_teacher(run, tmp_path, ca
 
 def test_a_run_that_stands_still_is_given_up_with_the_place_where_it_stands(run, tmp_path):
     place = partial(write_place, tmp_path, "step 3: samples and scores")
+    cluster = Cluster(place, *[lambda: time.sleep(0.1)] * 4)  # the trainer does not answer either
     with pytest.raises(SystemExit) as ended:
-        run(Cluster(place), "stall_timeout_s=0")
+        run(cluster, "stall_timeout_s=0")
+    assert cluster.stacks == [tmp_path / "stacks"]
     (line,) = str(ended.value).splitlines()
-    assert "no step ended for stall_timeout_s=0 seconds; the run is at step 3: samples and scores; trace" in line
+    stood = "no step ended for stall_timeout_s=0 seconds; the run is at step 3: samples and scores"
+    assert f"{stood}; the trainer did not answer" in line
     assert line.endswith("no checkpoint to resume from: the same command starts over")
     assert "TimeoutError" in Path(line.split("traceback: ")[1].split(", every")[0]).read_text()
+
+
+CONTROLLER = Member("TransferQueueController", 7, "actor 1")
+
+
+def test_a_process_that_ended_is_named_and_the_trainer_saves(run, tmp_path, capsys):
+    """It answers the request with what it saved, in the words of its own error."""
+    there, gone = (
+        Look(frozenset({CONTROLLER}), frozenset(), frozenset()),
+        Look(frozenset(), frozenset({CONTROLLER}), frozenset()),
+    )
+
+    def asked() -> Any:
+        reason = StopRequests(tmp_path).reason()
+        return TRAINING if reason else time.sleep(0.05)
+
+    def answered(_: Any) -> None:
+        raise RuntimeError(f"{StopRequests(tmp_path).reason()}; step 4 is saved")
+
+    cluster = Cluster(*[asked] * 20)
+    cluster.processes = [there, gone]
+    cluster.get = answered
+    with pytest.raises(
+        SystemExit, match=r"^error: the run failed: TransferQueue's controller .* step 4 is saved; trace"
+    ):
+        run(cluster)
+    assert "TransferQueue's controller (TransferQueueController, process 7) has ended" in capsys.readouterr().out
+    assert cluster.stacks == [tmp_path / "stacks"]
+
+
+def test_a_row_that_fails_is_named_once(run, tmp_path, capsys):
+    def fails() -> None:
+        row = {"index": 3, "session_id": 0, "extra_info": {"place": "rows.jsonl:4"}}
+        note_failure(str(tmp_path), row, step=1, validate=False, error=ValueError("the template refuses it"))
+
+    run(Cluster(fails, fails, lambda: TRAINING))
+    shown = capsys.readouterr().out
+    assert shown.count("rows.jsonl:4 failed and is not trained on: ValueError: the template refuses it") == 1
 
 
 def test_a_node_without_memory_is_named_in_one_line(run):

@@ -106,6 +106,10 @@ def test_a_row_whose_template_raises_blocks_nothing(make_run, mode):
     trained = [sample for sample in run.samples if any(sample["response_mask"])]
     assert 0 not in {sample["index"] for sample in trained}
     assert len(trained) == (3 * 4 if mode == "one_step_off" else 2 * 4 + 2)
+    of_row_0 = [row for row in run.failures if row["index"] == 0]
+    assert {each["cause"] for each in of_row_0} == {"ValueError: the chat template refuses it"}
+    assert {each["row"] for each in of_row_0} == {f"{run.config.data.train_files} row 0"}
+    assert sum(row["samples/failed"] for row in run.metrics) == len(of_row_0) == 2
 
 
 def queued(*prompts: tuple[str, str, int]) -> None:

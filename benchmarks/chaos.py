@@ -1,0 +1,141 @@
+"""Kill, stop and starve one process of a training run after the other, and see what its user sees.
+
+    python -m benchmarks.chaos --json chaos.json                       # every fault in every pipeline.mode: hours
+    python -m benchmarks.chaos --faults "engine core,driver" --modes sync
+
+Real engines, the demo's model and rows. A seeded schedule: in each mode the faults come in a drawn order, each some
+steps and a drawn part of a second after the one before, into the same run, which the same command resumes where it has
+ended. `knew` is the time until the console said something new about it, `recover` that until the next step ended; of a
+run that has ended, from the same command on, start included. Not counted as lost are samples of a step that is made
+again. Looked at from outside, after each run that has ended: processes, its folder for temporary files and its shared
+memory.
+"""
+
+import argparse
+import dataclasses
+import random
+import signal
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.arms.chaos_run import ChaosRun, Fault, Outcome
+from benchmarks.arms.runs import report
+
+KILL, STOP = signal.SIGKILL, signal.SIGSTOP
+ENDS, GOES_ON = "ends", "goes on"
+FAULTS = (
+    Fault("engine core", "VLLM::EngineCore", KILL, ENDS),
+    Fault("vLLM's worker", "VLLM::Worker", KILL, ENDS),
+    Fault("vLLM's server", "ray::FinishReasonServer", KILL, ENDS),
+    Fault("agent loop", "ray::DistillationAgentLoopWorker", KILL, ENDS),
+    Fault("queue's controller", "ray::TransferQueueController", KILL, ENDS),
+    Fault("queue's storage", "ray::SimpleStorageUnit", KILL, ENDS),
+    Fault("teacher's actor", "ray::ManagedTeacher", KILL, ENDS),
+    Fault("teacher's scheduler", "sglang::scheduler", KILL, GOES_ON),
+    Fault("trainer", "ray::Runner", KILL, ENDS),
+    Fault("actor's rank", "ray::WorkerDict", KILL, ENDS),
+    Fault("raylet", "raylet", KILL, ENDS),
+    Fault("gcs_server", "gcs_server", KILL, ENDS),
+    Fault("driver", "driver", KILL, ENDS),
+    Fault("engine core stopped", "VLLM::EngineCore", STOP, GOES_ON),
+    Fault("agent loop stopped", "ray::DistillationAgentLoopWorker", STOP, GOES_ON),
+    Fault("disk full", "ray::Runner", "disk full", ENDS),
+    Fault("run folder deleted", "driver", "deleted", ENDS),
+    Fault("updates not finite", "driver", "lr", ENDS),
+)
+TRUNCATED = ("method.policy_loss.kind=truncated_importance_sampling", "method.student_logprobs=current")
+MODES = {
+    "sync": (),
+    "one_step_off": ("pipeline.mode=one_step_off",),
+    "stream": ("pipeline.mode=stream", "pipeline.max_staleness=2", *TRUNCATED),
+}
+KNEW_S = 30.0
+
+
+def schedule(faults: Sequence[str], modes: Sequence[str], seed: int) -> list[tuple[str, Fault, float]]:
+    """(mode, fault, seconds after a step), the same for the same seed."""
+    draw, found = random.Random(seed), []
+    chosen = [fault for fault in FAULTS if not faults or fault.name in faults]
+    for mode in modes:
+        found += [(mode, fault, round(draw.uniform(0.0, 2.0), 2)) for fault in draw.sample(chosen, len(chosen))]
+    return found
+
+
+def show(outcomes: Sequence[Outcome]) -> None:
+    table = Table(title="faults, one after the other")
+    for column in ("mode", "fault", "outcome", "knew, s", "recover, s", "lost", "left over", "last words"):
+        table.add_column(column, justify="right" if column.endswith(" s") or column == "lost" else "left")
+    for each in outcomes:
+        table.add_row(
+            *(each.mode, each.fault, each.outcome, seconds(each.knew_s), seconds(each.recover_s), str(each.lost)),
+            *(", ".join(each.left_over) or "nothing", each.words),
+        )
+    Console(width=240).print(table)
+
+
+def seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def bars(outcomes: Sequence[Outcome]) -> list[tuple[str, float, float]]:
+    expected = {fault.name: fault.expected for fault in FAULTS}
+    return [
+        (
+            "seconds_until_known",
+            max((each.knew_s for each in outcomes if each.knew_s is not None), default=0.0),
+            KNEW_S,
+        ),
+        ("samples_lost", float(sum(each.lost for each in outcomes)), 0.0),
+        ("hangs", float(sum(each.outcome == "hangs" for each in outcomes)), 0.0),
+        ("other_outcomes", float(sum(each.outcome != expected[each.fault] for each in outcomes)), 0.0),
+        ("left_over", float(sum(len(each.left_over) for each in outcomes)), 0.0),
+    ]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", default="", help=f"of {', '.join(fault.name for fault in FAULTS)}; default: all")
+    parser.add_argument("--modes", default=",".join(MODES), help=f"of {', '.join(MODES)}")
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the moments")
+    parser.add_argument("--out", type=Path, help="folder for the runs; default: a new temporary one")
+    parser.add_argument("--json", type=Path, help="write the table and the bars here")
+    options = parser.parse_args()
+    options.faults = [name.strip() for name in options.faults.split(",") if name.strip()]
+    options.modes = [name.strip() for name in options.modes.split(",")]
+    for key, names, known in (
+        ("--faults", options.faults, {fault.name for fault in FAULTS}),
+        ("--modes", options.modes, MODES),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            parser.error(f"{key}: no {', '.join(unknown)}; there are {', '.join(known)}")
+    options.out = options.out or Path(tempfile.mkdtemp(prefix="benchmark-"))
+    return options
+
+
+def main() -> None:
+    options = parse()
+    outcomes: list[Outcome] = []
+    run: ChaosRun | None = None
+    try:
+        for mode, fault, delay in schedule(options.faults, options.modes, options.seed):
+            if run is None or run.mode != mode:
+                if run is not None:
+                    run.close()
+                run = ChaosRun(mode, options.out / mode, MODES[mode])
+            outcomes.append(run.suffer(fault, delay))
+            print(f"{mode}, {fault.name}: {outcomes[-1]}", flush=True)
+    finally:
+        if run is not None:
+            run.close()
+        show(outcomes)
+    rows: list[dict[str, Any]] = [dataclasses.asdict(each) for each in outcomes]
+    report(rows, bars(outcomes), options.json)
+
+
+if __name__ == "__main__":
+    main()
