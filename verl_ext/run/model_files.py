@@ -33,7 +33,7 @@ def check_files(key: str, folder: Path) -> None:
             "safetensors, or, where you trust its maker, save it as one (transformers' save_pretrained)"
         )
     if lacking := lacking_weights(folder):
-        raise ValueError(f"{key}={folder} is no model: the folder has no {lacking}")
+        raise ValueError(f"{key}={folder} is no model: the folder has no {lacking}; give one that is whole")
     for file in sorted(folder.glob("*.safetensors")):
         _check_weights(key, file)
     _check_template(key, folder, contents.get("tokenizer_config.json", {}).get("chat_template"))

@@ -16,6 +16,7 @@ CRASHED = {
         b'\x00{"messages": 1e99999999999999999999}\n',
     ],
     "conversations": [b'{"messages": [1, {"role": "user", "content": "a"}]}\n', b'{"messages": ["../x"]}\n'],
+    "sentences.jsonl": [b'{"text": "a", "label": 1e+99999999999}\n', b'{"text": "a", "label": 1e-99999999999}\n'],
     "sentences.json": [b"[" * 3000, b'{"a":' * 3000, b"[" + b"9" * 5000 + b"]"],
     "rows.parquet": [b"PAR1" + b"\0" * 20 + b"PAR1", b"", b"PAR1"],
     "manifest": [b"", b"[]", b'{"settings": null}', b'{"settings": {"seed": 1}, "files": 3}', b"\xff"],
