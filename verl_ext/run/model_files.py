@@ -87,7 +87,7 @@ def _check_weights(key: str, file: Path) -> None:
     try:
         places = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
         needed = 8 + length + max((end for _, end in places), default=0)
-    except (ValueError, AttributeError, TypeError, KeyError):
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{key}: {file} is no safetensors file, or cut off in its header; {AGAIN}") from None
     if needed != size:
         raise ValueError(f"{key}: {file} has {size:,} bytes, and {needed:,} by its header; {AGAIN}")

@@ -60,7 +60,7 @@ class ProbeRecord:
                 tuple(tuple(row) for row in fields["sequences"]),
                 tuple(tuple(row) for row in fields["logprobs"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a record of a teacher ({error!r}); record it again") from error
 
     def save(self, path: Path) -> None:
