@@ -187,9 +187,8 @@ def words(data: bytes, _scratch: Path) -> object:
 def parquet_of(*rows: dict[str, Any], said: bool = False) -> bytes:
     """`said`: with the metadata of answers."""
     sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(list(rows))
-    pq.write_table(
-        table.replace_schema_metadata({METADATA: b'{"model": "m", "settings": {}}'}) if said else table, sink
-    )
+    described = {METADATA: b'{"model": "m", "settings": {}}'} if said else {}
+    pq.write_table(table.replace_schema_metadata(described), sink)
     return sink.getvalue().to_pybytes()
 
 

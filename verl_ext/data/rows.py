@@ -160,7 +160,7 @@ def read_table(key: str, path: str, verb: str) -> pa.Table:
         raise ValueError(f"{key}={path}: no such file; make it with `python -m recipe.{verb}`")
     try:
         return pq.ParquetFile(path).read()  # read_table imports pandas
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{key}={path} is no parquet file ({error}); make it again (data/README.md)") from None
 
 

@@ -172,10 +172,10 @@ def _csv(path: Path) -> Iterator[Record]:
 
 def _parquet(path: Path) -> Iterator[Record]:
     try:
-        table = pq.ParquetFile(path).read()  # read_table imports pandas
-    except (pa.ArrowException, OSError) as error:  # of a damaged one, Arrow says it either way
+        rows = pq.ParquetFile(path).read().to_pylist()  # read_table imports pandas
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # of a damaged one, Arrow says it in any way
         raise ValueError(f"{path} is no parquet file ({reason_of(error)}); make it again") from None
-    for number, row in enumerate(table.to_pylist()):
+    for number, row in enumerate(rows):
         yield Record(f"{path} row {number}", row)
 
 
