@@ -193,8 +193,17 @@ def save_corpus(folder: Path, name: str, inputs: list[bytes], most: int = 512) -
     (folder / f"{name.replace(' ', '_')}.txt").write_text(text)
 
 
-def fuzz(executions: int, seed: int, corpus: Path, names: list[str]) -> dict[str, Tally]:
-    """Run all parsers by their shares."""
+def keep_crashes(name: str, tally: Tally, folder: Path | None) -> None:
+    """Say what crashed, and write the inputs into `folder`."""
+    for number, (kind, data) in enumerate(tally.crashes.items()):
+        print(f"crash: {name}: {kind}: {data[:80]!r}", flush=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name.replace(' ', '_')}-{number}").write_bytes(data)
+
+
+def fuzz(executions: int, seed: int, corpus: Path, names: list[str], crashes: Path | None) -> dict[str, Tally]:
+    """Run all parsers by their shares; inputs that crashed go into the folder `crashes`."""
     chance = random.Random(seed)
     tallies = {name: Tally([*PARSERS[name].seeds, *read_corpus(corpus, name)]) for name in names}
     whole = sum(PARSERS[name].share for name in names)
@@ -211,6 +220,7 @@ def fuzz(executions: int, seed: int, corpus: Path, names: list[str]) -> dict[str
                 execute(PARSERS[name], data, scratch, tally)
             seconds = time.monotonic() - started
             print(f"{name}: {tally.executions:,} in {seconds:.0f} s, {len(tally.crashes)} crashes", flush=True)
+            keep_crashes(name, tally, crashes)
     return tallies
 
 
@@ -226,7 +236,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     sys.set_int_max_str_digits(4300)
-    tallies = fuzz(options.executions, options.seed, options.corpus, options.parser or [*PARSERS])
+    tallies = fuzz(options.executions, options.seed, options.corpus, options.parser or [*PARSERS], options.crashes)
     table, rows = Table("parser", "executions", "refused", "endings", "crashes", title="fuzz"), []
     for name, tally in tallies.items():
         row = (name, tally.executions, tally.refused, len(tally.endings), len(tally.crashes))
@@ -234,11 +244,6 @@ def main() -> None:
         rows.append(dict(zip(("parser", "executions", "refused", "endings", "crashes"), row, strict=True)))
         if options.save and tally.added:
             save_corpus(options.corpus, name, [*read_corpus(options.corpus, name), *tally.added])
-        for number, (kind, data) in enumerate(tally.crashes.items()):
-            print(f"crash: {name}: {kind}: {data[:80]!r}")
-            if options.crashes:
-                options.crashes.mkdir(parents=True, exist_ok=True)
-                (options.crashes / f"{name.replace(' ', '_')}-{number}").write_bytes(data)
     Terminal().print(table)
     executions, crashes = (sum(row[key] for row in rows) for key in ("executions", "crashes"))
     bars = [

@@ -7,7 +7,7 @@ HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 RAY=${RAY:-.venv/bin/ray}
 export RAY_ADDRESS=$HEAD:${RAY_PORT:-6379} RAY_AUTH_MODE=token
 
-$RAY get-auth-token --generate > /dev/null # into ~/.ray, which the nodes share
+(umask 077; "$RAY" get-auth-token --generate > /dev/null) # into ~/.ray, which the nodes share, for nobody else to read
 srun --overlap --nodes=1 --nodelist="$HEAD" "$RAY" start --head --port="${RAY_PORT:-6379}" --block &
 sleep "${RAY_HEAD_SECONDS:-20}"
 srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --exclude="$HEAD" "$RAY" start --address="$RAY_ADDRESS" --block &

@@ -13,7 +13,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$RAY_FILES"' EXIT
 
 $PYTHON -m recipe.create_data out_dir="$OUT/data" max_chars=64
 $PYTHON -m recipe.tiny_pair data_dir="$OUT/data" out_dir="$OUT/base"
-$RAY get-auth-token --generate > /dev/null # into ~/.ray: nodes and driver show it to each other
+(umask 077; $RAY get-auth-token --generate > /dev/null) # into ~/.ray, for nodes and driver alone
 $RAY start --head --port="${HEAD#*:}" --include-dashboard=false --temp-dir="$RAY_FILES" $NODE > "$OUT/ray-head.log" 2>&1 &
 sleep "${RAY_HEAD_SECONDS:-20}"
 $RAY start --address="$HEAD" $NODE > "$OUT/ray-node.log" 2>&1 &

@@ -87,7 +87,7 @@ def score(config: ScoreConfig, console: Console) -> None:
     dataclasses.replace(answers, table=with_scores(answers.table, found, config.teacher)).write(out)
     show(answers, found, config.teacher, tokenizer, console)
     if not found.scored:
-        raise RuntimeError(f"none of the {len(found.errors)} samples was scored; {out} has the reasons")
+        raise RuntimeError(f"none of the {len(found.errors)} samples was scored; read why in {out}")
     external = f"teacher.mode=external 'teacher.urls=[{','.join(teacher.urls)}]'"
     asked = external if teacher.mode == "external" else f"teacher.model_path={teacher.model_path}"
     print(as_typed(f"{out} written; next:\n  python -m recipe.on_policy_distillation student.path={model} {asked} \\"))

@@ -31,6 +31,7 @@ from verl_ext.run.retry_after import retry_after_s
 from verl_ext.run.settings import settings_of
 from verl_ext.run.timeline import read_timeline
 from verl_ext.run.visible import visible
+from verl_ext.sampling.answers import METADATA, Answers
 from verl_ext.sampling.resume import Journal
 from verl_ext.sampling.served import read_answer
 from verl_ext.sampling.types import Answer, SamplingConfig
@@ -183,9 +184,11 @@ def words(data: bytes, _scratch: Path) -> object:
     return shown
 
 
-def parquet_of(*rows: dict[str, Any]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+def parquet_of(*rows: dict[str, Any], said: bool = False) -> bytes:
+    """`said`: with the metadata of answers."""
+    sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(list(rows))
+    described = {METADATA: b'{"model": "m", "settings": {}}'} if said else {}
+    pq.write_table(table.replace_schema_metadata(described), sink)
     return sink.getvalue().to_pybytes()
 
 
@@ -241,8 +244,13 @@ PARSERS: Mapping[str, Parser] = {
     "rows.parquet": Parser(
         in_file("x.parquet", lambda file: check_rows("data.train_files", str(file))), (parquet_of(ROW),), share=0.2
     ),
+    "answers.parquet": Parser(
+        in_file("x.parquet", lambda file: Answers.read("data", str(file))), (parquet_of(ROW, said=True),), share=0.1
+    ),
     "labels": Parser(labels, tuple(bytes([how]) + text.encode() for how in (0, 4, 5, 9, 20, 37) for text in ANSWERS)),
-    "mathematics": Parser(mathematics, (rb"so \boxed{\frac{1}{2}}", rb"\boxed{x=3} and \fbox 4", b"$1,000$")),
+    "mathematics": Parser(
+        mathematics, (rb"so \boxed{\frac{1}{2}}", rb"\boxed{x=3} and \fbox 4", b"$1,000$"), share=0.2
+    ),
     "manifest": Parser(manifest, (lines(MADE),)),
     "journal": Parser(journal, (lines({"seed": 1}, {"index": 0} | vars(Answer("a", 1, "stop"))),), share=0.3),
     "metrics": Parser(in_file("metrics.jsonl", read_metrics), (lines({"step": 1, "a": 1.5}, {"step": 2}) + b'{"st',)),

@@ -273,7 +273,7 @@ def test_a_system_message_of_a_file_is_for_the_teacher_of_every_row(tmp_path, mo
         ),
         (
             ["--from", "sharegpt", "FILE"],
-            "has no conversations, as --from sharegpt reads; it has messages; take --from openai",
+            "has no conversations, as --from sharegpt needs; it has messages; take --from openai",
         ),
         (["--from", "openai", "FILE", "system=FILE"], "has a system message of its own"),
         (["--from", "openai", "FILE", "max_chars=9"], "chats are not cut"),

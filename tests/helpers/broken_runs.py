@@ -159,7 +159,7 @@ BROKEN = [
     (
         "secrets",
         words("+ray_kwargs.ray_init.runtime_env.env_vars.WANDB_API_KEY=abc"),
-        r"ray_kwargs\.ray_init\.runtime_env\.env_vars\.WANDB_API_KEY is a secret, .*; export WANDB_API_KEY instead",
+        r"env_vars\.WANDB_API_KEY is a secret, .*; leave it out, and export WANDB_API_KEY",
     ),
     (
         "secrets",

@@ -21,7 +21,7 @@ from transfer_queue.utils.serial_utils import _PICKLE_FALLBACK_SENTINEL as TO_BE
 def listeners(root: int) -> dict[tuple[str, int], str]:
     """Address and port of every TCP socket that the process `root` and its descendants listen on, and whose it is."""
     tree = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
-    names = {process.pid: " ".join(process.cmdline())[:80] for process in tree if process.is_running()}
+    names = {process.pid: " ".join(process.cmdline())[:200] for process in tree if process.is_running()}
     return {
         (entry.laddr.ip, entry.laddr.port): names[entry.pid]
         for entry in psutil.net_connections("tcp")
@@ -102,7 +102,8 @@ for port in ports:
             answered.append(port)
 print(json.dumps(answered))
 """
-HERE, THERE = "192.0.2.1", "192.0.2.2"  # reserved for documentation: no machine has them
+NETWORKS = ("198.51.100", "203.0.113", "192.0.2")
+"""Reserved for documentation: few machines have one, and none all three."""
 
 
 @contextlib.contextmanager
@@ -111,6 +112,8 @@ def neighbour() -> Iterator[Callable[[Iterable[int]], list[int]] | None]:
 
     The neighbour is a network namespace, joined to ours by a cable of its own.
     """
+    used = {each.address.rpartition(".")[0] for entries in psutil.net_if_addrs().values() for each in entries}
+    network = next(each for each in NETWORKS if each not in used)
     ours, theirs = f"opd{os.getpid() % 10**8}a", f"opd{os.getpid() % 10**8}b"
     with contextlib.ExitStack() as stack:
         try:
@@ -120,13 +123,16 @@ def neighbour() -> Iterator[Callable[[Iterable[int]], list[int]] | None]:
             return
         stack.callback(holder.wait)
         stack.callback(holder.kill)
+        if not _is_apart(holder):
+            yield None
+            return
         inside = ["nsenter", "--target", str(holder.pid), "--net"]
         for command in (
             ["ip", "link", "add", ours, "type", "veth", "peer", "name", theirs],
             ["ip", "link", "set", theirs, "netns", str(holder.pid)],
-            ["ip", "address", "add", f"{HERE}/30", "dev", ours],
+            ["ip", "address", "add", f"{network}.1/30", "dev", ours],
             ["ip", "link", "set", ours, "up"],
-            [*inside, "ip", "address", "add", f"{THERE}/30", "dev", theirs],
+            [*inside, "ip", "address", "add", f"{network}.2/30", "dev", theirs],
             [*inside, "ip", "link", "set", theirs, "up"],
         ):
             if shutil.which(command[0]) is None or not _tried(command):
@@ -136,16 +142,22 @@ def neighbour() -> Iterator[Callable[[Iterable[int]], list[int]] | None]:
                 stack.callback(_tried, ["ip", "link", "delete", ours])
 
         def knock(ports: Iterable[int]) -> list[int]:
-            words = [*inside, sys.executable, "-c", KNOCK, HERE, json.dumps(list(ports))]
+            words = [*inside, sys.executable, "-c", KNOCK, f"{network}.1", json.dumps(list(ports))]
             return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
         yield knock
 
 
 def _tried(command: list[str]) -> bool:
-    """It worked; a new namespace takes a moment to be one of its process."""
-    for _ in range(20):
-        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-            return True
-        time.sleep(0.1)
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _is_apart(process: subprocess.Popen[bytes]) -> bool:
+    """It got a network namespace of its own, which takes a moment; False where it may not."""
+    own = Path("/proc/self/ns/net").readlink()
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if Path(f"/proc/{process.pid}/ns/net").readlink() != own:
+                return True
+        time.sleep(0.05)
     return False

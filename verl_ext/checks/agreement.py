@@ -36,7 +36,7 @@ def difference(left: Logprobs, right: Logprobs) -> Difference:
     """Absolute difference token by token. ValueError if there is no token, or the shapes differ."""
     gaps = np.concatenate([np.abs(a.astype(np.float64) - b) for a, b in zip(left, right, strict=True)])
     if not gaps.size:
-        raise ValueError("no token to compare: every response is empty")
+        raise ValueError("data: no token to compare, every response is empty; raise data.max_response_length")
     return Difference(float(gaps.mean()), float(gaps.max()), int(gaps.size))
 
 

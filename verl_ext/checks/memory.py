@@ -52,7 +52,7 @@ def check_plan(config: DictConfig) -> str:
             else "`python -m recipe.plan memory` shows all of it"
         )
         raise ValueError(
-            f"on {hardware.name} {wrong[0]}; {fix} (hardware=null drops the plan, and that file's settings too)"
+            f"on {hardware.name} {wrong[0]}; {fix}, or set hardware=null, which drops that file's settings too"
         )
     free, name, phase = min(
         (pool.capacity - pool.total(phase), pool.name, phase) for pool in pools(run, hardware) for phase in pool.phases

@@ -142,7 +142,7 @@ def batch(context: SftContext) -> str:
     if size < 1 or size > report.rows:
         raise ValueError(f"data.train_batch_size={size} must be from 1 to the {report.rows} rows of data.train_files")
     if size % replicas:
-        raise ValueError(f"data.train_batch_size={size} is not divisible by the {replicas} data-parallel ranks")
+        raise ValueError(f"data.train_batch_size={size} must be a multiple of the {replicas} data-parallel ranks")
     share, micro = size // replicas, data.micro_batch_size_per_gpu
     if data.use_dynamic_bsz:
         if report.longest > data.max_token_len_per_gpu * ranks_per_replica:
@@ -152,7 +152,7 @@ def batch(context: SftContext) -> str:
             )
     elif share % micro:
         raise ValueError(
-            f"data.micro_batch_size_per_gpu={micro} does not divide the {share} rows that each rank has of a batch"
+            f"data.micro_batch_size_per_gpu={micro} must divide the {share} rows that each rank has of a batch"
         )
     return f"{share} rows a rank"
 

@@ -29,7 +29,9 @@ def secrets(context: Context) -> str:
         name = key.rpartition(".")[2]
         if NAME.search(name):
             fix = f"export {name}" if ".env_vars." in key else "export the environment variable that its program reads"
-            raise ValueError(f"{key} is a secret, and config.yaml, logs and Ray's records show it; {fix} instead")
+            raise ValueError(
+                f"{key} is a secret, and config.yaml, logs and Ray's records show it; leave it out, and {fix}"
+            )
         if IN_URL.search(value):
             raise ValueError(
                 f"{key} holds a password in its URL, which config.yaml and error messages show; leave it out"

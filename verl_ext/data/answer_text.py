@@ -76,7 +76,7 @@ def json_values(text: str) -> list[str] | None:
     fenced = _FENCE.fullmatch(text.strip())
     try:
         found = json.loads(fenced[1] if fenced else text)
-    except ValueError:
+    except (ValueError, RecursionError):  # a model may repeat `[` to its end
         return None
     if not isinstance(found, dict):
         return None

@@ -77,7 +77,7 @@ def _chat(form: str, record: Record, index: int, system: str, data_source: str) 
     if USED[form][0] not in values:
         others = [name for name in FORMS if USED[name][0] in values]
         fix = f"; take --from {others[0]}" if others else ""
-        raise ValueError(f"{place}: has no {USED[form][0]}, as --from {form} reads; it has {', '.join(values)}{fix}")
+        raise ValueError(f"{place}: has no {USED[form][0]}, as --from {form} needs; it has {', '.join(values)}{fix}")
     messages, answer = _asked(place, _messages(form, place, values))
     teacher, student = messages, [message for message in messages if message["role"] != "system"]
     label, source = value_as_text(f"{place}: label", values.get("label")), data_source

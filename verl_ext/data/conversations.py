@@ -73,11 +73,13 @@ def to_jsonl(conversations: Sequence[dict[str, Any]], columns: Sequence[str] = t
 def to_parquet(conversations: Sequence[dict[str, Any]]) -> bytes:
     """The same rows as parquet. All have the same columns."""
     if not conversations:
-        raise ValueError("there is no conversation to write")
+        raise ValueError("labels.policy: there is no conversation to write, every answer was rejected; change it")
     columns = [key for key in COLUMNS if key in conversations[0]]
     for number, row in enumerate(conversations):
         if set(row) != set(columns):
-            raise ValueError(f"row {number} has the columns {sorted(row)}, the first row {sorted(columns)}")
+            raise ValueError(
+                f"row {number} has the columns {sorted(row)}, the first row {sorted(columns)}; give all the same"
+            )
     schema = pa.schema([(key, COLUMNS[key]) for key in columns])
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(conversations), schema=schema), sink)
@@ -107,7 +109,7 @@ def _conversation(record: Record, others: bool) -> dict[str, Any]:
     place, values = record
     if "conversations" in values:
         raise ValueError(
-            f"{place}: in ShareGPT's form; `python -m recipe.create_data --from sharegpt FILE` converts it"
+            f"{place}: in ShareGPT's form; convert it: `python -m recipe.create_data --from sharegpt FILE`"
         )
     if not isinstance(values.get("messages"), list) or not values["messages"]:
         found = ", ".join(values) or "none"

@@ -100,7 +100,9 @@ def check_source(config: RowsConfig) -> None:
     if (config.source in ("file", *FORMS)) != bool(config.sentences):
         raise ValueError(f"sentences=PATH goes with source=file, {', '.join(FORMS)}, and only with them")
     if config.source in FORMS and (config.prompt != RowsConfig.prompt or config.student_prompt):
-        raise ValueError(f"prompt, student_prompt: source={config.source} has its own; system=FILE is for the teacher")
+        raise ValueError(
+            f"prompt, student_prompt: source={config.source} has its own; leave them out, or give system=FILE"
+        )
     if config.system and config.source not in FORMS and config.prompt == RowsConfig.prompt:
         raise ValueError("system=FILE: set prompt too: none (the sentence alone), or what the sentence stands in")
     if config.source in FORMS and (config.max_chars or config.max_sentence_tokens):
@@ -149,7 +151,7 @@ def load_source(config: RowsConfig) -> Source:
 def _load_chats(config: RowsConfig) -> Source:
     path = Path(config.sentences)
     if not path.is_file():
-        raise FileNotFoundError(f"sentences={path}: no such file")
+        raise FileNotFoundError(f"sentences={path}: no such file; correct the path")
     name = CHAT if config.data_source == RowsConfig.data_source else config.data_source
     found = load_chats(path, config.source, read_system(config), name)
     read, prompted, with_answer = (found.counts[key] for key in ("read", "with_system", "with_answer"))
@@ -174,7 +176,7 @@ def read_system(config: RowsConfig) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"system={path}: no such file; give the path of a text file")
     if not (text := read_text(path).strip()):
-        raise ValueError(f"system={path}: the system message is empty")
+        raise ValueError(f"system={path}: the system message is empty; write it, or leave system out")
     return text
 
 

@@ -88,7 +88,7 @@ def load_problems(config: HubConfig, seed: int) -> Problems:
         counts["repeated"] += len(same) - 1
         sentences.append(same[0])
     if len(sentences) < 2:
-        raise ValueError(f"hub.path={config.path}: {len(sentences)} problems with an answer; at least 2 are needed")
+        raise ValueError(f"hub.path={config.path}: {len(sentences)} problems with an answer; give at least 2")
     over = max(0, len(sentences) - config.max_rows) if config.max_rows else 0
     if over:
         sentences = sorted(random.Random(seed).sample(sentences, config.max_rows), key=lambda s: s.index)
@@ -101,7 +101,7 @@ def read_rows(config: HubConfig) -> Iterable[Mapping[str, Any]]:
     for key, column in (("text", config.text), ("answer", config.answer)):
         if column not in columns and not (key == "answer" and not column):
             without = "; hub.answer= for rows without one" if key == "answer" else ""
-            raise ValueError(f"hub.{key}={column}: no such column; {config.path} has {', '.join(columns)}{without}")
+            raise ValueError(f"hub.{key}={column}: no such column; name one of {', '.join(columns)}{without}")
     return rows
 
 
@@ -109,7 +109,7 @@ def _file_rows(config: HubConfig) -> tuple[Iterable[Mapping[str, Any]], Sequence
     """Of one file; numbers stay exact, which the `datasets` library does not keep them."""
     where, path = f"hub.path={config.path}", Path(config.path)
     if not path.is_file():
-        raise ValueError(f"{where}: no such file")
+        raise ValueError(f"{where}: no such file; correct the path")
     if config.name or config.revision:
         raise ValueError(f"hub.name={config.name}, hub.revision={config.revision}: a file has neither; leave them out")
     if config.split != HubConfig.split:

@@ -26,12 +26,12 @@ def messages_of(place: str, value: Any) -> Messages:
         raise ValueError(f"{place} is a text that holds JSON; store the list of messages itself")
     given = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if given is None or (isinstance(given, Sequence) and not len(given)):
-        raise ValueError(f"{place} is empty")
+        raise ValueError(f"{place} is empty; write it, or take the row out")
     if not isinstance(given, Sequence) or not all(isinstance(message, dict) for message in given):
         raise ValueError(f"{place} is {str(value)[:60]}, expected a text or a list of messages")
     messages = [message_of(place, message) for message in given]
     if not all(message["content"].strip() for message in messages):
-        raise ValueError(f"{place} is empty")
+        raise ValueError(f"{place} is empty; write it, or take the row out")
     return messages
 
 
@@ -41,7 +41,7 @@ def message_of(place: str, message: Mapping[str, Any]) -> dict[str, str]:
         raise ValueError(f"{place}: a message is {str(message)[:60]}, expected an object with role and content")
     if "from" in message and "value" in message:
         raise ValueError(
-            f"{place} is in ShareGPT's form; `python -m recipe.create_data --from sharegpt FILE` converts it"
+            f"{place} is in ShareGPT's form; convert it: `python -m recipe.create_data --from sharegpt FILE`"
         )
     others = sorted(key for key, value in message.items() if key not in ("role", "content") and not _is_missing(value))
     if others:
@@ -68,7 +68,7 @@ def text_of(place: str, role: str, content: Any) -> str:
                 )
         return "".join(part["text"] for part in content)
     found = "missing" if content is None else f"{str(content)[:60]}, expected text"
-    raise ValueError(f"{place}: the content of the {role} message is {found}")
+    raise ValueError(f"{place}: the content of the {role} message is {found}; write it, or take the row out")
 
 
 def from_sharegpt(place: str, turns: Any) -> Messages:

@@ -46,7 +46,7 @@ def tinker_prompt() -> str:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             # Tinker fills it with str.format, where a doubled brace is a single one.
             return ast.literal_eval(node.value).replace("{{", "{").replace("}}", "}")
-    raise ValueError(f"the installed tinker-cookbook has no {name}; 0.6.1 has it")
+    raise ValueError(f"the installed tinker-cookbook has no {name}; install tinker-cookbook==0.6.1")
 
 
 def read_prompt(key: str, name: str, shipped: Path) -> str:
@@ -68,7 +68,7 @@ def read_prompt(key: str, name: str, shipped: Path) -> str:
             )
         template = read_text(path).removesuffix("\n")
     if not template.strip():
-        raise ValueError(f"{key}={name}: the prompt is empty")
+        raise ValueError(f"{key}={name}: the prompt is empty; write it, with {PLACEHOLDER} where the sentence goes")
     if PLACEHOLDER not in template:
         raise ValueError(f"{key}={name}: the prompt has no {PLACEHOLDER} where the sentence goes; add it")
     return template
@@ -160,8 +160,8 @@ def read_table(key: str, path: str, verb: str) -> pa.Table:
         raise ValueError(f"{key}={path}: no such file; make it with `python -m recipe.{verb}`")
     try:
         return pq.ParquetFile(path).read()  # read_table imports pandas
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{key}={path} is no parquet file ({error}); see data/README.md") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{key}={path} is no parquet file ({error}); make it again (data/README.md)") from None
 
 
 def check_rows(key: str, files: str | Sequence[str]) -> list[dict[str, Any]]:
@@ -195,9 +195,9 @@ def _rows_of(key: str, path: str) -> list[dict[str, Any]]:
     try:
         found = records(Path(path))
     except ValueError as error:
-        raise ValueError(f"{key}={error}; see docs/data.md") from None
+        raise ValueError(f"{key}={error}; docs/data.md says what is expected") from None
     if not found:
-        raise ValueError(f"{key}={path} holds no rows")
+        raise ValueError(f"{key}={path} holds no rows; give a file that does")
     columns = {name for record in found for name in record.values}
     if missing := [name for name in REQUIRED if name not in columns]:
         raise ValueError(f"{key}={path} has no column {', '.join(missing)}; {advice(path, columns)}")

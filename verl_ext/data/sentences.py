@@ -58,7 +58,7 @@ def tinker_file(*parts: str) -> Path:
         )
     path = Path(spec.origin).parent.joinpath(*parts)
     if not path.is_file():
-        raise FileNotFoundError(f"the installed tinker-cookbook has no {'/'.join(parts)}; 0.6.1 has it")
+        raise FileNotFoundError(f"tinker-cookbook has no {'/'.join(parts)}; install tinker-cookbook==0.6.1")
     return path
 
 
@@ -91,7 +91,7 @@ def tinker_sentences() -> list[Sentence]:
 def file_sentences(path: Path) -> list[Sentence]:
     """A user's sentences: .txt with one a line, or SENTENCE_FILES with `text` and optionally the other KEYS."""
     if not path.is_file():
-        raise FileNotFoundError(f"sentences={path}: no such file")
+        raise FileNotFoundError(f"sentences={path}: no such file; correct the path")
     if path.suffix == ".txt":
         found = [Record(f"{path}:{number}", {"text": line}) for number, line in enumerate(read_lines(path), 1)]
     elif path.suffix in SENTENCE_FILES:
@@ -178,7 +178,7 @@ def token_cutter(directory: Path, max_tokens: int) -> "partial[str]":
 
     path = directory / "tokenizer.json"
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer={directory}: no tokenizer.json there")
+        raise FileNotFoundError(f"tokenizer={directory}: no tokenizer.json there; give the folder of a model")
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.encode_special_tokens = True  # plain text, as everywhere else
     return partial(

@@ -26,6 +26,8 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+MOST_DIGITS = 400
+"""Of a number that is written out; a float has 309 at most."""
 EXACT_FLOATS = 2**53
 """From here on a float stands for several integers."""
 
@@ -90,7 +92,7 @@ def parse_json(place: str, text: str) -> Any:
         try:
             json.dumps(value, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{place}: half of a surrogate pair, which no UTF-8 file can hold") from error
+            raise ValueError(f"{place}: half of a surrogate pair, which no UTF-8 file can hold; take it out") from error
     return value
 
 
@@ -107,6 +109,8 @@ def value_as_text(place: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, Decimal) and value.is_finite():
+        if abs(value.adjusted()) > MOST_DIGITS:  # written out, 1e99999999999 fills the memory
+            raise ValueError(f"{place} is {value}, a number of more than {MOST_DIGITS} digits; store it as text")
         return f"{value:f}"
     if isinstance(value, float) and abs(value) < EXACT_FLOATS:
         return np.format_float_positional(value, trim="0")
@@ -158,8 +162,8 @@ def _csv(path: Path) -> Iterator[Record]:
             place = f"{path}:{reader.line_num}"
             if len(values) != len(header):
                 raise ValueError(
-                    f"{place}: {len(values)} values for {len(header)} columns; a value that holds the separator or a "
-                    "line break stands in quotes"
+                    f"{place}: {len(values)} values for {len(header)} columns; put a value that holds the separator or "
+                    "a line break in quotes"
                 )
             yield Record(place, {name: value or None for name, value in zip(header, values, strict=True)})
     except csv.Error as error:
@@ -168,10 +172,10 @@ def _csv(path: Path) -> Iterator[Record]:
 
 def _parquet(path: Path) -> Iterator[Record]:
     try:
-        table = pq.ParquetFile(path).read()  # read_table imports pandas
-    except (pa.ArrowException, OSError) as error:  # of a damaged one, Arrow says it either way
-        raise ValueError(f"{path} is no parquet file ({str(error).splitlines()[0]})") from None
-    for number, row in enumerate(table.to_pylist()):
+        rows = pq.ParquetFile(path).read().to_pylist()  # read_table imports pandas
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # of a damaged one, Arrow says it in any way
+        raise ValueError(f"{path} is no parquet file ({reason_of(error)}); make it again") from None
+    for number, row in enumerate(rows):
         yield Record(f"{path} row {number}", row)
 
 

@@ -49,7 +49,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = pq.read_table(path).to_pylist()
     for number, row in enumerate(rows):
         if not row["label"]:
-            raise ValueError(f"{path}: row {number} has no label; the tiny pair learns from labels")
+            raise ValueError(f"{path}: row {number} has no label, from which the tiny pair learns; add it")
     return rows
 
 
@@ -143,7 +143,7 @@ def create_pair(config: TinyPairConfig) -> None:
     torch.set_num_threads(config.threads)
     labels = sorted({row["label"] for row in rows})
     if config.guess_label and config.guess_label not in labels:
-        raise ValueError(f"guess_label={config.guess_label}: not a label of the rows, which are {', '.join(labels)}")
+        raise ValueError(f"guess_label={config.guess_label}: no label of the rows; take one of {', '.join(labels)}")
     texts = [row["teacher_messages"][0]["content"] for row in rows]
     tokenizer = train_tokenizer(texts, labels, config.vocab_size)
     model = train(config, tokenizer, rows)

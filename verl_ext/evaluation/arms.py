@@ -154,7 +154,7 @@ def read_rows(config: EvaluateConfig) -> tuple[Rows, Rows]:
     """
     rows = [row for row in numbered("data", config.data) if row["reward_model"]["ground_truth"]]
     if not rows:
-        raise ValueError(f"data={config.data}: no row has a label to judge by")
+        raise ValueError(f"data={config.data}: no row has a label to judge by; give rows that have")
     edge = numbered("edge", config.edge) if config.edge else []
     return rows[: config.limit or None], edge[: config.limit or None]
 

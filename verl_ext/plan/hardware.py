@@ -72,7 +72,7 @@ def hardware_of(node: Any) -> HardwareConfig:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(HardwareConfig), node))
     except (ConfigKeyError, MissingMandatoryValue, ValidationError) as error:
         raise ValueError(
-            f"hardware.{error.full_key}: {str(error).splitlines()[0]}; see HardwareConfig in verl_ext/plan/hardware.py"
+            f"hardware.{error.full_key}: {str(error).splitlines()[0]}; correct it (verl_ext/plan/hardware.py)"
         ) from None
     assert isinstance(settings, HardwareConfig)
     check_sizes(settings, "hardware")

@@ -135,12 +135,12 @@ def shape_from(config: Mapping[str, Any]) -> ModelShape:
     """
     kind = config.get("model_type")
     if kind not in (QWEN3, QWEN3_MOE):
-        raise ValueError(f"model_type {kind!r}: the planner knows {QWEN3} and {QWEN3_MOE}")
+        raise ValueError(f"model_type {kind!r}: the planner knows only {QWEN3} and {QWEN3_MOE}")
     if config.get("attention_bias"):
-        raise ValueError("attention_bias: the planner knows Qwen3 models without it")
+        raise ValueError("attention_bias: the planner knows only Qwen3 models without it")
     moe = kind == QWEN3_MOE
     if moe and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
-        raise ValueError("mlp_only_layers, decoder_sparse_step: the planner knows models whose layers all have experts")
+        raise ValueError("mlp_only_layers, decoder_sparse_step: the planner knows only experts in all layers")
     return ModelShape(
         hidden=config["hidden_size"],
         layers=config["num_hidden_layers"],
@@ -174,7 +174,7 @@ def load_shape(key: str, path: str) -> ModelShape:
     except ValueError as error:
         raise UnknownModelError(f"{key}={path}: {error}") from None
     except KeyError as error:
-        raise UnknownModelError(f"{key}={path}: config.json has no {error}") from None
+        raise UnknownModelError(f"{key}={path}: config.json lacks {error}") from None
 
 
 def published() -> dict[str, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Where the seconds of a run's steps went: from `metrics.jsonl`, and from `timeline.jsonl` where the run has one."""
 
 import bisect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.plan.throughput import Engines, StepTimes
+from verl_ext.run.files import read_lines
 from verl_ext.run.metrics import read_metrics
 from verl_ext.run.timeline import Span, lanes, length, read_timeline, union
 
@@ -82,9 +82,8 @@ def starts(run: Path) -> list[float]:
     file = run / "stages.jsonl"
     if not file.is_file():
         return []
-    text = file.read_text()
-    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return [line["time"] for line in lines if line["stage"] == STARTED]
+    lines = read_lines(file, "take the file away")
+    return [line["time"] for line in lines if line.get("stage") == STARTED]
 
 
 def last_start(timed: Sequence[Mapping[str, Any]], begun: Sequence[float]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -108,6 +108,6 @@ def _read_cache(cache: Path) -> dict[str, str]:
     """Hash by stamp; nothing where there is no readable cache, since it only saves time."""
     try:
         known = json.loads(cache.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -33,7 +33,7 @@ def check_files(key: str, folder: Path) -> None:
             "safetensors, or, where you trust its maker, save it as one (transformers' save_pretrained)"
         )
     if lacking := lacking_weights(folder):
-        raise ValueError(f"{key}={folder} is no model: the folder has no {lacking}")
+        raise ValueError(f"{key}={folder} is no model: the folder has no {lacking}; give one that is whole")
     for file in sorted(folder.glob("*.safetensors")):
         _check_weights(key, file)
     _check_template(key, folder, contents.get("tokenizer_config.json", {}).get("chat_template"))
@@ -87,7 +87,7 @@ def _check_weights(key: str, file: Path) -> None:
     try:
         places = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
         needed = 8 + length + max((end for _, end in places), default=0)
-    except (ValueError, AttributeError, TypeError, KeyError):
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{key}: {file} is no safetensors file, or cut off in its header; {AGAIN}") from None
     if needed != size:
         raise ValueError(f"{key}: {file} has {size:,} bytes, and {needed:,} by its header; {AGAIN}")

@@ -27,12 +27,12 @@ def check_model(key: str, path: str, *, offline: bool = False) -> None:
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{key}={path} is no model: the folder has no config.json")
+            raise ValueError(f"{key}={path} is no model: the folder has no config.json; give one that is whole")
         check_files(key, folder)
     elif path.count("/") != 1 or path.startswith((".", "/", "outputs/")) or not _is_name(path):
         raise ValueError(f"{key}={path}: no such folder; `make demo` builds a tiny model, or name one from the hub")
     elif not is_cached(path) and (problem := problem_with_hub(path, offline)):
-        raise ValueError(f"{key}={path}: no such folder, and {problem}")
+        raise ValueError(f"{key}={path}: no such folder: {problem}")
 
 
 def _is_name(path: str) -> bool:

@@ -170,7 +170,7 @@ def parsed_word(word: str, usual: Collection[str], sweep: bool = False) -> Overr
             f"{word}: the value cannot be read; in quotes it is taken as it stands: '{key}=\"{value}\"'"
         ) from error
     if parsed.is_sweep_override() and not sweep:
-        raise ValueError(f"{word}: several values; a list is '{key}=[{value}]', a text with commas '{key}=\"{value}\"'")
+        raise ValueError(f"{word}: several values; write '{key}=[{value}]', or '{key}=\"{value}\"'")
     return parsed
 
 

@@ -119,7 +119,11 @@ class Answers:
         described = (table.schema.metadata or {}).get(METADATA)
         if described is None:
             raise ValueError(f"{key}={path} holds no answers of `python -m recipe.generate`; give another file")
-        return cls(table, **json.loads(described))
+        try:
+            said = json.loads(described)
+            return cls(table, model=str(said["model"]), settings=dict(said["settings"]))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ValueError(f"{key}={path} does not say how its answers were made; make it again") from None
 
 
 def table_of(rows: pa.Table, samples: Sequence[Sample], n: int) -> pa.Table:

@@ -154,7 +154,9 @@ class LabelRun:
                 )
         served = served_sampler(self.teacher, self.labels, self.sampling)
         if self.teacher not in (offered := served.served_models()):
-            raise ValueError(f"teacher={self.teacher}: {self.labels.urls[0]} serves {', '.join(offered)}")
+            raise ValueError(
+                f"teacher={self.teacher}: {self.labels.urls[0]} serves {', '.join(offered)}; give one of them"
+            )
         yield served
 
 

@@ -68,7 +68,7 @@ def read_conversations(key: str, files: str | Sequence[str]) -> list[tuple[str, 
         unit, first = ("line", 1) if path.suffix == ".jsonl" else ("row", 0)
         found += [(f"{path} {unit} {number}", row["messages"]) for number, row in enumerate(rows, first)]
     if not found:
-        raise ValueError(f"{key}={files} holds no rows")
+        raise ValueError(f"{key}={files} holds no rows; give a file that does")
     return found
 
 

@@ -21,7 +21,7 @@ class TinkerBatches(Sampler[list[int]]):
 
     def __init__(self, rows: int, batch_size: int, seed: int, rank: int, ranks: int) -> None:
         if batch_size % ranks:
-            raise ValueError(f"data.train_batch_size={batch_size} is not divisible by the {ranks} ranks")
+            raise ValueError(f"data.train_batch_size={batch_size} must be a multiple of the {ranks} ranks")
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.rank, self.ranks = rank, ranks
         self.epoch = 0

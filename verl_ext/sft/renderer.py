@@ -74,7 +74,7 @@ def check_message(message: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(content, str):
         raise ValueError(f"content of the {role} turn is {type(content).__name__}; only text can be rendered exactly")
     if role == "assistant" and not content.strip():
-        raise ValueError("the assistant turn is empty: there is no answer to train on")
+        raise ValueError("the assistant turn is empty, which is no answer to train on; take the row out")
     return role, content
 
 

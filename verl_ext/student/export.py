@@ -42,7 +42,9 @@ def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
     """
     described = checkpoint / "fsdp_config.json"
     if not described.is_file():
-        raise ValueError(f"{checkpoint}: no checkpoint of verl's FSDP engine (no fsdp_config.json)")
+        raise ValueError(
+            f"{checkpoint}: no checkpoint of verl's (no fsdp_config.json); give global_step_N, or its folder actor"
+        )
     ranks = json.loads(described.read_text())["world_size"]
     files = [checkpoint / f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
     if missing := [file for file in files if not file.is_file()]:

@@ -53,14 +53,14 @@ def run_side(command: list[str], **kwargs: Any) -> str:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **kwargs)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:3])} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(command[:3])} failed; its last words: {done.stderr[-3000:]}")
     return done.stdout
 
 
 def check_tinker(python: str) -> None:
     """ValueError unless the interpreter exists and finds Tinker's packages."""
     if shutil.which(python) is None:
-        raise ValueError(f"tinker_python={python}: no such interpreter")
+        raise ValueError(f"tinker_python={python}: no such interpreter; correct the path")
     names = ("chz", "termcolor", "tinker", "tinker_cookbook")
     look = f"import importlib.util as u; print(*[n for n in {names!r} if u.find_spec(n) is None])"
     if missing := run_side([python, "-c", look]).split():

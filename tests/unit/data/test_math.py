@@ -91,7 +91,7 @@ def test_max_rows_draws_by_seed_and_keeps_the_order(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"text": "question"}, r"hub\.text=question: no such column; .* has text, label"),
+        ({"text": "question"}, r"hub\.text=question: no such column; name one of text, label"),
         ({"answer": "solution"}, r"hub\.answer=solution: no such column"),
         ({"split": "test"}, r"hub\.split=test.*Unknown split"),
         ({"name": "algebra"}, r"hub\.name=algebra, hub\.revision=: a file has neither"),

@@ -90,7 +90,9 @@ def test_rows_without_an_answer_are_taken_where_none_is_asked_for(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("problem\nfirst\nsecond\n")
     assert [p.label for p in load_problems(HubConfig(path=str(path), answer=""), 0).sentences] == ["", ""]
-    with pytest.raises(ValueError, match=r"hub\.answer=answer: no such column; .* has problem; hub\.answer= for rows"):
+    with pytest.raises(
+        ValueError, match=r"hub\.answer=answer: no such column; name one of problem; hub\.answer= for rows"
+    ):
         load_problems(HubConfig(path=str(path)), 0)
 
 

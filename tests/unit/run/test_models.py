@@ -170,7 +170,7 @@ def hub(monkeypatch, tmp_path):
 )
 def test_a_model_that_the_hub_does_not_hand_out_is_refused_with_the_reason(hub, name, says):
     hub()
-    with pytest.raises(ValueError, match=rf"^student\.path={name}: no such folder, and [^\n]+$") as refused:
+    with pytest.raises(ValueError, match=rf"^student\.path={name}: no such folder: [^\n]+$") as refused:
         check_model("student.path", name)
     assert says in str(refused.value)
 

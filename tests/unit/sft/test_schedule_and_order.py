@@ -36,7 +36,7 @@ def test_the_ranks_shares_make_up_the_global_batch_and_the_rest_is_dropped():
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused():
-    with pytest.raises(ValueError, match=r"data\.train_batch_size=4 is not divisible by the 3 ranks"):
+    with pytest.raises(ValueError, match=r"data\.train_batch_size=4 must be a multiple of the 3 ranks"):
         TinkerBatches(10, 4, 0, 0, 3)
 
 

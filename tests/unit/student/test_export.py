@@ -148,7 +148,8 @@ def test_what_is_no_checkpoint_or_not_all_of_one_is_said_in_one_line(tmp_path, b
     monkeypatch.setattr("sys.argv", ["export", str(tmp_path), str(tmp_path / "out"), "--base", str(base)])
     with pytest.raises(SystemExit, match="1"):
         export.main()
-    assert capsys.readouterr().err == f"error: {tmp_path}: no checkpoint of verl's FSDP engine (no fsdp_config.json)\n"
+    fix = "give global_step_N, or its folder actor"
+    assert capsys.readouterr().err == f"error: {tmp_path}: no checkpoint of verl's (no fsdp_config.json); {fix}\n"
     write_checkpoint(tmp_path / "actor", {})
     (tmp_path / "actor" / "fsdp_config.json").write_text('{"world_size": 2}')
     with pytest.raises(ValueError, match=r"model_world_size_2_rank_0\.pt is missing: run_dir must be a folder"):
@@ -195,7 +196,9 @@ def test_the_cards_lines_merge_an_adapter_of_a_tied_head_right(tmp_path, base):
     """`merge_and_unload` alone would change the input embedding too."""
     adapted = write_lora_checkpoint(tmp_path / "actor", base)
     export.export_adapter(tmp_path / "actor", str(base), tmp_path / "adapter")
-    code = "\n".join(line[4:] for line in MERGE.format(base=base).splitlines() if line.startswith("    "))
+    code = "\n".join(
+        line[4:] for line in MERGE.format(base=json.dumps(str(base))).splitlines() if line.startswith("    ")
+    )
     there: dict = {}
     exec(code.replace('"."', repr(str(tmp_path / "adapter"))), there)
     torch.testing.assert_close(logits(there["merged"]), logits(adapted), atol=1e-4, rtol=0)

@@ -32,7 +32,7 @@ class TeacherPool:
         """`vocab_size` is the teacher model's own (`config.vocab_size`); `urls` defaults to `config.urls`."""
         urls = urls or config.urls
         if not urls:
-            raise ValueError("teacher.urls: empty, and no managed server's URL was given")
+            raise ValueError("teacher.urls: empty; give the URL of a server")
         self.config = config
         self.vocab_size = vocab_size
         self._canary = Canary(canary_span(vocab_size))

@@ -77,7 +77,7 @@ class SGLangServer:
             raise ValueError(f"teacher.python: no file {python}; create the teacher environment or give its python")
         model_path = self.config.model_path or ""
         if model_path.startswith(("/", ".", "~")) and not Path(model_path).expanduser().is_dir():
-            raise ValueError(f"teacher.model_path: no folder {model_path}")
+            raise ValueError(f"teacher.model_path: no folder {model_path}; correct the path")
         check_quantized_weights(self.config)
         self.port = _claim_port(self.config.host, self.port)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +116,7 @@ class SGLangServer:
                 raise RuntimeError("the teacher was stopped before it answered")
             if (status := self.poll()) is not None:
                 self.stop()
-                raise RuntimeError(
-                    f"the teacher ended with status {status}; end of {self.log_path}:\n{self.log_tail()}"
-                )
+                raise RuntimeError(f"the teacher ended with status {status}; {self.log_tail()}")
             if self.answers(max(1.0, deadline - time.monotonic())):
                 self._check_doors()
                 return self.url

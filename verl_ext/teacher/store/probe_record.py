@@ -37,7 +37,7 @@ class ProbeRecord:
             ValueError: if they are answers to different sequences.
         """
         if self.sequences != other.sequences or not self.sequences:
-            raise ValueError("these probes are of different sequences: probe again with those of the record")
+            raise ValueError("doctor.record: the probes are of different sequences; probe with those of the record")
         return float(np.abs(np.array(self.logprobs) - np.array(other.logprobs)).max())
 
     def to_json(self) -> str:
@@ -60,7 +60,7 @@ class ProbeRecord:
                 tuple(tuple(row) for row in fields["sequences"]),
                 tuple(tuple(row) for row in fields["logprobs"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a record of a teacher ({error!r}); record it again") from error
 
     def save(self, path: Path) -> None:
