@@ -22,7 +22,7 @@ MEANT = {
     accounting.FREE: "Data free: rows with labels were there",
     accounting.PAID: "Data paid: each run that is trained on the teacher's labels buys them",
 }
-SIGNS = {"at least": "≥ ", "at most": "≤ ", "exact": ""}
+SIGNS = {"at least": "≥ ", "at most": "≤ "}
 Account = Mapping[str, Any]
 
 
@@ -79,7 +79,10 @@ def _costs(found: Comparison, rows: list[Account], meant: str) -> Table:
     lines = []
     for arm, of in _by_arm(rows).items():
         first = of[accounting.SAMPLES]
-        cells = (_mean(of[unit]["cost_mean"], WORDS.get(unit, number)) or _missed(of[unit]) for unit in units)
+        cells = (
+            _mean(of[unit]["cost_mean"], WORDS.get(unit, number)) or _missed(of[unit], first["reached"])
+            for unit in units
+        )
         lines.append((arm, f"{first['reached']} of {first['seeds']}", *cells))
     columns = ("arm", "reached by", *units)
     return Table(f"{meant}: cost of {found.target_words}", columns, tuple(lines))
@@ -99,11 +102,11 @@ def _mean(mean: Account | None, word: Callable[[float], str]) -> str:
     return f"{middle} ({low}–{high})"
 
 
-def _missed(row: Account) -> str:
-    """Why there is no mean: some seeds got there, none did, or the cost is not known."""
+def _missed(row: Account, reached: int) -> str:
+    """Why there is no mean: of the seeds `reached` got there, or what it cost them is not known."""
     known = [cost for cost in row["cost"].values() if cost is not None]
-    if not known:
-        return "not reached" if row["unit"] == accounting.SAMPLES or not row["reached"] else "not known"
+    if len(known) < reached or not known:
+        return "not known" if reached else "not reached"
     return f"{WORDS.get(row['unit'], number)(min(known))} at best"
 
 
@@ -118,13 +121,12 @@ def _ratios(rows: list[Account], baseline: str, meant: str) -> Table:
 def _ratio(row: Account) -> str:
     if row["ratio"] is not None:
         return _mean(row["ratio"], lambda value: number(value, 3))
-    bounds = [(each["kind"], each["value"]) for each in row["ratio_by_seed"] if each["value"] is not None]
-    kinds = {kind for kind, _ in bounds} - {"exact"}
-    if not bounds or len(kinds) != 1:
+    seeds = row["ratio_by_seed"]
+    kinds = {each["kind"] for each in seeds} - {"exact"}
+    if len(kinds) != 1 or kinds == {"unknown"}:
         return "–"
-    (kind,) = kinds
-    choose = min if kind == "at least" else max
-    return f"{SIGNS[kind]}{number(choose(value for _, value in bounds), 3)}"
+    (kind,) = kinds  # the mean of bounds on one side is a bound of the mean
+    return f"{SIGNS[kind]}{number(accounting.geometric([each['value'] for each in seeds]).mean, 3)}"
 
 
 def _budgets(rows: list[Account], meant: str) -> Table:

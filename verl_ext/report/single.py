@@ -90,16 +90,16 @@ def sentences(run: RunFiles) -> list[str]:
     if len(kl.values) > 1:
         moved = "fell" if kl.values[-1] < kl.values[0] else "rose"
         found.append(
-            f"In {counted(len(run.by_step), 'step')} the reverse KL from the teacher {moved} from "
+            f"In {counted(max(run.by_step), 'step')} the reverse KL from the teacher {moved} from "
             f"{number(kl.values[0], 3)} to {number(kl.values[-1], 3)} nats a token."
         )
     loss = run.metric("train/loss")
     if len(loss.values) > 1:
         found.append(
-            f"In {counted(len(run.by_step), 'step')} the loss went from {number(loss.values[0], 3)} to "
+            f"In {counted(max(run.by_step), 'step')} the loss went from {number(loss.values[0], 3)} to "
             f"{number(loss.values[-1], 3)} nats a token."
         )
-    return found or [f"The run has finished {counted(len(run.by_step), 'step')}; there is no result yet."]
+    return found or [f"The run has finished {counted(max(run.by_step, default=0), 'step')}; there is no result yet."]
 
 
 def _evaluated(arms: Mapping[str, Mapping[str, Any]]) -> str:
