@@ -13,10 +13,11 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from verl_ext.comparison.prices import read_prices
 from verl_ext.report.arms import FILE
 from verl_ext.report.blocks import Report
 from verl_ext.report.comparison import comparison_report
-from verl_ext.report.config import ReportConfig
+from verl_ext.report.config import ReportConfig, words_of
 from verl_ext.report.files import RunFiles
 from verl_ext.report.single import report_of
 from verl_ext.report.watch import serve
@@ -28,10 +29,10 @@ from verl_ext.run.verb import Verb, run_verb, words_of_files
 
 from . import on_policy_distillation, sft
 
-register_verb("report", ReportConfig)
-VERB = Verb("report", doc=str(__doc__), settings={"": ReportConfig}, more="More: docs/report.md.")
+register_verb("report_page", ReportConfig)
+VERB = Verb("report_page", doc=str(__doc__), settings={"": ReportConfig}, more="More: docs/report.md.")
 COMPARISON = Verb(
-    "report",
+    "report_page",
     doc="A comparison on one page: OUT/report.html and OUT/report.md.\n\n"
     "    # on a CPU; of runs on GPUs the same\n"
     "    python -m recipe.compare report outputs/comparison\n"
@@ -57,42 +58,36 @@ def departures_of(run: RunFiles) -> list[str] | str:
         composing.hydra = ours
 
 
-def pages_of(folder: Path) -> Report:
+def pages_of(folder: Path, prices: str = "") -> Report:
     """The report of a run, or of a comparison. Raises ValueError where the folder holds neither."""
     if (folder / FILE).is_file():
-        return comparison_report(folder)
+        return comparison_report(folder, read_prices(Path(prices)) if prices else None)
     run = RunFiles(folder)
     return report_of(run, departures_of(run))
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, prices: str = "") -> Path:
     """Write both files of a report; the page."""
     check_writable("run", str(folder), folder=True)
-    write(pages_of(folder), folder)
+    write(pages_of(folder, prices), folder)
     return folder / "report.html"
 
 
 def report(config: DictConfig) -> None:
     settings = settings_of(config, ReportConfig)
     folder = Path(settings.run).expanduser()
-    print(f"{write_report(folder)} and {folder / 'report.md'} written", flush=True)
+    print(f"{write_report(folder, settings.prices)} and {folder / 'report.md'} written", flush=True)
     if settings.watch:
-        serve(folder, lambda: write(pages_of(folder), folder, live=True), settings.port)
-
-
-def named(words: list[str]) -> list[str]:
-    """`--watch`, and the folder without its key, as overrides."""
-    words = ["watch=true" if word == "--watch" else word for word in words]
-    return [f"run={word}" if word[:1] != "-" and "=" not in word else word for word in words]
+        serve(folder, lambda: write(pages_of(folder, settings.prices), folder, live=True), settings.port)
 
 
 def main() -> None:
-    run_verb(VERB, report, named(sys.argv[1:]))
+    run_verb(VERB, report, words_of(sys.argv[1:]))
 
 
 def main_of_comparison() -> None:
     """`compare report OUT`."""
-    run_verb(COMPARISON, report, [COMPARISON.noun, *named(sys.argv[2:])])
+    run_verb(COMPARISON, report, [COMPARISON.noun, *words_of(sys.argv[2:])])
 
 
 if __name__ == "__main__":

@@ -173,6 +173,7 @@ def write_run(
     config.data.seed = seed
     if phase == "sft":
         del config.method
+        config.data.train_files = str(folder.parent / "data/conversations.parquet")
         config.optim = {"lr": 1e-4 * (1 + seed)}
     OmegaConf.save(config, folder / "config.yaml")
     rows = metrics(steps, speed, noise)
@@ -218,6 +219,20 @@ def write_run(
     return folder
 
 
+def write_two_parts(folder: Path, steps: int) -> None:
+    """An SFT of 4 steps before the on-policy run of a folder, whose validations count from its start."""
+    write_run(folder / "sft", 4, phase="sft")
+    config = OmegaConf.load(folder / "sft/config.yaml")
+    config.data.train_files = str(folder.parent / "data/conversations.parquet")
+    OmegaConf.save(config, folder / "sft/config.yaml")
+    rows = [json.loads(line) for line in (folder / "accuracy.jsonl").read_text().splitlines()]
+    later = [
+        {**row, **{key: row[key] + 4 for key in ("step", "updates")}, "samples": row["samples"] + 64} for row in rows
+    ]
+    write_lines(folder / "accuracy.jsonl", [rows[0], *later])
+    assert later[-1]["step"] == steps + 4
+
+
 ARMS = (
     ("sft (tinker)", "sft", 0.2, 0.93, 2),
     ("on-policy", "on_policy", 0.6, 0.97, 3),
@@ -235,6 +250,8 @@ def write_comparison(out: Path, arms: Sequence[tuple[str, str, float, float, int
             run = f"arm{number}-{seed}"
             phase = "sft" if kind == "sft" else "train"
             write_run(out / run, steps, speed * (1 + 0.1 * seed), seed, accuracy - 0.01 * seed, phase)
+            if kind == "sft_then_on_policy":
+                write_two_parts(out / run, steps)
             found.append(
                 {
                     "arm": name,
@@ -246,6 +263,8 @@ def write_comparison(out: Path, arms: Sequence[tuple[str, str, float, float, int
                     "error": None,
                 }
             )
+    (out / "data").mkdir()
+    write_lines(out / "data/ledger.jsonl", [entry("labels", None, 10.0)])
     failed = {"arm": "on-policy, stream", "kind": "on_policy", "seed": 0, "run": "failed", "status": "failed"}
     found.append({**failed, "overrides": ["pipeline.mode=stream"], "error": "the teacher did not start"})
     write_json(

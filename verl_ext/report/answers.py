@@ -82,6 +82,7 @@ def _said(stretches: Iterable[list[Sample] | int]) -> Iterable[Said]:
             continue
         when = _when(int(each[0]["step"])) + (f" to {each[-1]['step']}" if len(each) > 1 else "")
         text, left = clipped(each[0]["answer"], ANSWER)
+        left += each[0].get("cut_characters", 0)
         yield Said(when, text, left, each[0]["score"], short(str(each[0]["finish"]), 20))
 
 
@@ -95,7 +96,9 @@ def _truth(sample: Sample) -> str | None:
 
 def token_kind(text: str, first: bool = False) -> str:
     """The class of a token by its text."""
-    if not text or re.fullmatch(r"<\|.*\|>|</?s>|<(eos|bos|pad|unk)>", text):
+    if not text:
+        return "part of a character"
+    if re.fullmatch(r"<\|.*\|>|</?s>|<(eos|bos|pad|unk)>", text):
         return "special"
     if text.isspace():
         return "line break" if "\n" in text else "space"
@@ -180,7 +183,11 @@ def _token_row(row: int, steps: Mapping[int, Sample], read: Mapping[int, list[To
         if values.size and worst is not None:
             said = f"Mean {number(float(values.mean()), 3)} nats over {counted(len(tokens), 'token')}"
             said += f"; largest {number(worst.kl, 3)} at “{short(worst.text, 20)}”."
-        answers.append(TokenAnswer(_at(step), tuple(tokens[:TOKENS]), max(0, len(tokens) - TOKENS), said))
+        answers.append(
+            TokenAnswer(
+                _at(step), tuple(tokens[:TOKENS]), max(0, len(tokens) - TOKENS) + steps[step].get("cut_tokens", 0), said
+            )
+        )
     return TokenRow(f"row {row}", prompt, left, tuple(answers))
 
 

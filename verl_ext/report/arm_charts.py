@@ -4,11 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from verl_ext.comparison import accounting
+from verl_ext.report.accounts import WORDS
 from verl_ext.report.arms import Comparison
 from verl_ext.report.blocks import Block, Chart, Legend, Missing, Series
 from verl_ext.report.curves import CURVES, changes, mean_and_band, unfit_note
 from verl_ext.report.text import number, unit_of
-from verl_ext.report.verdict import WORDS
+
+SAID = 12
+"""Arms that a sentence names."""
 
 
 def legend_of(found: Comparison) -> Legend:
@@ -17,56 +21,53 @@ def legend_of(found: Comparison) -> Legend:
 
 
 def accuracies(found: Comparison) -> list[Block]:
-    """Held-out accuracy against samples, FLOPs and seconds."""
-    charts = [_accuracy_chart(found, "samples", "Samples", "samples trained on", wide=True)]
-    charts.append(_accuracy_chart(found, "flops", "Computation", "FLOP of the run"))
-    charts.append(_accuracy_chart(found, "seconds", "Time", "seconds of the run"))
+    """Held-out accuracy against samples, FLOPs and seconds; labels are paid for."""
+    charts = [
+        _accuracy_chart(found, "samples", "samples trained on", accounting.FREE, wide=True),
+        _accuracy_chart(found, "FLOPs", "FLOP, the teacher's labels paid for", accounting.PAID),
+        _accuracy_chart(found, "seconds", "seconds, the teacher's labels paid for", accounting.PAID),
+    ]
     shown: list[Block] = [chart for chart in charts if chart.series]
     if not shown:
-        return [
-            Missing(
-                "accuracy.jsonl, held-out accuracy along the training", "`verl-opd compare run` writes it for each run."
-            )
-        ]
+        return [Missing("accuracy.jsonl, held-out accuracy along the training", "`verl-opd compare run` writes it.")]
     if len(shown) < len(charts):
-        shown.append(
-            Missing("accuracy against FLOP and time", "Each run's ledger.jsonl has what was spent by each step.")
-        )
+        shown.append(Missing("accuracy against FLOP and time", "Each run's ledger.jsonl has what each step spent."))
     return [legend_of(found), *shown]
 
 
-def _accuracy_chart(found: Comparison, measure: str, title: str, x_label: str, wide: bool = False) -> Chart:
-    series, said = [], []
-    every = [getattr(point, measure) or 0.0 for arm in found.arms for run in arm.runs for point in run.points]
-    unit, size = unit_of(max(every, default=0.0)) if measure == "flops" else ("", 1.0)
-    for arm in found.arms:
-        lines = [
-            [(value / size, point.accuracy) for point in run.points if (value := getattr(point, measure)) is not None]
+def _accuracy_chart(found: Comparison, unit: str, x_label: str, paid: str, wide: bool = False) -> Chart:
+    lines = {
+        arm.name: [
+            [(value, point.accuracy) for point in run.points if (value := run.spent(point, unit, paid)) is not None]
             for run in arm.runs
         ]
-        if any(len(line) > 1 for line in lines):
-            x, mean, low, high = _band([line for line in lines if len(line) > 1])
-            banded = len(lines) > 1
-            series.append(
-                Series(arm.name, x, mean, low if banded else None, high if banded else None, arm.colour, arm.name)
-            )
-            said.append(f"{arm.name} ends at {mean[-1]:.3f} after {WORDS[measure](float(x[-1]) * size)}")
+        for arm in found.arms
+    }
+    largest = max((value for each in lines.values() for line in each for value, _ in line), default=0.0)
+    prefix, size = unit_of(largest) if unit == "FLOPs" else ("", 1.0)
+    series, said = [], []
+    for arm in found.arms:
+        drawn = [line for line in lines[arm.name] if len(line) > 1]
+        if drawn:
+            x, mean, low, high = _band(drawn)
+            band = (low, high) if len(drawn) > 1 else (None, None)
+            series.append(Series(arm.name, x / size, mean, *band, arm.colour, arm.name))
+            said.append(f"{arm.name} ends at {mean[-1]:.3f} after {WORDS[unit](float(x[-1]))}")
     sentence = (
-        "; ".join(said[:12]) + (f"; {len(said) - 12} further arms are in the table" if len(said) > 12 else "") + "."
+        "; ".join(said[:SAID]) + (f"; {len(said) - SAID} more are in the picture" if len(said) > SAID else "") + "."
     )
     if any(each.low is not None for each in series):
         sentence += " Lines are means over seeds, bands reach from the lowest seed to the highest."
-    target = (found.target, f"{found.record['target_share']:.0%} of the teacher") if found.target else None
     return Chart(
-        f"Held-out accuracy by {title.lower()}",
+        f"Held-out accuracy by {unit}",
         "share of held-out rows",
-        f"{unit}{x_label}",
+        f"{prefix}{x_label}",
         tuple(series),
         sentence,
         wide=wide,
-        y_range=(0.0, 1.0),
-        target=target,
         legend=False,
+        y_range=(0.0, 1.0),
+        target=(found.target, f"{found.record['target_share']:.0%} of the teacher") if found.target else None,
     )
 
 

@@ -7,26 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
+from verl_ext.comparison import accounting
+from verl_ext.ledger import ledger
+from verl_ext.ledger.entries import LABELS, SFT, Entry
 from verl_ext.report.curves import KEYS
 from verl_ext.report.files import RunFiles, read_object
-from verl_ext.report.spent import flops_of
 
 FILE = "comparison.json"
 CONTROL = "control"
-MEASURES = {"samples": "samples", "updates": "updates", "flops": "FLOP", "seconds": "seconds"}
-"""What an accuracy is shown against."""
+FIRST = "sft"
+"""Folder of the first training of an arm that has two, below the run's."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A validation, and what was spent until then; None where no ledger says it."""
+    """A validation, counted from the start of the first training."""
 
-    samples: float
-    updates: float
+    step: int
+    samples: int
+    updates: int
     accuracy: float
-    flops: float | None
-    seconds: float | None
+
+
+def _entries(folder: Path) -> Sequence[Entry]:
+    file = folder / ledger.FILE
+    return ledger.read(file).entries if file.is_file() else ()
 
 
 @dataclass(frozen=True)
@@ -40,16 +47,45 @@ class ArmRun:
 
     @cached_property
     def points(self) -> list[Point]:
-        """Its validations in order, with what its own ledger had spent by then."""
-        if self.files is None:
-            return []
-        ledger = self.files.ledger.rows
-        found = []
-        for row in sorted(self.files.accuracy.rows, key=lambda row: row["samples"]):
-            before = [entry for entry in ledger if (entry["step"] or 0) <= row["step"] and entry["phase"] != "evaluate"]
-            spent = (sum(map(flops_of, before)), sum(entry["seconds"] for entry in before)) if ledger else (None, None)
-            found.append(Point(row["samples"], row["updates"], row["accuracy"], *spent))
-        return found
+        """Its validations in order."""
+        rows = self.files.accuracy.rows if self.files else []
+        found = [Point(row["step"], row["samples"], row["updates"], row["accuracy"]) for row in rows]
+        return sorted(found, key=lambda point: point.step)
+
+    @cached_property
+    def account(self) -> accounting.Run | None:
+        """What the costs of its validations follow from; None without a ledger or a validation."""
+        if self.files is None or self.files.ledger is None or not self.points:
+            return None
+        before = _entries(self.files.folder / FIRST)
+        steps = max((entry.step for entry in before if entry.phase == SFT and entry.step is not None), default=0)
+        return accounting.Run(
+            arm=self.record["arm"],
+            seed=self.record["seed"],
+            points=self.points,
+            entries=self.files.ledger.entries,
+            before=before,
+            steps_before=steps,
+            labels=self._labels(),
+        )
+
+    def _labels(self) -> Sequence[Entry]:
+        """What the labels cost that it was trained on: their ledger is beside them."""
+        assert self.files is not None
+        taught = self.files if not self.files.on_policy else None
+        if (self.files.folder / FIRST).is_dir():
+            taught = RunFiles(self.files.folder / FIRST)
+        if taught is None or taught.config is None:
+            return ()
+        rows = OmegaConf.select(taught.config, "data.train_files")
+        file = Path(str(rows if isinstance(rows, str) else rows[0])).expanduser()
+        return [entry for entry in _entries(file.parent) if entry.phase == LABELS]
+
+    def spent(self, point: Point, unit: str, paid: str) -> float | None:
+        """What a validation had cost; samples and updates are known without a ledger."""
+        if self.account is None:
+            return {accounting.SAMPLES: point.samples, accounting.UPDATES: point.updates}.get(unit)
+        return accounting.cost(self.account, point, unit, paid)
 
     @property
     def final(self) -> float | None:
@@ -85,6 +121,7 @@ class Arm:
 
     @property
     def done(self) -> list[RunFiles]:
+        """Runs that have left something."""
         return [run.files for run in self.runs if run.files is not None]
 
 
@@ -101,6 +138,11 @@ class Comparison:
         """The accuracy that counts as learned; None before the headroom is known."""
         headroom = self.record["headroom"]
         return self.record["target_share"] * headroom["teacher"] if headroom else None
+
+    @property
+    def target_words(self) -> str:
+        """The target, and what it is a share of."""
+        return f"{self.target or 0.0:.3f} ({self.record['target_share']:.0%} of the teacher's accuracy)"
 
     @property
     def tried(self) -> list[Arm]:
@@ -137,8 +179,3 @@ def _files(folder: Path) -> RunFiles | None:
     """None where the run has left nothing yet."""
     begun = any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl", "accuracy.jsonl"))
     return RunFiles(folder, KEYS) if begun else None
-
-
-def spread_of(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, smallest and largest of at least one value."""
-    return float(np.mean(values)), min(values), max(values)

@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+from verl_ext.comparison.prices import Prices
+from verl_ext.report.accounts import costs_to_target
 from verl_ext.report.answers import answers_of, tokens_of
 from verl_ext.report.arm_charts import accuracies, curves
 from verl_ext.report.arms import Comparison, read_comparison
@@ -24,7 +26,7 @@ from verl_ext.report.settings import differences, environment, public, settings_
 from verl_ext.report.spent import spent
 from verl_ext.report.stages import time_of
 from verl_ext.report.text import clipped, counted, number, short
-from verl_ext.report.verdict import answer, seeds_of, share, to_target
+from verl_ext.report.verdict import answer, seeds_of, share
 
 MATRICES = 6
 """Arms whose confusion matrix is shown."""
@@ -32,13 +34,13 @@ COLUMNS = 8
 """Arms side by side in a table of settings."""
 
 
-def comparison_report(folder: Path) -> Report:
-    """The page of a comparison. Raises ValueError where the folder has none."""
+def comparison_report(folder: Path, prices: Prices | None = None) -> Report:
+    """The page of a comparison, money by `prices`. Raises ValueError where the folder has none."""
     found = read_comparison(folder)
     sections = [
         Section("answer", str(found.record["question"]), answer(found), "Answer"),
         Section("accuracy", "Accuracy against what was spent", accuracies(found)),
-        Section("target", "What it takes to get there", to_target(found)),
+        Section("target", "What it takes to get there", costs_to_target(found, prices)),
         Section("cost", "What each arm spent", costs(found)),
         Section("final", "In the end", final(found)),
         Section("controls", "Controls", controls(found)),

@@ -18,5 +18,14 @@ class ReportConfig:
     port: int = 0
     """Of the server, in [0, 65535]; 0: a free one."""
 
+    prices: str = ""
+    """YAML of prices that you pay (docs/ledger.md), for the money of a comparison; empty: none."""
+
     def __post_init__(self) -> None:
         within("port", self.port, 0, 65535)
+
+
+def words_of(typed: list[str]) -> list[str]:
+    """`--watch`, and the folder without its key, as overrides."""
+    words = ["watch=true" if word == "--watch" else word for word in typed]
+    return [f"run={word}" if word[:1] != "-" and "=" not in word else word for word in words]

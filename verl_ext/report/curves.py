@@ -1,13 +1,14 @@
 """Curves over the steps: which metrics are drawn, in which unit, and what each shows in a sentence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from verl_ext.report.blocks import Block, Chart, Missing, Series, Table
 from verl_ext.report.files import Metric, RunFiles
 from verl_ext.report.text import number
+from verl_ext.run.metric_names import unit_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ CURVES = (
 )
 """What is drawn where a run has it and it changes, in this order."""
 KEYS = frozenset(curve.key for curve in CURVES)
+HELD_OUT = Curve("", "Held-out accuracy", "share of held-out rows, or the mean of a reward of your own")
 CONSTANT = "The same at every step, to six digits"
 OTHERS = 400
 """Metrics that the table of the others has at most."""
@@ -83,16 +85,28 @@ def curves_of(run: RunFiles) -> list[Block]:
     if not run.by_step:
         return [Missing("metrics.jsonl has no finished step", "Training writes a row a step.")]
     blocks: list[Block] = []
-    for curve in CURVES:
+    drawn = set()
+    for curve in [*_held_out(run), *CURVES]:
         metric = run.metric(curve.key)
         if changes(metric):
+            drawn.add(curve.key)
             series = Series(curve.title, metric.steps, metric.values, key=curve.key)
             note = unfit_note([metric])
             blocks.append(Chart(curve.title, curve.unit, "step", (series,), tells(metric), note))
     if not any(isinstance(block, Chart) for block in blocks):
         blocks.append(Missing("a curve", "No metric changed, or there is one step only; the table has the values."))
-    drawn = {curve.key for curve in CURVES if changes(run.metric(curve.key))}
     return [*blocks, *_others(run, drawn)]
+
+
+def _held_out(run: RunFiles) -> list[Curve]:
+    """verl's name of the held-out accuracy has the rows' source in it."""
+    keys = sorted(
+        {key for row in run.by_step.values() for key in row if key.startswith("val-core/") and "/mean@" in key}
+    )
+    return [
+        replace(HELD_OUT, key=key, title=HELD_OUT.title + (f", {key.split('/')[1]}" if len(keys) > 1 else ""))
+        for key in keys
+    ]
 
 
 def _others(run: RunFiles, drawn: set[str]) -> list[Block]:
@@ -101,7 +115,7 @@ def _others(run: RunFiles, drawn: set[str]) -> list[Block]:
     changing = [key for key in keys if changes(found[key])]
     constant = [key for key in keys if len(found[key].values) and not changes(found[key])]
     rows = [
-        (key, *(number(float(value)) for value in (v[0], v[-1], v.min(), v.max())))
+        (key, unit_of(key), *(number(float(value)) for value in (v[0], v[-1], v.min(), v.max())))
         for key in changing[:OTHERS]
         for v in (found[key].values,)
     ]
@@ -109,10 +123,12 @@ def _others(run: RunFiles, drawn: set[str]) -> list[Block]:
     if rows:
         left = f", {len(changing) - OTHERS} left out" if len(changing) > OTHERS else ""
         caption = f"{len(rows)} further metrics{left}"
-        blocks.append(Table(caption, ("metric", "first", "last", "smallest", "largest"), tuple(rows), folded=True))
+        blocks.append(
+            Table(caption, ("metric", "unit", "first", "last", "smallest", "largest"), tuple(rows), 2, folded=True)
+        )
     if constant:
-        same = tuple((key, number(float(found[key].values[0]))) for key in constant[:OTHERS])
-        blocks.append(Table(f"{CONSTANT}: {len(constant)} metrics", ("metric", "value"), same, folded=True))
+        same = tuple((key, unit_of(key), number(float(found[key].values[0]))) for key in constant[:OTHERS])
+        blocks.append(Table(f"{CONSTANT}: {len(constant)} metrics", ("metric", "unit", "value"), same, 2, folded=True))
     return blocks
 
 

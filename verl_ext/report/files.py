@@ -11,6 +11,8 @@ import numpy as np
 import orjson
 from omegaconf import DictConfig, OmegaConf
 
+from verl_ext.ledger.ledger import FILE, Ledger, read
+
 Row = dict[str, Any]
 
 
@@ -154,8 +156,10 @@ class RunFiles:
         return read_lines(self.folder / "stages.jsonl")
 
     @cached_property
-    def ledger(self) -> Rows:
-        return read_lines(self.folder / "ledger.jsonl")
+    def ledger(self) -> Ledger | None:
+        """What was spent; None where the run kept none."""
+        file = self.folder / FILE
+        return read(file) if file.is_file() else None
 
     @cached_property
     def samples(self) -> Rows:
@@ -175,13 +179,15 @@ class RunFiles:
 
     def notes(self) -> list[str]:
         """What was passed over in what has been read, in words."""
-        files = {"metrics.jsonl": self._metrics, "timeline.jsonl": self.timeline, "ledger.jsonl": self.ledger}
+        files = {"metrics.jsonl": self._metrics, "timeline.jsonl": self.timeline}
         files |= {"samples.jsonl": self.samples, "accuracy.jsonl": self.accuracy, "stages.jsonl": self.starting}
         notes = [
             f"{name}: an unfinished last line ({rows.cut:,} bytes) is left out"
             for name, rows in files.items()
             if rows.cut
         ]
+        if self.ledger and self.ledger.cut_lines:
+            notes.append(f"{FILE}: {self.ledger.cut_lines:,} unfinished lines are left out")
         if self.repeated:
             notes.append(f"metrics.jsonl: {self.repeated:,} rows of steps that were trained again are left out")
         return notes

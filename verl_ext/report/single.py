@@ -6,13 +6,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from verl_ext.ledger.entries import SFT, TRAIN
+from verl_ext.ledger.ledger import totals
 from verl_ext.report.answers import answers_of, tokens_of
 from verl_ext.report.blocks import Block, Fact, Facts, Missing, Paragraph, Report, Section
 from verl_ext.report.curves import curves_of
 from verl_ext.report.evaluated import arms_in, estimates_of, right_and_wrong
 from verl_ext.report.files import RunFiles
 from verl_ext.report.settings import commands, configuration, environment
-from verl_ext.report.spent import flops_of, spent
+from verl_ext.report.spent import spent
 from verl_ext.report.stages import time_of
 from verl_ext.report.text import counted, duration, interval, number, scaled
 
@@ -88,16 +90,16 @@ def sentences(run: RunFiles) -> list[str]:
     if len(kl.values) > 1:
         moved = "fell" if kl.values[-1] < kl.values[0] else "rose"
         found.append(
-            f"In {counted(len(run.by_step), 'step')} the reverse KL from the teacher {moved} from "
+            f"In {counted(max(run.by_step), 'step')} the reverse KL from the teacher {moved} from "
             f"{number(kl.values[0], 3)} to {number(kl.values[-1], 3)} nats a token."
         )
     loss = run.metric("train/loss")
     if len(loss.values) > 1:
         found.append(
-            f"In {counted(len(run.by_step), 'step')} the loss went from {number(loss.values[0], 3)} to "
+            f"In {counted(max(run.by_step), 'step')} the loss went from {number(loss.values[0], 3)} to "
             f"{number(loss.values[-1], 3)} nats a token."
         )
-    return found or [f"The run has finished {counted(len(run.by_step), 'step')}; there is no result yet."]
+    return found or [f"The run has finished {counted(max(run.by_step, default=0), 'step')}; there is no result yet."]
 
 
 def _evaluated(arms: Mapping[str, Mapping[str, Any]]) -> str:
@@ -132,10 +134,11 @@ def facts(run: RunFiles) -> list[Fact]:
     found.append(Fact("steps", f"{steps:,}", f"of {number(total[-1])}" if total.size else ""))
     if kl.size:
         found.append(Fact("reverse KL", number(kl[-1], 3), f"nats a token, {number(kl[0], 3)} at the first step"))
-    if run.ledger.rows:
-        entries = run.ledger.rows
-        found.append(Fact("samples", f"{sum(entry['samples'] for entry in entries):,}"))
-        found.append(Fact("computed", scaled(sum(map(flops_of, entries)), "FLOP"), "sampling, scoring, training"))
+    if run.ledger and run.ledger.entries:
+        sums = totals([entry for entry in run.ledger.entries if entry.phase in (TRAIN, SFT)])
+        found.append(Fact("samples", f"{sums.samples:,}"))
+        flops = sums.flops.total if sums.flops else None
+        found.append(Fact("computed", scaled(flops, "FLOP"), "sampling, scoring, training"))
     elif samples := run.metric("teacher/scored").values.sum():
         found.append(Fact("samples", number(float(samples))))
     if (seconds := run.metric("timing_s/step").values).size:

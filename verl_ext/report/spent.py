@@ -1,11 +1,12 @@
 """What a run spent, from its ledger, or from its metrics where it has none."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from verl_ext.report.blocks import Block, Missing, Table
+from verl_ext.ledger.entries import Entry, Flops
+from verl_ext.ledger.ledger import totals
+from verl_ext.report.blocks import Block, Missing, Paragraph, Table
 from verl_ext.report.files import RunFiles
-from verl_ext.report.text import duration, number, scaled
+from verl_ext.report.text import counted, duration, number, scaled
 
 TOKENS = {
     "sampled": "sampled",
@@ -14,66 +15,61 @@ TOKENS = {
     "scored": "scored by the teacher",
     "trained": "trained on",
 }
-FLOPS = ("sample", "score", "train_forward", "train_backward")
-
-
-def flops_of(entry: dict[str, Any]) -> float:
-    return float(sum(entry["flops"].values()))
+FLOPS = {
+    "sample": "sampling",
+    "score": "scoring",
+    "train_forward": "training, forward",
+    "train_backward": "training, backward",
+}
+COLUMNS = ("samples", *(f"tokens {name}" for name in TOKENS.values()))
+KEPT = Missing("ledger.jsonl, what each phase spent", "Runs of this version write it.")
 
 
 def spent(run: RunFiles) -> list[Block]:
     """One table by phase; its last row is their sum."""
-    entries = run.ledger.rows
-    if not entries:
-        note = Missing(
-            "ledger.jsonl, what each phase spent", "Runs of this version write it; what follows is from metrics.jsonl."
-        )
-        return [note, *_from_metrics(run)]
-    phases: dict[str, list[dict[str, Any]]] = {}
-    for entry in entries:
-        phases.setdefault(entry["phase"], []).append(entry)
+    if run.ledger is None or not run.ledger.entries:
+        return [KEPT, *_from_metrics(run)]
+    entries, phases = run.ledger.entries, by_phase(run.ledger.entries)
     rows = [_row(name, each) for name, each in phases.items()]
     if len(rows) > 1:
         rows.append(_row("all", entries))
-    columns = (
-        "phase",
-        "samples",
-        *(f"tokens {name}" for name in TOKENS.values()),
-        "FLOP",
-        "time",
-        "device time",
-        "peak memory",
-        "energy",
-    )
-    forms = tuple(
-        (name, *(scaled(sum(e["flops"][key] for e in each), "FLOP") for key in FLOPS)) for name, each in phases.items()
-    )
-    return [
-        Table("What each phase spent", columns, tuple(rows)),
-        Table(
-            "FLOP by what they were for",
-            ("phase", "sampling", "scoring", "training, forward", "training, backward"),
-            forms,
-        ),
-    ]
+    columns = ("phase", *COLUMNS, "FLOP", "time", "device time", "peak memory", "energy")
+    found: list[Block] = [Table("What each phase spent", columns, tuple(rows)), _by_purpose(phases)]
+    if run.ledger.abandoned:
+        lost = totals(run.ledger.abandoned)
+        steps = counted(len(run.ledger.abandoned), "entry", "entries")
+        found.append(
+            Paragraph(f"Beside that, {steps} of steps that were made again after a resume: {duration(lost.seconds)}.")
+        )
+    return found
 
 
-def _row(name: str, entries: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    def total(key: str) -> float:
-        return sum(entry[key] for entry in entries)
+def by_phase(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    phases: dict[str, list[Entry]] = {}
+    for entry in entries:
+        phases.setdefault(entry.phase, []).append(entry)
+    return phases
 
-    tokens = (f"{sum(entry['tokens'][key] for entry in entries):,}" for key in TOKENS)
-    peaks = [entry["peak_bytes"] for entry in entries if entry["peak_bytes"] is not None]
-    energy = [entry["energy_joules"] for entry in entries if entry["energy_joules"] is not None]
+
+def _by_purpose(phases: dict[str, list[Entry]]) -> Table:
+    rows = []
+    for name, each in phases.items():
+        flops: Flops | None = totals(each).flops
+        rows.append((name, *(scaled(vars(flops)[key] if flops else None, "FLOP") for key in FLOPS)))
+    return Table("FLOP by what they were for", ("phase", *FLOPS.values()), tuple(rows))
+
+
+def _row(name: str, entries: Sequence[Entry]) -> tuple[str, ...]:
+    found = totals(entries)
     return (
         name,
-        f"{total('samples'):,}",
-        *tokens,
-        scaled(sum(map(flops_of, entries)), "FLOP"),
-        duration(total("seconds")),
-        duration(total("device_seconds")),
-        f"{max(peaks) / 2**30:.2f} GiB" if peaks else "–",
-        scaled(sum(energy), "J") if energy else "–",
+        f"{found.samples:,}",
+        *(f"{vars(found.tokens)[key]:,}" for key in TOKENS),
+        scaled(found.flops.total if found.flops else None, "FLOP"),
+        duration(found.seconds),
+        duration(found.device_seconds) if all(entry.devices for entry in entries) else "–",
+        f"{found.peak_bytes / 2**30:.2f} GiB" if found.peak_bytes is not None else "–",
+        scaled(found.energy_joules, "J"),
     )
 
 
@@ -89,4 +85,4 @@ METRICS = {
 def _from_metrics(run: RunFiles) -> list[Block]:
     found = {name: run.metric(key).values for name, key in METRICS.items()}
     rows = tuple((name, number(float(values.sum()))) for name, values in found.items() if values.size)
-    return [Table("Sums over the steps", ("", "sum"), rows)] if rows else []
+    return [Table("Sums over the steps, from metrics.jsonl", ("what", "sum"), rows)] if rows else []

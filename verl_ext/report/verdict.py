@@ -1,22 +1,18 @@
 """The answer of a comparison: which arm, at what cost, how sure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from verl_ext.report.arms import Arm, Comparison, spread_of
+from verl_ext.comparison import accounting
+from verl_ext.report.accounts import Account, account_of, baseline_of
+from verl_ext.report.arms import Arm, Comparison
 from verl_ext.report.blocks import Block, Fact, Facts, Missing, Paragraph, Table
 from verl_ext.report.settings import public
-from verl_ext.report.text import counted, duration, number, scaled, short
+from verl_ext.report.text import counted, number, short
 
 FACTS = 7
 """Arms whose accuracy is shown large, the best ones."""
-WORDS: dict[str, Callable[[float], str]] = {
-    "samples": number,
-    "updates": number,
-    "flops": lambda value: scaled(value, "FLOP"),
-    "seconds": duration,
-}
 
 
 def answer(found: Comparison) -> list[Block]:
@@ -55,29 +51,43 @@ def _verdict(found: Comparison, learned: Sequence[Arm]) -> str:
     text += "."
     if found.target is None:
         return text
-    first = [(arm, _at_target(arm, found.target, "samples")) for arm in learned]
-    there = sorted(((values, arm) for arm, values in first if values), key=lambda pair: np.mean(pair[0]))
-    if not there:
-        return (
-            f"{text} None reached {share(found.target)}, {found.record['target_share']:.0%} of the teacher's accuracy."
-        )
-    values, arm = there[0]
-    text += (
-        f" {arm.name} needed the fewest samples to {share(found.target)} ({found.record['target_share']:.0%} of the "
+    there = sorted(
+        ((samples, arm) for arm in learned if (samples := _samples_to(arm, found.target))), key=lambda p: p[0]
     )
-    text += f"teacher's accuracy): {number(float(np.mean(values)))}"
+    if not there:
+        return f"{text} None reached {found.target_words}."
+    samples, arm = there[0]
+    text += f" {arm.name} needed the fewest samples to {found.target_words}: {number(samples)}"
     if len(there) > 1:
         later, other = there[1]
-        times = float(np.mean(later) / np.mean(values))
-        many = "as many" if times < 1.005 else f"{number(float(np.mean(later)))}, {times:.2f} times as many"
+        many = "as many" if later < 1.005 * samples else f"{number(later)}, {later / samples:.2f} times as many"
         text += f"; {other.name} needed {many}"
-    return f"{text}."
+    return f"{text}.{_computed(found, arm)}"
 
 
-def _at_target(arm: Arm, target: float, measure: str) -> list[float]:
-    """What its seeds had spent when they got there; those that did not are left out."""
-    points = [point for run in arm.runs if (point := run.to(target)) is not None]
-    return [value for point in points if (value := getattr(point, measure)) is not None]
+def _samples_to(arm: Arm, target: float) -> float | None:
+    """Mean over seeds of the samples to the target; None where a seed did not get there."""
+    points = [run.to(target) for run in arm.runs]
+    reached = [point.samples for point in points if point is not None]
+    return float(np.mean(reached)) if reached and len(reached) == len(points) else None
+
+
+def _computed(found: Comparison, arm: Arm) -> str:
+    """Its computation to the target over the baseline's, in both accountings; "" where there is no ratio."""
+    account = account_of(found, None)
+    if account is None or arm.name == baseline_of(found):
+        return ""
+    said = [words for paid in accounting.ACCOUNTINGS if (words := _flops(account, arm.name, paid))]
+    return f" In FLOP it took {' and '.join(said)} what {account['baseline']} took." if said else ""
+
+
+def _flops(account: Account, arm: str, paid: str) -> str:
+    row = next(r for r in account["rows"] if (r["arm"], r["accounting"], r["unit"]) == (arm, paid, "FLOPs"))
+    ratio = row["ratio"]
+    if ratio is None:
+        return ""
+    sure = "one seed" if ratio["low"] is None else f"95 %: {number(ratio['low'], 2)}–{number(ratio['high'], 2)}"
+    return f"{number(ratio['mean'], 3)} times ({sure}; {paid})"
 
 
 def share(value: float | None) -> str:
@@ -99,27 +109,3 @@ def _states(found: Comparison) -> list[Block]:
         if run.record["status"] != "done"
     ]
     return [Table("Runs that are not done", ("run", "status", "why"), tuple(rows), texts=3)] if rows else []
-
-
-def to_target(found: Comparison) -> list[Block]:
-    """Samples, updates, FLOP and time until the target, over seeds."""
-    if found.target is None:
-        return [Missing("the target accuracy", "It is a share of the teacher's, which the headroom measures.")]
-    rows = []
-    for arm in found.arms:
-        reached = sum(run.to(found.target) is not None for run in arm.runs)
-        cells = []
-        for measure, word in WORDS.items():
-            values = _at_target(arm, found.target, measure)
-            cells.append(_ranged(values, word) if values else "not reached" if not reached else "–")
-        rows.append((arm.name, f"{reached} of {len(arm.runs)}", *cells))
-    level = f"{share(found.target)}, {found.record['target_share']:.0%} of the teacher's accuracy"
-    caption = f"Until {level}: mean over seeds (range)"
-    columns = ("arm", "seeds that got there", "samples", "updates", "FLOP", "time")
-    note = "Counted at validations: an arm may have got there up to one validation earlier. Other seeds are in no mean."
-    return [Table(caption, columns, tuple(rows)), Paragraph(note)]
-
-
-def _ranged(values: Sequence[float], word: Callable[[float], str]) -> str:
-    mean, low, high = spread_of(values)
-    return word(mean) if low == high else f"{word(mean)} ({word(low)}–{word(high)})"

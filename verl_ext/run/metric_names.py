@@ -196,6 +196,11 @@ def is_known(name: str) -> bool:
     return _KNOWN.fullmatch(name) is not None
 
 
+def unit_of(name: str) -> str:
+    """The unit of a metric; "" where the table does not have it."""
+    return next((metric.unit for metric in METRICS if _pattern({metric.name: 0}).fullmatch(name)), "")
+
+
 def worth_writing(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics without those of `LEFT_OUT`; what the table does not know is kept."""
     return {

@@ -122,6 +122,7 @@ def test_the_table_of_a_chart_has_a_row_for_each_of_its_few_steps():
         (",", "punctuation"),
         ("\n", "line break"),
         ("  ", "space"),
+        ("", "part of a character"),
     ],
 )
 def test_the_class_of_a_token(text, kind):
