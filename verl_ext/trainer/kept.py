@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from verl_ext.run.visible import print
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 from verl_ext.trainer.report_config import ReportConfig
 

@@ -134,6 +134,7 @@ def test_loggers_get_the_curves_and_the_answers(make_run, tmp_path, monkeypatch)
     )
     run.sampler.answers = [run.ids("<img src=x>\n![x](http://x)")]
     run.fit()
+    run.trainer.logger.finish()  # as verl, when its trainer has ended
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
     (row,) = read_metrics(Path(run.config.run_dir) / "metrics.jsonl")
     assert set(events.Tags()["scalars"]) - {"step"} == set(row) - {"step"}
