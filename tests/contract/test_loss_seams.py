@@ -17,7 +17,7 @@ from verl.utils import transferqueue_utils
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.engine.base import BaseEngine
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead
-from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from verl_ext.method.divergence import topk_divergence
 from verl_ext.trainer import guarded, losses, update_guard
@@ -178,6 +178,8 @@ def test_an_update_that_is_not_finite_is_skipped_by_verl_and_seen_by_us():
     assert FSDPEngineWithLMHead.train_batch is update_guard.train_batch
     assert "if not torch.isfinite(grad_norm):" in inspect.getsource(FSDPEngine.optimizer_step)
     assert 'outputs["metrics"]["grad_norm"] = grad_norm' in inspect.getsource(BaseEngine.train_batch)
+    # Beside those, verl gathers a metric from the ranks and joins lists alone.
+    assert "else list(chain.from_iterable(val))" in inspect.getsource(TrainingWorker.train_mini_batch)
 
 
 def test_verls_metrics_fail_where_no_token_is_trained_and_ours_stand_in():

@@ -5,6 +5,7 @@ from typing import Any
 from verl.trainer.ppo.v1 import register_trainer
 
 from verl_ext.method.reverse_kl import teacher_kl
+from verl_ext.run.visible import print
 from verl_ext.trainer.advantages import (
     advantages,
     fetch,

@@ -1,14 +1,15 @@
 """Run a command that ends with the process that started it: `guard.py PARENT_PID DESCRIPTORS COMMAND...`.
 
-The guard leads its own process group and the command stays in it. It looks at its parent twice a
-second; once the parent is gone (kill -9 included) it kills the whole group, itself last. PR_SET_PDEATHSIG
-alone is not enough: it fires when the *thread* that started the child ends, and SGLang's own
-children set it only after ~10 s of imports, so a parent killed early would leave them behind.
+The guard leads its own process group and the command stays in it. It looks at its parent twice a second; once the
+parent is gone (kill -9 included) it removes the folder of temporary files and kills the whole group, itself last.
+PR_SET_PDEATHSIG alone is not enough: it fires when the *thread* that started the child ends, and SGLang's own children
+set it only after ~10 s of imports, so a parent killed early would leave them behind.
 DESCRIPTORS, numbers with commas or nothing, are handed on to the command.
 """
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,19 @@ import time
 
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.5
+TEMPORARY = "teacher-"
+"""What the name of that folder begins with."""
 
 
 def _die_with_guard() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def remove_temporary() -> None:
+    """The server's own folder of temporary files, which its parent would have removed."""
+    folder = os.environ.get("TMPDIR", "")
+    if os.path.basename(folder).startswith(TEMPORARY):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(parent_pid: int, descriptors: list[int], command: list[str]) -> int:
@@ -29,6 +39,7 @@ def main(parent_pid: int, descriptors: list[int], command: list[str]) -> int:
         os.close(descriptor)
     while (status := child.poll()) is None:
         if os.getppid() != parent_pid:
+            remove_temporary()
             os.killpg(0, signal.SIGKILL)
         time.sleep(POLL_S)
     return status if status >= 0 else 128 - status
