@@ -35,6 +35,10 @@ class BoundedWait(ReplayBuffer):
         self.poll_interval = POLL_INTERVAL_S
         self.pipeline = pipeline
         self._progress: tuple[int, float] = (0, 0.0)
+        self.validated: list[dict[str, Any]] = []
+        """Tags of held-out answers, until the ledger has them."""
+        self.dropped: list[dict[str, Any]] = []
+        """Tags of samples that no step takes any more, until the ledger has them."""
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         """verl's look at every sample that is there: soon again, and later where a look takes long."""
@@ -46,9 +50,23 @@ class BoundedWait(ReplayBuffer):
         """Raises SamplingStopped instead of waiting for ever."""
         self._progress = (0, time.monotonic())
         try:
-            return super().sample(global_steps, partition_id, batch_size)
+            batch, metrics = super().sample(global_steps, partition_id, batch_size)
         except RuntimeError as error:  # verl's, where every prompt of a synchronous step has failed
             raise SamplingStopped(f"{error} ({self.where()})") from error
+        if partition_id == "val":
+            self.validated += batch.tags
+        return batch, metrics
+
+    def _evict_terminal_groups(
+        self,
+        global_steps: int,
+        partition_id: str,
+        eviction_reasons: tuple[set[str], set[str], set[str], Counter],
+    ) -> tuple[set[str], int, int, dict]:
+        """As verl, which forgets them: what they cost was spent."""
+        prompts = set().union(*eviction_reasons[:3])
+        self.dropped += [tag for key, tag in self.partitions[partition_id].items() if key.split("_")[0] in prompts]
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         ended = len(self.finished_keys[partition_id] | self.failure_keys[partition_id])
