@@ -21,6 +21,7 @@ from verl_ext.checks.context import COLUMNS, Context
 from verl_ext.checks.run import refuse, warnings
 from verl_ext.evaluation.disagreement import score_answers
 from verl_ext.evaluation.disagreement_report import show, with_scores
+from verl_ext.ledger import ledger
 from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of, within
@@ -85,6 +86,8 @@ def score(config: ScoreConfig, console: Console) -> None:
     teacher = dataclasses.replace(config.teacher, model_path=config.teacher.model_path or model)
     found = score_answers(answers, teacher, tokenizer, config.disagreements, out.with_suffix(".teacher.log"))
     dataclasses.replace(answers, table=with_scores(answers.table, found, config.teacher)).write(out)
+    if found.spent is not None:
+        ledger.append(out.with_name(ledger.FILE), found.spent)
     show(answers, found, config.teacher, tokenizer, console)
     if not found.scored:
         raise RuntimeError(f"none of the {len(found.errors)} samples was scored; read why in {out}")

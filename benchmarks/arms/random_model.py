@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from verl_ext.plan.shape import QWEN3, published
+from verl_ext.plan.shape import published
+from verl_ext.run.model_shape import QWEN3
 
 TIMEOUT_S = 300
 EOS, PAD, NEWLINE, TURN_END, ANSWER = range(5)

@@ -34,6 +34,7 @@ from verl_ext.run.files import save_resolved_config
 from verl_ext.run.metrics import read_metrics
 from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.agent_loop import DistillationAgentLoopWorker
+from verl_ext.trainer.engine import READ
 from verl_ext.trainer.failures import FILE as FAILED_ROWS
 from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.pipelined import PipelinedTrainer
@@ -150,6 +151,8 @@ class Actor:
         self.loss: Any = None
         self.norms: list[float] = []
         """Of the gradients of the next updates; 1 from then on."""
+        self.read: dict[str, list[float]] = {f"{READ}{name}": [1.0] for name in ("tokens", "pairs", "rows")}
+        """What it says to have read in an update, as verl hands it on."""
 
     def set_loss_fn(self, loss: Any) -> None:
         self.loss = loss
@@ -157,7 +160,8 @@ class Actor:
     def update_actor(self, batch: Any) -> dict[str, Any]:
         self.requests.append(dict(batch.extra_info))
         self.updates.append(samples_of(batch))
-        return {"metrics": {"mfu": [0.0], "grad_norm": [self.norms.pop(0) if self.norms else 1.0]}}
+        norm = self.norms.pop(0) if self.norms else 1.0
+        return {"metrics": {"mfu": [0.0], "grad_norm": [norm]} | self.read}
 
     def compute_log_prob(self, batch: Any) -> Any:
         """0.01 times its position is the (negative) log-prob of every token."""

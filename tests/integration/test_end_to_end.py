@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from secret_search import in_environment, shown
 from transformers import AutoModelForCausalLM
 
+from verl_ext.ledger import ledger
 from verl_ext.run.metric_names import is_known
 from verl_ext.run.metrics import read_metrics
 
@@ -34,6 +35,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 # fp32 on both sides, so sampler and trainer agree to rounding; one update moves the tiny pair by much more.
 SYNCED_NATS = 1e-3
+TEACHERS = ("base", "louder")
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,30 @@ def test_the_same_command_resumes_where_it_stopped(trained: Path):
     rows = read_metrics(trained / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[:2] == json.loads((trained / "first.json").read_text())
+
+
+def test_the_ledger_agrees_with_the_timers_and_the_counts(trained: Path):
+    rows, found = read_metrics(trained / "metrics.jsonl"), ledger.read(trained / ledger.FILE)
+    assert [(entry.phase, entry.step) for entry in found.entries] == [("train", 1), ("train", 2), ("train", 3)]
+    assert (found.abandoned, found.cut_lines) == ((), 0)
+    spent = ledger.totals(found.entries)
+    assert spent.seconds == pytest.approx(sum(row["timing_s/step"] for row in rows), rel=0.01)
+    assert spent.device_seconds == spent.seconds  # one machine
+    for row, entry in zip(rows, found.entries, strict=True):
+        assert entry.unix_time == pytest.approx(row["training/unix_time"], abs=5)
+        prompts, responses = (row[f"{name}_length/mean"] * entry.samples for name in ("prompt", "response"))
+        tokens = entry.tokens
+        assert tokens.sampled == pytest.approx(responses)
+        assert tokens.prefilled + tokens.prefilled_cached == pytest.approx(prompts)
+        assert tokens.prefilled_cached > 0  # samples of a prompt share it
+        # Each prompt was read once for its samples, in one micro-batch.
+        assert tokens.trained == pytest.approx(prompts / 4 + responses)
+        by_teacher = [row[f"teacher/{name}/tokens"] - row[f"teacher/{name}/cached_tokens"] for name in TEACHERS]
+        assert tokens.scored == sum(by_teacher) > 0
+        assert entry.peak_bytes is not None
+        assert entry.flops is not None
+        assert entry.flops.train_backward == 2 * entry.flops.train_forward > 0
+        assert min(entry.flops.sample, entry.flops.score) > 0
 
 
 def test_the_student_changed_and_loads_in_transformers(trained: Path, inputs: Inputs):

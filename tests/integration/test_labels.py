@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -21,7 +22,8 @@ from verl_ext.data.rows import LABELS
 from verl_ext.data.sentences import file_sentences
 from verl_ext.demo.tiny_pair import build_model, train_tokenizer
 from verl_ext.evaluation.disagreement import Scoring, score_answers
-from verl_ext.run.models import load_tokenizer
+from verl_ext.ledger import ledger
+from verl_ext.run.models import load_tokenizer, render_chat
 from verl_ext.sampling.answers import AnswerRun, Answers, generate
 from verl_ext.sampling.served import ServedSampler
 from verl_ext.sampling.types import EngineConfig, Request, SamplingConfig
@@ -105,6 +107,22 @@ def test_rows_are_in_input_order_and_both_files_hold_them(whole: Path):
     answers = {record["index"]: record["text"].strip() for record in journal(whole)}
     assert all(row["messages"][1]["content"] == answers[row["index"]] for row in rows)
     assert len({row["messages"][1]["content"] for row in rows}) > 5
+
+
+def test_the_ledger_holds_what_was_sampled(teacher: Path, whole: Path, prompted: Path):
+    (labels,), (generated,) = (ledger.read(folder / ledger.FILE).entries for folder in (whole, prompted.parent))
+    answers, took = journal(whole), json.loads((whole / "labels_manifest.json").read_text())["last_sampling"]
+    assert (labels.phase, labels.samples, labels.devices) == ("labels", len(answers), 1)
+    assert labels.tokens.sampled == took["tokens"] == sum(answer["tokens"] for answer in answers)
+    assert labels.seconds == pytest.approx(took["seconds"], rel=0.01)
+    rows = pq.read_table(whole / "train.parquet").to_pylist()
+    tokenizer = load_tokenizer(str(teacher))
+    read = sum(len(render_chat(tokenizer, row["teacher_messages"], {"enable_thinking": False})) for row in rows)
+    assert labels.tokens.prefilled + labels.tokens.prefilled_cached == read
+    assert labels.flops is not None
+    assert labels.peak_bytes is not None
+    assert generated.phase == "generate"
+    assert generated.tokens.prefilled_cached > 0  # two samples of a prompt
 
 
 def wait_until_nobody_is_left(group: int) -> None:
@@ -223,6 +241,10 @@ def test_a_second_scoring_asks_only_the_store(prompted: Path, server: SGLangServ
     answers, out = Answers.read("data", str(prompted)), tmp_path / "scored.parquet"
     first = scored_by(server, answers, store_path=str(tmp_path / "store"), fingerprint="it")
     assert first.from_store == 0
+    assert first.spent is not None
+    assert (first.spent.samples, first.spent.devices) == (len(answers.table), 0)  # nobody knows a server's devices
+    assert 0 < first.spent.tokens.scored < first.took["tokens"]  # samples share their prompts
+    assert first.spent.flops is not None
     managed = dataclasses.replace(server.config, store_path=str(tmp_path / "store"), fingerprint="it")
     score(ScoreConfig(managed, str(prompted), str(out)), Console(width=120))
     printed = capsys.readouterr().out

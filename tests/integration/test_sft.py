@@ -22,6 +22,7 @@ from verl_ext.data.conversations import to_jsonl
 from verl_ext.data.rows import LABELS
 from verl_ext.data.sentences import file_sentences
 from verl_ext.demo.tiny_pair import build_model, train_tokenizer
+from verl_ext.ledger import ledger
 from verl_ext.run.metric_names import is_known
 from verl_ext.run.metrics import read_metrics
 from verl_ext.sft.dataset import ConversationDataset
@@ -262,6 +263,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs, tmp_path, unint
     rows = train(inputs, tmp_path, 1, *arguments)
     keys = ("step", "train/loss", "train/lr", "train/grad_norm")
     assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in uninterrupted]
+    found = ledger.read(tmp_path / ledger.FILE)
+    assert [entry.step for entry in found.entries] == list(range(1, 9))
+    assert [entry.step for entry in found.abandoned] == list(range(done // 2 * 2 + 1, done + 1))  # since the checkpoint
+    for row, entry in zip(rows, found.entries, strict=True):
+        assert (entry.phase, entry.samples, entry.tokens.trained) == ("sft", BATCH, row["train/tokens"])
+        assert entry.seconds == row["timing_s/step"]
+        assert entry.flops is not None
+        assert 1 < entry.flops.train_backward / entry.flops.train_forward < 2  # LoRA: no gradient of frozen weights
 
 
 def test_a_student_is_trained_a_second_time(inputs, tmp_path):

@@ -13,6 +13,8 @@ from verl_ext.evaluation.labels import Agreement, accuracy_by, agreement, evalua
 from verl_ext.evaluation.labels_report import ArmResult, plot_confusion, print_tables
 from verl_ext.evaluation.match import boxed_answer, math_match
 from verl_ext.evaluation.math_answers import MathResult, evaluate_math, math_table
+from verl_ext.ledger.entries import EVALUATE
+from verl_ext.ledger.meter import written
 from verl_ext.run.settings import one_of, within
 from verl_ext.run.terminal import Terminal
 from verl_ext.run.visible import print
@@ -109,7 +111,8 @@ def answer(model: str, arms: list[str], rows: Rows, config: EvaluateConfig) -> d
         temperature=0.0, max_tokens=config.max_tokens, seed=config.seed, enable_thinking=config.enable_thinking
     )
     engine = EngineConfig(dtype=config.dtype, tp=config.tp, gpu_memory_utilization=config.gpu_memory_utilization)
-    with VllmSampler(model, sampling, engine, requests) as sampler:
+    folder = Path(config.out).expanduser().absolute().parent
+    with VllmSampler(model, sampling, engine, requests) as sampler, written(sampler.meter, EVALUATE, folder):
         answers = sampler.answer(requests)
     return {arm: answers[number * len(rows) : (number + 1) * len(rows)] for number, arm in enumerate(arms)}
 

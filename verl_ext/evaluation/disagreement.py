@@ -6,7 +6,9 @@
 import asyncio
 import dataclasses
 import itertools
+import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from verl_ext.ledger.entries import SCORE, Entry, Flops, Tokens
+from verl_ext.ledger.flops import forward, scored
+from verl_ext.ledger.meter import shape_or_none
 from verl_ext.run.models import render_chat
 from verl_ext.run.progress import ChunkProgress
 from verl_ext.sampling.answers import Answers
@@ -62,6 +67,10 @@ class Scoring:
     """Largest reverse KL first."""
     took: dict[str, float]
     """`ChunkProgress.took`; its tokens are those that a server read, prompt and response."""
+    read: int
+    """Tokens that the servers read, those in their caches left out."""
+    spent: Entry | None = None
+    """For the ledger; None where the store answered everything."""
 
     @property
     def scored(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -181,7 +190,9 @@ async def ask(
         took = progress.took()
         in_order = [outcomes[index] for index in range(len(requests))]
         worst = largest(requests, rollout_logprobs, in_order, k)
-        return Scoring(rollout_logprobs, in_order, await with_teachers_choice(scorer, requests, worst), took)
+        chosen, counts = await with_teachers_choice(scorer, requests, worst), scorer.metrics()
+        read = round(counts.get("tokens", 0) - counts.get("cached_tokens", 0))
+        return Scoring(rollout_logprobs, in_order, chosen, took, read)
     finally:
         await scorer.close()
 
@@ -202,4 +213,33 @@ def score_answers(answers: Answers, teacher: TeacherConfig, tokenizer: Any, k: i
             return found
     with serving_teacher(teacher, log_path) as urls:
         running = dataclasses.replace(teacher, mode="external", urls=urls)
-        return asyncio.run(ask(running, requests, rollout_logprobs, k))
+        found = asyncio.run(ask(running, requests, rollout_logprobs, k))
+    return dataclasses.replace(found, spent=spent(found, requests, teacher))
+
+
+def spent(found: Scoring, requests: Sequence[ScoreRequest], teacher: TeacherConfig) -> Entry:
+    """What scoring cost; of external servers it is not known on how many devices, nor of a model that is not here."""
+    managed = teacher.mode == "managed"
+    devices = (teacher.tp * teacher.dp if teacher.device == "cuda" else 1) if managed else 0
+    asked = [
+        request
+        for request, outcome in zip(requests, found.outcomes, strict=True)
+        if isinstance(outcome, Score) and not outcome.from_store
+    ]
+    config, flops = Path(str(teacher.model_path)) / "config.json", None
+    if config.is_file() and (shape := shape_or_none(str(teacher.model_path), json.loads(config.read_text()))):
+        lengths = [(len(request.prompt_ids), len(request.response_ids)) for request in asked]
+        work = scored(found.read, lengths, len({tuple(request.prompt_ids) for request in asked}))
+        flops = Flops(score=forward(shape, work))
+    seconds = found.took["seconds"]
+    return Entry(
+        phase=SCORE,
+        step=None,
+        unix_time=time.time(),
+        seconds=seconds,
+        device_seconds=seconds * devices,
+        devices=devices,
+        samples=len(asked),
+        tokens=Tokens(scored=found.read),
+        flops=flops,
+    )

@@ -8,7 +8,7 @@ kernel, half precision and experts, and all engines' workspaces.
 
 from verl_ext.plan.hardware import GIB
 from verl_ext.plan.run import Run
-from verl_ext.plan.shape import ModelShape
+from verl_ext.run.model_shape import ModelShape
 from verl_ext.teacher.config import BASE
 
 Parts = dict[str, int]

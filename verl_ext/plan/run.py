@@ -5,7 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from verl_ext.plan.shape import ModelShape, load_shape
+from verl_ext.plan.shape import load_shape
+from verl_ext.run.model_shape import ModelShape
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"

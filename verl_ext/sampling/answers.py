@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from verl_ext.data.rows import check_rows, read_table
+from verl_ext.ledger.entries import GENERATE
+from verl_ext.ledger.meter import written
 from verl_ext.run.files import replacing, sha256
 from verl_ext.run.outputs import is_made
 from verl_ext.sampling.resume import Journal
@@ -161,7 +163,8 @@ def generate(run: AnswerRun, out: Path, chunk: int, overwrite: bool) -> tuple[An
     requests = run.requests(rows)
     took = None
     if missing := [request for request in requests if request.index not in journal.answers]:
-        with VllmSampler(run.model, run.sampling, run.engine, missing) as sampler:
+        engine = VllmSampler(run.model, run.sampling, run.engine, missing)
+        with engine as sampler, written(sampler.meter, GENERATE, out.parent):
             took = journal.fill(sampler.sample, missing, chunk, "answers")
     samples = [journal.answers[request.index] for request in requests]
     answers = Answers(table_of(rows, samples, run.n), run.model, settings)

@@ -3,11 +3,13 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 
+from verl_ext.ledger.meter import Meter, shape_or_none
 from verl_ext.run.api_key import bearer_header
 from verl_ext.run.replies import PLAIN, SETTINGS_BYTES, read_body
 from verl_ext.run.retry_after import BUSY, retry_after_s
@@ -39,9 +41,13 @@ class ServedSampler:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._max_retries = max_retries
         self._api_key_env = api_key_env
+        config = Path(model) / "config.json"
+        shape = shape_or_none(model, orjson.loads(config.read_bytes())) if config.is_file() else None
+        self.meter = Meter(shape, gpus=0, devices=0)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        return asyncio.run(self._answer_all(requests))
+        with self.meter.watch.running():
+            return asyncio.run(self._answer_all(requests))
 
     def served_models(self) -> list[str]:
         """The names under which the first server offers models. SamplingError if it cannot be asked."""
@@ -92,7 +98,9 @@ class ServedSampler:
         async with session.post(url, json=self._body(request), allow_redirects=False) as response:
             body = await self._read(url, response)
         try:
-            return read_answer(body)
+            answer = read_answer(body)
+            self.meter.answered(*read_prompt(body), answer.tokens)
+            return answer
         except ValueError as error:  # a proxy's error, with status 200
             raise aiohttp.ClientPayloadError(
                 f"{url} did not answer as OpenAI's API does: {str(body)[:BODY_EXCERPT]}"
@@ -146,6 +154,19 @@ def read_answer(body: Any) -> Answer:
     if not (isinstance(text, str | None) and isinstance(finish, str) and type(tokens) is int and tokens >= 0):
         raise ValueError(f"its content is {type(text).__name__}, its end {finish!r}, its tokens {tokens!r}")
     return Answer(text or "", tokens, finish)
+
+
+def read_prompt(body: Any) -> tuple[int, int]:
+    """Tokens of the prompt, and those of them that a cache had, where the server says it. ValueError if it says
+    neither in numbers."""
+    try:
+        usage = body["usage"]
+        prompt, cached = usage["prompt_tokens"], (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it has no {error}") from error
+    if not (type(prompt) is int and type(cached) is int and 0 <= cached <= prompt):
+        raise ValueError(f"its prompt has {prompt!r} tokens, {cached!r} of them cached")
+    return prompt, cached
 
 
 def _excerpt(text: bytes) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 
 from verl_ext.data import conversations as labels
 from verl_ext.data.rows import SPLITS, known_labels, label_set_of, without_rows
+from verl_ext.ledger.entries import LABELS
+from verl_ext.ledger.meter import written
 from verl_ext.run.api_key import check_key_name
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.outputs import is_complete
@@ -171,7 +173,7 @@ def create_labels(run: LabelRun) -> str:
     missing = [request for request in run.requests() if request.index not in journal.answers]
     took = None
     if missing:
-        with run.sampler(missing) as sampler:
+        with run.sampler(missing) as sampler, written(sampler.meter, LABELS, run.out_dir):
             took = journal.fill(sampler.answer, missing, run.labels.chunk, "labels")
     kept, rejected = make_conversations(run.rows, journal.answers, run.labels, run.label_set)
     if not kept:

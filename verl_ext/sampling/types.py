@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from verl_ext.ledger.meter import Meter
 from verl_ext.run.settings import one_of, within
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -111,6 +112,9 @@ class Sample(Answer):
 
 class Sampler(Protocol):
     """Anything that answers conversations."""
+
+    meter: Meter
+    """What its answers cost so far."""
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order."""

@@ -1,5 +1,6 @@
 """vLLM in this process: it answers conversations, and ends before Python does."""
 
+import contextlib
 import importlib.util
 import os
 import threading
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from verl_ext.ledger.meter import Meter, shape_or_none
 from verl_ext.run.file_hashes import CHAT_FILES, hash_of_model
 from verl_ext.run.loopback import ENVIRONMENT
 from verl_ext.run.models import load_tokenizer, render_chat
@@ -15,7 +17,7 @@ from verl_ext.sampling.types import Answer, EngineConfig, Request, Sample, Sampl
 
 if TYPE_CHECKING:
     from vllm import LLM
-    from vllm.outputs import CompletionOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
 
 ENGINE_THREADS = ("EngineCoreOutputQueueThread", "MPClientEngineMonitor")  # vllm/v1/engine/core_client.py
 JOIN_S = 30.0
@@ -64,9 +66,12 @@ class VllmSampler:
         kwargs = sampling.template_kwargs if template_kwargs is None else template_kwargs
         self._prompts = {r.index: render_chat(tokenizer, r.messages, kwargs) for r in requests}
         index, longest = max(((i, len(ids)) for i, ids in self._prompts.items()), key=lambda item: item[1])
-        limit = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+        model_config = AutoConfig.from_pretrained(model).get_text_config()
+        limit = model_config.max_position_embeddings
         if longest >= limit:
             raise ValueError(f"row {index}: its prompt has {longest} tokens, {model} takes {limit}; cut it (max_chars)")
+        shape = shape_or_none(model, model_config.to_dict())
+        self.meter = Meter(shape, gpus=engine.tp if on_gpu else 0, devices=engine.tp if on_gpu else 1)
         self._llm = start_apart(
             lambda: LLM(
                 model=model,
@@ -131,7 +136,28 @@ class VllmSampler:
             )
             for request in requests
         ]
-        return [output.outputs[0] for output in self._llm.generate(prompts, parameters, use_tqdm=False)]
+        with self.meter.watch.running():
+            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        for output in outputs:
+            self._count(output)
+        if not self.meter.watch.gpus:
+            self.meter.peak_bytes = peak_of_children()
+        return [output.outputs[0] for output in outputs]
+
+    def _count(self, output: "RequestOutput") -> None:
+        assert output.prompt_token_ids is not None
+        prompt, sampled = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+        self.meter.answered(prompt, output.num_cached_tokens or 0, sampled)
+
+
+def peak_of_children() -> int | None:
+    """Most memory that one of the processes below this one held, bytes; None where the system does not say."""
+    peaks = []
+    for process in descendants():
+        with contextlib.suppress(OSError, IndexError):  # it ended meanwhile; not Linux
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peaks.append(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+    return max(peaks, default=None)
 
 
 def close(llm: "LLM", timeout_s: float | None = None) -> None:

@@ -14,6 +14,10 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
 from verl.workers.engine import EngineRegistry
 
+from verl_ext.ledger import ledger
+from verl_ext.ledger.entries import SFT, Entry, Flops, Tokens
+from verl_ext.ledger.flops import Work, adapters_of, backward, forward, sequence
+from verl_ext.ledger.meter import Stopwatch, shape_or_none
 from verl_ext.platform import assert_platform
 from verl_ext.run.metrics import MetricsFile
 from verl_ext.sft.engine import SftEngine
@@ -45,23 +49,62 @@ class SftTrainer(SFTTrainer):
         """Call `on_step` after each step of `fit`, on rank 0."""
         train_batch = self.training_client.train_batch
         metrics_file = MetricsFile(Path(self.config.run_dir) / "metrics.jsonl")
+        spending = Spending(self.config, self.model_config.hf_config.get_text_config().to_dict())
         step = self.resume_global_step
 
         def reported(data: Any) -> Any:
             nonlocal step
-            started = time.perf_counter()
-            output = train_batch(data=data)
+            watch = Stopwatch(spending.gpus)
+            with watch.running():
+                output = train_batch(data=data)
             step += 1
             if self.rank == 0:
-                seconds = time.perf_counter() - started
-                metrics = step_metrics(tu.get(output, "metrics"), sum(tu.get(data, "global_token_num")), seconds)
+                lengths = tu.get(data, "global_token_num")
+                metrics = step_metrics(tu.get(output, "metrics"), sum(lengths), watch.seconds)
                 metrics_file.append(step, metrics)
                 tu.get(output, "metrics").clear()  # verl logs what is in it: the next step's learning rate, sums
                 tu.get(output, "metrics").update(metrics)
+                spending.stepped(step, watch, lengths, metrics)
                 on_step(step, self.total_training_steps, metrics)
             return output
 
         self.training_client.train_batch = reported
+
+
+class Spending:
+    """Appends what a step spent to the run's ledger."""
+
+    def __init__(self, config: DictConfig, model_config: dict[str, Any]) -> None:
+        """`model_config`: the student's, as Hugging Face has it."""
+        ranks = torch.distributed.get_world_size()
+        on_gpus = config.trainer.device == "cuda"
+        self._file = Path(config.run_dir) / ledger.FILE
+        self._devices = ranks if on_gpus else config.trainer.nnodes
+        self.gpus = ranks if on_gpus and config.trainer.nnodes == 1 else 0
+        self._shape = shape_or_none(config.student.path, model_config)
+        model = config.model
+        self._adapters = self._shape and adapters_of(self._shape, model.lora_rank or 0, model.target_modules)
+
+    def stepped(self, step: int, watch: Stopwatch, lengths: list[int], metrics: dict[str, float]) -> None:
+        """A step on sequences of these lengths, tokens, has ended; verl makes the logits of every token."""
+        work, flops = sum((sequence(length) for length in lengths), Work()), None
+        if self._shape is not None:
+            ahead, back = (each(self._shape, work, self._adapters) for each in (forward, backward))
+            flops = Flops(train_forward=ahead, train_backward=back)
+        entry = Entry(
+            phase=SFT,
+            step=step,
+            unix_time=time.time(),
+            seconds=watch.seconds,
+            device_seconds=watch.seconds * self._devices,
+            devices=self._devices,
+            samples=len(lengths),
+            tokens=Tokens(trained=sum(lengths)),
+            flops=flops,
+            peak_bytes=round(metrics["perf/max_memory_allocated_gb"] * 2**30),
+            energy_joules=watch.joules,
+        )
+        ledger.append(self._file, entry)
 
 
 def step_metrics(theirs: dict[str, Any], tokens: int, seconds: float) -> dict[str, float]:

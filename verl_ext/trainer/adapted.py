@@ -20,14 +20,16 @@ from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
 from verl_ext.run.settings import settings_of
 from verl_ext.run.timeline import VALIDATION, TimelineFile
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.teachers import teachers_of
 from verl_ext.trainer.advantages import fresh_rows, teacher_metrics
-from verl_ext.trainer.buffer import PipelineBuffer, SamplingStopped, SyncBuffer
+from verl_ext.trainer.buffer import BoundedWait, PipelineBuffer, SamplingStopped, SyncBuffer
 from verl_ext.trainer.checkpoint import save_last_finished_step
 from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.keeping import KeepingTrainer
 from verl_ext.trainer.losses import loss_from_logits, policy_loss
 from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
+from verl_ext.trainer.spending import Sampled, Spending
 from verl_ext.trainer.staleness import staleness_metrics
 
 VERLS_PIPELINE = "colocate_async"
@@ -54,6 +56,8 @@ trainer_base.get_seqlen_balanced_partitions = _balanced  # pyright: ignore[repor
 class AdaptedTrainer(KeepingTrainer):
     """What `OnPolicyDistillationTrainer` stands on: our settings, files and metrics, and the seams that verl has."""
 
+    replay_buffer: BoundedWait
+
     def __init__(self, config: DictConfig) -> None:
         self.method = check_method(config)
         self.pipeline = check_pipeline(config, self.method)
@@ -66,6 +70,7 @@ class AdaptedTrainer(KeepingTrainer):
         self.teacher = settings_of(config.teacher, TeacherConfig)
         self.metrics_file = MetricsFile(f"{config.run_dir}/metrics.jsonl")
         self.timeline = TimelineFile(f"{config.run_dir}/timeline.jsonl")
+        self.spending = Spending(config, teachers_of(config))
         self._notes: list[dict[str, Any]] = []
         """Of the agent loop, on the samples that this step took so far."""
         self._advantages_BT: torch.Tensor | None = None
@@ -93,7 +98,7 @@ class AdaptedTrainer(KeepingTrainer):
                 "prompts that were under way at the checkpoint are left out: it was not of pipeline.mode=sync",
             )
 
-    def _build_replay_buffer(self) -> ReplayBuffer:
+    def _build_replay_buffer(self) -> BoundedWait:
         theirs = super()._build_replay_buffer()
         # verl keeps every argument under its own name.
         arguments = {name: getattr(theirs, name) for name in inspect.signature(ReplayBuffer).parameters}
@@ -146,9 +151,20 @@ class AdaptedTrainer(KeepingTrainer):
         batch.fields = list(UPDATE_FIELDS)
         batch.extra_info["entropy_is_trained"] = self.config.actor_rollout_ref.actor.entropy_coeff != 0
         try:
-            return super()._update_actor(batch, metrics)
+            batch = super()._update_actor(batch, metrics)
         finally:
             batch.fields = None
+        actor = self.config.actor_rollout_ref
+        mini_batches = len(batch) // (actor.actor.ppo_mini_batch_size * actor.rollout.n)
+        self.spending.updated(metrics, mini_batches, self._ranks())
+        return batch
+
+    def _ranks(self) -> int:
+        """Data-parallel ranks of the actor, asked as verl's own `_balance_batch` asks."""
+        workers: Any = self.actor_rollout_wg
+        if "actor" not in workers._dispatch_info:
+            workers._dispatch_info["actor"] = workers._query_dispatch_info("actor")
+        return max(workers._dispatch_info["actor"]) + 1
 
     def _estimate(self, token_level_rewards: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """verl's estimator seam: (advantages, returns), both (B, T)."""
@@ -204,7 +220,17 @@ class AdaptedTrainer(KeepingTrainer):
     def on_step_begin(self) -> None:
         self._data_state = self.train_dataloader.state_dict()
         self._notes = []
+        self.spending.step_begins()
         super().on_step_begin()
+
+    def on_validate_begin(self) -> None:
+        self.spending.validation_begins()
+        super().on_validate_begin()
+
+    def on_validate_end(self) -> None:
+        super().on_validate_end()
+        answered, self.replay_buffer.validated = self.replay_buffer.validated, []
+        self.spending.validated(self.global_steps, answered)
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         """verl's metrics of what was sampled in this step, whatever else was trained on."""
@@ -222,6 +248,10 @@ class AdaptedTrainer(KeepingTrainer):
         metrics.update(written)
         self.metrics_file.append(global_steps, metrics)
         self.timeline.append(global_steps)
+        dropped, self.replay_buffer.dropped = self.replay_buffer.dropped, []
+        fresh = only_fresh(batch)
+        samples = [Sampled(prompt_of(key), *each) for key, *each in zip(fresh.keys, notes, fresh.tags, strict=True)]
+        self.spending.stepped(global_steps, timing_raw["step"], samples, dropped, metrics)
 
 
 def only_fresh(batch: Any) -> Any:

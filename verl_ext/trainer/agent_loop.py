@@ -228,7 +228,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
                 await self.kept.keep(sample_kwargs, output, self._request, self._score)
             return
         request = self._request(sample_kwargs, response_ids, output.response_mask, self.top_k)
-        start = time.time()
+        start, sampled = time.time(), sum(output.response_mask)
         with self._counted("teacher"):
             outcome = await self._score(request)
         if not isinstance(outcome, Score):
@@ -243,6 +243,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             "student_start": begun,
             "teacher_start": start,
             "teacher_end": time.time(),
+            "sampled_tokens": sampled,
+            "teacher": request.teacher,
             "teacher_tokens": len(request.prompt_ids) + len(response_ids),
             # What the scorer did since the last sample; the trainer adds them up.
             "teacher_metrics": self.teacher.metrics(),

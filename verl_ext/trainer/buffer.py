@@ -40,6 +40,10 @@ class BoundedWait(ReplayBuffer):
         self.pipeline = pipeline
         self.account = SampleAccount(1)
         self._progress: tuple[int, float] = (0, 0.0)
+        self.validated: list[dict[str, Any]] = []
+        """Tags of held-out answers, until the ledger has them."""
+        self.dropped: list[dict[str, Any]] = []
+        """Tags of samples that no step takes any more, until the ledger has them."""
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         """verl's look at every sample that is there: soon again, and later where a look takes long."""
@@ -51,9 +55,23 @@ class BoundedWait(ReplayBuffer):
         """Raises SamplingStopped instead of waiting for ever."""
         self._progress = (0, time.monotonic())
         try:
-            return super().sample(global_steps, partition_id, batch_size)
+            batch, metrics = super().sample(global_steps, partition_id, batch_size)
         except RuntimeError as error:  # verl's, where every prompt of a synchronous step has failed
             raise SamplingStopped(f"{error} ({self.where()})") from error
+        if partition_id == "val":
+            self.validated += batch.tags
+        return batch, metrics
+
+    def _evict_terminal_groups(
+        self,
+        global_steps: int,
+        partition_id: str,
+        eviction_reasons: tuple[set[str], set[str], set[str], Counter],
+    ) -> tuple[set[str], int, int, dict]:
+        """As verl, which forgets them: what they cost was spent."""
+        prompts = set().union(*eviction_reasons[:3])
+        self.dropped += [tag for key, tag in self.partitions[partition_id].items() if key.split("_")[0] in prompts]
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
 
     def _materialize_batch(
         self, partition_id: str, selected_prompt_uids: list[str], partition_snapshot: dict[str, dict]

@@ -17,14 +17,19 @@ from typing import Any
 
 import torch
 from verl.utils import tensordict_utils as tu
+from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from verl_ext.ledger.flops import Work, sequence, shared_prompt
 
 Tensor = torch.Tensor
 
 _Engine: Any = FSDPEngineWithLMHead  # verl's register decorator hides the class from pyright
 
 VENDOR = "verl_ext"
+READ = "actor/read_"
+"""Begins the metrics that hold a `Work`; the trainer takes them out again (`spending.py`)."""
 MASKABLE = ("llama", "qwen2", "qwen3")
 """`model_type` of dense transformers that attend as the mask says, in every layer whose type is not another."""
 
@@ -46,6 +51,8 @@ class SharedPrompts:
     positions_N: Tensor
     """Where it belongs in the values of a nested tensor of whole sequences."""
     samples_N: Tensor
+    work: Work
+    """Each prompt once, and the responses."""
 
 
 def share_prompts(prompts: Any, responses: Any) -> SharedPrompts:
@@ -95,6 +102,10 @@ def share_prompts(prompts: Any, responses: Any) -> SharedPrompts:
         labels_N=responses.values(),
         positions_N=starts_B[samples_N] - 1 + token_N,
         samples_N=samples_N,
+        work=sum(
+            (shared_prompt(len(prompt), [response_lengths[i] for i in samples]) for prompt, samples in groups.items()),
+            Work(),
+        ),
     )
 
 
@@ -110,10 +121,20 @@ def _sees(owner_GL: Tensor) -> Tensor:
 class SharedPromptEngine(_Engine):
     """verl's engine for a language model; what goes into the model and what comes out differ."""
 
+    def forward_step(self, micro_batch: Any, loss_function: Any, forward_only: bool) -> tuple[Any, dict[str, Any]]:
+        """As verl, with what the model read among the metrics of an update."""
+        loss, output = super().forward_step(micro_batch, loss_function=loss_function, forward_only=forward_only)
+        if not forward_only:
+            output["metrics"] |= as_metrics(self._work)
+        return loss, output
+
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if not self._shares(micro_batch):
+            lengths = micro_batch["input_ids"].offsets().diff().tolist()
+            self._work = sum((sequence(length) for length in lengths), Work())
             return super().prepare_model_inputs(micro_batch=micro_batch)
         packed = share_prompts(micro_batch["prompts"].cpu(), micro_batch["responses"].cpu())
+        self._work = packed.work
         device = micro_batch["input_ids"].device
         inputs = {
             "input_ids": packed.input_ids_GL.to(device),
@@ -153,6 +174,11 @@ class SharedPromptEngine(_Engine):
             and micro_batch["position_ids"].dim() == 2
             and takes_any_mask(self.module.config)
         )
+
+
+def as_metrics(work: Work) -> dict[str, Metric]:
+    """What a micro-batch was, so that verl adds it up over those of a mini-batch, and takes the mean over ranks."""
+    return {f"{READ}{name}": Metric(AggregationType.SUM, float(value)) for name, value in vars(work).items()}
 
 
 def takes_any_mask(config: Any) -> bool:

@@ -19,6 +19,7 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.utils.debug import marked_timer
 from verl.workers.utils.padding import response_from_nested
 
+from verl_ext.ledger.flops import Work, sequence
 from verl_ext.run.visible import print
 from verl_ext.trainer.advantages import Samples
 from verl_ext.trainer.guarded import GuardedTrainer
@@ -195,16 +196,10 @@ class ReplayingTrainer(GuardedTrainer):
         batch: Any = upsample_batch_to_divisible_size(own, multiple, self.tokenizer.eos_token_id)
         batch.extra_info |= extra
         self.actor_rollout_wg.compute_log_prob(batch)
+        self.spending.looked(sum((sequence(int(length)) for length in rows.lengths_B), Work()))
         data: Any = tq.kv_batch_get(own.keys, LOOKED_AT, select_fields=["log_probs", "response_mask"])
         tq.kv_clear(keys=batch.keys, partition_id=LOOKED_AT)
         return [row.float() for row in response_from_nested(data["log_probs"], data["response_mask"]).unbind()]
-
-    def _ranks(self) -> int:
-        """Data-parallel ranks of the actor, asked as verl's own `_balance_batch` asks."""
-        workers: Any = self.actor_rollout_wg
-        if "actor" not in workers._dispatch_info:
-            workers._dispatch_info["actor"] = workers._query_dispatch_info("actor")
-        return max(workers._dispatch_info["actor"]) + 1
 
     def _with_replayed(self, batch: Any) -> Any:
         """The sampled batch and, behind it, the replayed rows of this update."""

@@ -12,31 +12,13 @@ from benchmarks.arms import flops, random_model
 from benchmarks.arms.memory_watch import Reading, owner_of, parse_device, parse_processes, peak, phases_of
 from benchmarks.profile_step import Stage, bars_of
 from verl_ext.checks.memory import check_plan
-from verl_ext.plan.shape import ModelShape
+from verl_ext.run.model_shape import ModelShape
 from verl_ext.run.models import load_tokenizer, render_chat
 
 ROOT = Path(__file__).parents[3]
 # 1 layer: q 4x4, k 4x2, v 4x2, o 4x4 = 48; gate, up, down 3 x 4x6 = 72.
 DENSE = ModelShape(hidden=4, layers=1, heads=2, kv_heads=1, head_size=2, intermediate=6, vocab=10, tied=True)
 MATRICES = 120
-
-
-def test_matrices_are_the_layers_weights_without_norms():
-    assert flops.matrices(DENSE) == MATRICES
-
-
-def test_of_experts_the_active_ones_and_the_router_count():
-    shape = ModelShape(
-        hidden=4, layers=2, heads=2, kv_heads=1, head_size=2, intermediate=6, vocab=10, tied=True, experts=8,
-        active_experts=2,
-    )  # fmt: skip
-    assert flops.matrices(shape) == 2 * (48 + 2 * 72 + 8 * 4)
-
-
-def test_attention_counts_each_token_with_itself_and_all_before():
-    # Positions 0, 1, 2 see 1 + 2 + 3 keys; 2 products x 2 FLOPs x query width 4.
-    assert flops.attention(DENSE, 0, 3) == 16 * 6
-    assert flops.attention(DENSE, 2, 3) == 16 * 3
 
 
 def test_samples_of_a_prompt_share_it():

@@ -69,7 +69,7 @@ ANSWERS = ([1, 0], [2], [2, 4, 0])
 
 
 def scoring(found: Sequence[Disagreement] = ()) -> Scoring:
-    return Scoring(ROLLOUT, OUTCOMES, found, TOOK)
+    return Scoring(ROLLOUT, OUTCOMES, found, TOOK, 0)
 
 
 def printed(table) -> str:
@@ -85,7 +85,7 @@ def test_numbers_by_hand():
     assert found.teacher_logprob == pytest.approx(-(8 + 0.5 + 2.5 + 0.25 + 7) / 5)
     assert found.never_share == pytest.approx(2 / 5)  # ln(1e-3) = -6.9
     assert (len(found.scored), len(found.errors), found.from_store) == (2, 1, 0)
-    nothing = Scoring(ROLLOUT[:1], OUTCOMES[1:2], (), TOOK)
+    nothing = Scoring(ROLLOUT[:1], OUTCOMES[1:2], (), TOOK, 0)
     assert np.isnan(nothing.teacher_kl)
 
 
@@ -164,7 +164,7 @@ def test_unscored_samples_are_kept_with_nulls(tmp_path):
     assert table["teacher_logprobs"].to_pylist() == [None if one is None else one.tolist() for one in TEACHER]
     assert table["teacher_error"].to_pylist() == [None, "gone", None]
     assert table["response_ids"].to_pylist() == [list(ids) for ids in ANSWERS]
-    again = with_scores(table, Scoring(ROLLOUT, OUTCOMES[::-1], (), TOOK), teacher)
+    again = with_scores(table, Scoring(ROLLOUT, OUTCOMES[::-1], (), TOOK, 0), teacher)
     assert again.column_names == table.column_names
     assert again["teacher_error"].to_pylist() == [None, "gone", None]
     Answers(again, answers.model, answers.settings).write(tmp_path / "scored.parquet")

@@ -9,6 +9,8 @@ import pytest
 from tiny_student import make_student
 
 from recipe import evaluate
+from verl_ext.ledger import ledger
+from verl_ext.ledger.meter import Meter
 from verl_ext.sampling.types import Answer
 
 SENTENCES = ("good day", "guten Tag", "bonjour", "what is this")
@@ -42,7 +44,7 @@ def run(tmp_path, monkeypatch, model):
     def run(rows: list[dict], said: dict[str, Answer], *overrides: str) -> tuple[dict, list[dict]]:
         class Recorded:
             def __init__(self, *_args) -> None:
-                pass
+                self.meter = Meter(None, gpus=0, devices=1)
 
             def __enter__(self):
                 return self
@@ -51,6 +53,8 @@ def run(tmp_path, monkeypatch, model):
                 pass
 
             def answer(self, requests) -> list[Answer]:
+                for _ in requests:
+                    self.meter.answered(prompt=5, cached=0, sampled=2)
                 return [said[request.messages[-1]["content"]] for request in requests]
 
         monkeypatch.setattr("verl_ext.evaluation.arms.VllmSampler", Recorded)
@@ -59,6 +63,7 @@ def run(tmp_path, monkeypatch, model):
         arguments = (f"data={tmp_path}/rows.parquet", f"student={model}", f"out={out}")
         monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, *overrides])
         evaluate.main()
+        assert {entry.phase for entry in ledger.read(out.parent / ledger.FILE).entries} == {"evaluate"}
         lines = (out.parent / "answers.jsonl").read_text().splitlines()
         return json.loads(out.read_text()), [json.loads(line) for line in lines]
 
@@ -151,7 +156,8 @@ def test_another_report_beside_it_keeps_its_own_answers(run, tmp_path):
     out = tmp_path / "report" / "second.json"
     with pytest.raises(FileNotFoundError):  # of `run`, which looks for eval.json's
         run([row("hi", "en")], {"hi": Answer("en", 1, "stop")}, f"out={out}")
-    assert sorted(path.name for path in out.parent.iterdir()) == ["second.answers.jsonl", "second.json", "second.png"]
+    found = sorted(path.name for path in out.parent.iterdir())
+    assert found == ["ledger.jsonl", "second.answers.jsonl", "second.json", "second.png"]
 
 
 def test_answers_that_are_no_labels_are_refused_before_any_engine(run):

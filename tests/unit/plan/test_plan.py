@@ -16,7 +16,8 @@ from verl_ext.plan.hardware import GIB, HardwareConfig, hardware_of
 from verl_ext.plan.layout import overflows, pools, problems
 from verl_ext.plan.report import draw, explain
 from verl_ext.plan.run import Rollout, Run, Teacher, Trainer, changed
-from verl_ext.plan.shape import ATTENTION, PROJECTIONS, load_shape, published, shape_from
+from verl_ext.plan.shape import load_shape, published
+from verl_ext.run.model_shape import ATTENTION, PROJECTIONS, shape_from
 
 DENSE = {
     "model_type": "qwen3",

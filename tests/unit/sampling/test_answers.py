@@ -12,6 +12,8 @@ from hydra.errors import ConfigCompositionException
 
 from recipe.generate import GenerateConfig, summary
 from verl_ext.evaluation.disagreement import on_policy
+from verl_ext.ledger import ledger
+from verl_ext.ledger.meter import Meter
 from verl_ext.run.settings import settings_of
 from verl_ext.sampling import answers as answers_module
 from verl_ext.sampling.answers import COLUMNS, AnswerRun, Answers, generate
@@ -43,12 +45,15 @@ class ScriptedSampler:
     def __init__(self, chunks_before_interruption: int = 99) -> None:
         self.chunks_left = chunks_before_interruption
         self.asked: list[tuple[int, str]] = []
+        self.meter = Meter(None, gpus=0, devices=1)
 
     def sample(self, requests) -> list[Sample]:
         if not self.chunks_left:
             raise Interrupted
         self.chunks_left -= 1
         self.asked += [(request.index, request.messages[0]["content"]) for request in requests]
+        for _ in requests:
+            self.meter.answered(prompt=5, cached=0, sampled=2)
         return [
             Sample("en", 2, "stop", [request.index, 1], [-0.1 - request.index, -0.2])
             if request.index != 3
@@ -116,7 +121,13 @@ def test_an_interrupted_run_samples_only_what_is_missing(start):
     rest = ScriptedSampler()
     interrupted = start(rest).table
     assert [index for index, _ in rest.asked] == [4, 5]
-    assert list(start.out.parent.iterdir()) == [start.out]  # the journal is gone
+    ledger_file = start.out.with_name(ledger.FILE)
+    assert sorted(start.out.parent.iterdir()) == [start.out, ledger_file]  # the journal is gone
+    spent = ledger.read(ledger_file).entries  # the interrupted run's too
+    assert [(each.phase, each.samples, each.tokens.sampled) for each in spent] == [
+        ("generate", 4, 8),
+        ("generate", 2, 4),
+    ]
     again = ScriptedSampler()
     assert start(again).table.equals(interrupted)
     assert again.asked == []

@@ -11,7 +11,10 @@ from verl_ext.sampling import served
 from verl_ext.sampling.served import ServedSampler
 from verl_ext.sampling.types import Answer, Request, SamplingConfig, SamplingError
 
-GOOD = {"choices": [{"message": {"content": "en"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}
+GOOD = {
+    "choices": [{"message": {"content": "en"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}},
+}
 REQUESTS = [Request(0, [{"role": "user", "content": "Good morning"}])]
 
 

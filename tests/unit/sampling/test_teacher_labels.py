@@ -8,6 +8,8 @@ import pytest
 from verl_ext.data.conversations import PATTERNS, Reading, from_jsonl, from_parquet, read_label, to_jsonl, to_parquet
 from verl_ext.data.rows import LABELS, LANGUAGE, make_row
 from verl_ext.data.sentences import TRANSLATION, Sentence, tinker_file
+from verl_ext.ledger import ledger
+from verl_ext.ledger.meter import Meter
 from verl_ext.sampling.teacher_labels import LabelConfig, LabelRun, create_labels
 from verl_ext.sampling.types import Answer, EngineConfig, SamplingConfig
 
@@ -143,12 +145,15 @@ class ScriptedSampler:
         self.texts = texts
         self.chunks_left = chunks_before_interruption
         self.asked: list[int] = []
+        self.meter = Meter(None, gpus=0, devices=1)
 
     def answer(self, requests):
         if not self.chunks_left:
             raise Interrupted
         self.chunks_left -= 1
         self.asked += [request.index for request in requests]
+        for _ in requests:
+            self.meter.answered(prompt=5, cached=0, sampled=2)
         return [Answer(self.texts[request.index], 2, "stop") for request in requests]
 
 
@@ -235,6 +240,8 @@ def test_an_interrupted_run_samples_only_what_is_missing(run):
     second = ScriptedSampler(TEXTS)
     run(second)
     assert second.asked == [7, 9]
+    spent = ledger.read(run.job.out_dir / ledger.FILE).entries  # the interrupted run's too
+    assert [(each.phase, each.samples, each.tokens.sampled) for each in spent] == [("labels", 4, 8), ("labels", 2, 4)]
     assert [json.loads(line)["index"] for line in journal.read_text().splitlines()[1:]] == [1, 2, 4, 5, 7, 9]
     third = ScriptedSampler(TEXTS)
     assert run(third).endswith("up to date")
