@@ -140,15 +140,19 @@ def shape_from(config: Mapping[str, Any]) -> ModelShape:
     """
     kind = config.get("model_type")
     if kind not in KINDS:
-        raise ValueError(f"model_type {kind!r}: the numbers of {', '.join(KINDS)} are known")
+        raise ValueError(f"model_type {kind!r}: only {', '.join(KINDS)} are known here")
     if config.get("attention_bias") or config.get("mlp_bias"):
-        raise ValueError("attention_bias, mlp_bias: models without them are known")
+        raise ValueError("attention_bias, mlp_bias: only models without them are known here")
     windows = {layer for layer in config.get("layer_types") or () if layer != "full_attention"}
     if windows or config.get("use_sliding_window"):
-        raise ValueError("layer_types, use_sliding_window: models whose every layer sees all tokens are known")
+        raise ValueError(
+            "layer_types, use_sliding_window: only models whose every layer sees all tokens are known here"
+        )
     moe = kind == QWEN3_MOE
     if moe and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
-        raise ValueError("mlp_only_layers, decoder_sparse_step: models whose layers all have experts are known")
+        raise ValueError(
+            "mlp_only_layers, decoder_sparse_step: only models whose layers all have experts are known here"
+        )
     heads = config["num_attention_heads"]
     return ModelShape(
         hidden=config["hidden_size"],

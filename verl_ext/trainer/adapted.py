@@ -204,6 +204,7 @@ class AdaptedTrainer(KeepingTrainer):
 
     def on_validate_begin(self) -> None:
         self.at(VALIDATION)
+        self.spending.validation_begins()
         super().on_validate_begin()
 
     def step(self, metrics: dict, timing_raw: dict) -> Any:
@@ -222,10 +223,6 @@ class AdaptedTrainer(KeepingTrainer):
         self._notes = []
         self.spending.step_begins()
         super().on_step_begin()
-
-    def on_validate_begin(self) -> None:
-        self.spending.validation_begins()
-        super().on_validate_begin()
 
     def on_validate_end(self) -> None:
         super().on_validate_end()
