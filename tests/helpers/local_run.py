@@ -36,6 +36,7 @@ from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.agent_loop import DistillationAgentLoopWorker
 from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.pipelined import PipelinedTrainer
+from verl_ext.trainer.presence import Presence
 from verl_ext.trainer.runner import plain_class
 from verl_ext.trainer.trainer import OnPolicyDistillationTrainer
 
@@ -211,6 +212,7 @@ class LocalSetup(AdaptedTrainer):
 
     actor: Actor
     sync: WeightSync
+    _presence = Presence({})
 
     def _setup(self) -> None:
         self._init_tokenizer()

@@ -101,12 +101,22 @@ def _host(run: Run) -> dict[str, Parts]:
     }
 
 
+def _replayed(run: Run) -> tuple[Parts, Parts]:
+    """The replay buffer on a device and on the host of the trainer's process; it lies there from the start on."""
+    buffer, key = run.replay, "replay buffer"
+    if buffer.device == "cuda":
+        return {key: buffer.tokens}, {key: buffer.index}
+    return {}, {key: buffer.tokens + buffer.index}
+
+
 def pools(run: Run, hardware: HardwareConfig) -> list[Pool]:
     """Every kind of device of a run, filled: trainer's with vLLM, the teacher's, and the first node's main memory."""
     size = int(hardware.device_memory_gib * GIB)
     static, scoring = memory.teacher_static(run, size), memory.teacher_scoring(run, size)
     teacher = {phase: merge(scoring if phase in ("generate", "score") else static) for phase in PHASES}
-    student, host = _student(run, hardware), _host(run)
+    on_device, on_host = _replayed(run)
+    student = {phase: merge(parts, on_device) for phase, parts in _student(run, hardware).items()}
+    host = {phase: merge(parts, on_host) for phase, parts in _host(run).items()}
     name = "trainer + vLLM"
     if hardware.teacher == "shared":
         student, name = {phase: merge(student[phase], teacher[phase]) for phase in PHASES}, f"{name} + teacher"

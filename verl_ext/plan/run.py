@@ -8,6 +8,8 @@ from omegaconf import DictConfig, ListConfig
 from verl_ext.plan.shape import ModelShape, load_shape
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
+REPLAYED_TOKEN_BYTES, REPLAYED_TOP_BYTES, REPLAYED_INDEX_BYTES = 13, 8, 5
+"""Of a stored token: id, two log-probs and mask; each of the teacher's `method.top_k` there; its part of the index."""
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
@@ -86,6 +88,18 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Stored samples of earlier steps, in the trainer's process."""
+
+    device: str
+    """Where the tokens lie, `cpu` or `cuda`."""
+    tokens: int
+    """Bytes of the tokens, all of them allocated at the start; 0 without a buffer."""
+    index: int
+    """Bytes on the host of what is noted of a sample, and of the tree above them."""
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run, as far as memory depends on it."""
 
@@ -99,6 +113,7 @@ class Run:
     trainer: Trainer
     rollout: Rollout
     teacher: Teacher
+    replay: Replay
 
     @property
     def trained(self) -> int:
@@ -163,6 +178,15 @@ def _read_rollout(config: DictConfig) -> Rollout:
     )
 
 
+def _read_replay(config: DictConfig, vocabulary: int) -> Replay:
+    """The tighter of the buffer's two bounds holds; allocated as `verl_ext/trainer/replay/storage.py` does it."""
+    replay, top_k = config.replay, config.method.top_k
+    a_token = REPLAYED_TOKEN_BYTES + REPLAYED_TOP_BYTES * (vocabulary if top_k < 0 else top_k)
+    tokens = min(replay.capacity_tokens, replay.capacity_bytes // (a_token + REPLAYED_INDEX_BYTES))
+    tokens = tokens if replay.share else 0
+    return Replay(replay.device, tokens * a_token, tokens * REPLAYED_INDEX_BYTES)
+
+
 def read_run(config: DictConfig) -> Run:
     """The run that a composed `configs/on_policy_distillation.yaml` describes.
 
@@ -192,6 +216,7 @@ def read_run(config: DictConfig) -> Run:
             memory_fraction=teacher.mem_fraction_static,
             max_total_tokens=teacher.max_total_tokens,
         ),
+        replay=_read_replay(config, student.vocab),
     )
     _ = run.adapters  # refuses modules that the student does not have
     return run

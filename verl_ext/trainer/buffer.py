@@ -29,6 +29,8 @@ class BoundedWait(ReplayBuffer):
 
     where: Callable[[], str]
     """What the agent loop is at, in words; asked when a wait ends."""
+    lost: Callable[[], str]
+    """Who is gone of those who answer, in words; "" where everyone is there."""
 
     def __init__(self, pipeline: PipelineConfig, **verls: Any) -> None:
         super().__init__(**verls)
@@ -51,6 +53,8 @@ class BoundedWait(ReplayBuffer):
             raise SamplingStopped(f"{error} ({self.where()})") from error
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        if lost := self.lost():
+            raise SamplingStopped(lost)
         ended = len(self.finished_keys[partition_id] | self.failure_keys[partition_id])
         if ended != self._progress[0]:
             self._progress = (ended, time.monotonic())

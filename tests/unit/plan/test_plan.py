@@ -15,8 +15,10 @@ from verl_ext.plan.advice import single_changes
 from verl_ext.plan.hardware import GIB, HardwareConfig, hardware_of
 from verl_ext.plan.layout import overflows, pools, problems
 from verl_ext.plan.report import draw, explain
-from verl_ext.plan.run import Rollout, Run, Teacher, Trainer, changed
+from verl_ext.plan.run import Replay, Rollout, Run, Teacher, Trainer, changed, read_run
 from verl_ext.plan.shape import ATTENTION, PROJECTIONS, load_shape, published, shape_from
+from verl_ext.trainer.replay.buffer import PriorityBuffer
+from verl_ext.trainer.replay.config import ReplayConfig
 
 DENSE = {
     "model_type": "qwen3",
@@ -165,6 +167,7 @@ RUN = Run(
     trainer=TRAINER,
     rollout=ROLLOUT,
     teacher=TEACHER,
+    replay=Replay(device="cpu", tokens=0, index=0),
 )
 NODE = HardwareConfig("8 x 80 GB", device_memory_gib=80, devices_per_node=8, nodes=1, host_memory_gib=512)
 SHARED = dataclasses.replace(NODE, devices_per_node=1, teacher="shared")
@@ -199,6 +202,27 @@ def test_offloading_moves_bytes_to_main_memory_except_in_the_update():
     assert device.total("generate") - less.total("generate") == optimizer
     assert more.total("generate") - host.total("generate") == 4 * optimizer  # of the node's four ranks
     assert device.phases["update"] == less.phases["update"]
+
+
+@pytest.mark.parametrize(("top_k", "capacity"), [(0, 2**30), (4, 2**30), (-1, 2**22)])
+def test_the_replay_buffer_takes_what_it_allocates(compose_run, tmp_path, top_k, capacity):
+    """Of the real buffer, whose index is 3.6 to 4.6 bytes a token."""
+    (tmp_path / "config.json").write_text(json.dumps(DENSE))
+    words = [f"student.path={tmp_path}", "replay.share=0.25", f"replay.capacity_bytes={capacity}"]
+    config = compose_run("platform=cpu", "task=demo", *words, "replay.capacity_tokens=5000", f"method.top_k={top_k}")
+    planned = read_run(config).replay
+    settings = ReplayConfig(share=0.25, capacity_tokens=5000, capacity_bytes=capacity)
+    real = PriorityBuffer(settings, seed=0, top_k=DENSE["vocab_size"] if top_k < 0 else top_k)
+    assert planned.tokens + planned.index == pytest.approx(real.storage.nbytes + real._tree.nbytes, rel=0.1)
+    assert planned.tokens + planned.index <= capacity
+
+
+def test_the_replay_buffer_lies_where_it_is_put():
+    for device, places in (("cpu", (0, 0, 1005)), ("cuda", (1000, 0, 5))):
+        buffered = dataclasses.replace(RUN, replay=Replay(device, tokens=1000, index=5))
+        found = [pool.phases["update"].get("replay buffer", 0) for pool in pools(buffered, NODE)]
+        assert tuple(found) == places
+        assert {pool.phases["load"].get("replay buffer", 0) for pool in pools(buffered, NODE)} == set(places)
 
 
 def test_an_adapter_is_merged_into_the_base_in_fp32_whatever_was_trained():

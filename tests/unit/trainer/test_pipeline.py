@@ -137,6 +137,7 @@ def buffer_of(**pipeline) -> PipelineBuffer:
         train_batch_size=2,
     )
     buffer.where = lambda: "1 at the student, 0 at the teacher"
+    buffer.lost = lambda: ""
     return buffer
 
 
