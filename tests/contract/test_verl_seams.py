@@ -61,6 +61,8 @@ OVERRIDES = [
     (keeping.KeepingTrainer, PPOTrainerSync, "_maybe_log_val_generations"),
     (keeping.KeepingTrainer, PPOTrainerSync, "on_validate_begin"),
     (keeping.KeepingTrainer, PPOTrainerSync, "_validate"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "_validate"),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "on_sample_end"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_old_log_prob"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_update_actor"),

@@ -9,7 +9,8 @@ import ray
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayError
 
-from verl_ext.platform.ray_address import keep_to_loopback
+from verl_ext.platform.lean_ray import lean
+from verl_ext.platform.ray_address import OWN_RAY, keep_to_loopback
 from verl_ext.run.console import RunConsole
 from verl_ext.run.files import RESOLVED
 from verl_ext.run.loopback import open_doors
@@ -58,6 +59,8 @@ def train(config: DictConfig, started: float) -> None:
 
     run_dir = Path(config.run_dir)
     ray_init = keep_to_loopback(mapping_of(config.ray_kwargs.ray_init))
+    if ray_init["address"] == OWN_RAY:
+        ray_init = lean(ray_init)
     with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
         console.stage("Ray is up")
         if doors := open_doors([node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]):

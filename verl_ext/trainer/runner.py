@@ -7,9 +7,10 @@ from typing import Any
 
 import ray
 from omegaconf import OmegaConf
+from ray import cloudpickle
 
 from verl_ext.trainer.config import MethodConfig, check_method
-from verl_ext.trainer.pipeline_config import SYNC
+from verl_ext.trainer.pipeline_config import SEPARATE, SYNC
 
 FP32_BYTES = 4  # what a tensor takes at most on its way
 
@@ -30,17 +31,20 @@ class Runner:
             from verl.trainer.main_ppo import TaskRunnerV1
             from verl.trainer.ppo.utils import need_critic, need_reference_policy
             from verl.utils.config import validate_config
+            from verl.workers.rollout import router
             from verl.workers.rollout.replica import RolloutReplicaRegistry
 
             from verl_ext.platform import assert_platform
             from verl_ext.run.metrics import reach_stage
-            from verl_ext.trainer.trainer import PIPELINED, register
+            from verl_ext.trainer.trainer import PIPELINED, SEPARATED, register
 
             reach_stage(config.run_dir, "trainer process imported verl")
             assert_platform(config.trainer.device)
             register()
+            # Sent as it is to a process of its own, the load balancer does not import verl there, for 6 s of a core.
+            cloudpickle.register_pickle_by_value(router)
             if config.pipeline.mode != SYNC:
-                config.trainer.v1.trainer_mode = PIPELINED
+                config.trainer.v1.trainer_mode = SEPARATED if config.pipeline.placement == SEPARATE else PIPELINED
             ask_for_reference(config, check_method(config))
             make_room_for_weights(config)
             validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))

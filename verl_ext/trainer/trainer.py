@@ -15,7 +15,7 @@ from verl_ext.trainer.advantages import (
 )
 from verl_ext.trainer.replaying import ReplayingTrainer
 
-NAME, PIPELINED = "on_policy_distillation", "on_policy_distillation_pipelined"
+NAME, PIPELINED, SEPARATED = (f"on_policy_distillation{kind}" for kind in ("", "_pipelined", "_separate"))
 
 
 class OnPolicyDistillationTrainer(ReplayingTrainer):
@@ -95,7 +95,9 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
 
 def register() -> None:
     """Make our trainers known to verl as `trainer.v1.trainer_mode`."""
-    from verl_ext.trainer.pipelined import PipelinedTrainer  # which stands on this module
+    from verl_ext.trainer.pipelined import PipelinedTrainer  # which stand on this module
+    from verl_ext.trainer.separate import SeparateTrainer
 
     register_trainer(NAME)(OnPolicyDistillationTrainer)
     register_trainer(PIPELINED)(PipelinedTrainer)
+    register_trainer(SEPARATED)(SeparateTrainer)
