@@ -10,6 +10,8 @@ from verl_ext.plan.shape import ModelShape, load_shape
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
 REPLAYED_TOKEN_BYTES, REPLAYED_TOP_BYTES, REPLAYED_INDEX_BYTES = 13, 8, 5
 """Of a stored token: id, two log-probs and mask; each of the teacher's `method.top_k` there; its part of the index."""
+SEPARATE = "separate"
+"""`pipeline.placement` of a vLLM with devices of its own."""
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
@@ -51,8 +53,10 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Rollout:
-    """vLLM, on the trainer's devices."""
+    """vLLM."""
 
+    devices: int
+    """Of its own (`pipeline.placement=separate`); 0 on the trainer's."""
     tp: int
     weight_bytes: int
     memory_fraction: float
@@ -166,6 +170,7 @@ def _read_rollout(config: DictConfig) -> Rollout:
     rollout = config.actor_rollout_ref.rollout
     variables = config.ray_kwargs.ray_init.runtime_env.env_vars
     return Rollout(
+        devices=rollout.nnodes * rollout.n_gpus_per_node if config.pipeline.placement == SEPARATE else 0,
         tp=rollout.tensor_model_parallel_size,
         weight_bytes=BYTES[rollout.dtype],
         memory_fraction=rollout.gpu_memory_utilization,

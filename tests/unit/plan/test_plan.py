@@ -136,6 +136,7 @@ TRAINER = Trainer(
     optimizer_offload=False,
 )
 ROLLOUT = Rollout(
+    devices=0,
     tp=1,
     weight_bytes=2,
     memory_fraction=0.5,
@@ -217,6 +218,17 @@ def test_the_replay_buffer_takes_what_it_allocates(compose_run, tmp_path, top_k,
     assert planned.tokens + planned.index <= capacity
 
 
+def test_vllm_on_devices_of_its_own_leaves_the_trainers():
+    apart = changed(changed(RUN, "rollout", devices=2, tp=2), "teacher", tp=1, dp=1)
+    assert problems(apart, NODE) == []
+    trainer, vllm, *_ = pools(apart, NODE)
+    assert (trainer.name, trainer.count, vllm.name, vllm.count) == ("trainer", 4, "vLLM", 2)
+    assert not [key for parts in trainer.phases.values() for key in parts if key.startswith("vLLM")]
+    assert {vllm.total(phase) for phase in vllm.phases} == {sum(memory.rollout_awake(apart, 80 * GIB).values())}
+    (line,) = [line for line in problems(changed(apart, "rollout", devices=4), NODE) if "more than" in line]
+    assert "4 for the trainer, 4 for vLLM and 1 for the teacher" in line
+
+
 def test_the_replay_buffer_lies_where_it_is_put():
     for device, places in (("cpu", (0, 0, 1005)), ("cuda", (1000, 0, 5))):
         buffered = dataclasses.replace(RUN, replay=Replay(device, tokens=1000, index=5))
@@ -246,6 +258,11 @@ def test_unified_memory_is_counted_once():
     [
         (RUN, dataclasses.replace(NODE, fp8=False), "teacher.quantization=fp8: .* does not multiply FP8"),
         (dataclasses.replace(RUN, sequences=126), NODE, "data.train_batch_size: 126 samples .* not divide among 4"),
+        (
+            changed(RUN, "rollout", devices=4),
+            dataclasses.replace(NODE, teacher="elsewhere", devices_per_node=4),
+            "4 for vLLM",
+        ),
         (changed(RUN, "teacher", dp=4), NODE, "4 for the trainer and 8 for the teacher are more than .* 8 devices"),
         (changed(RUN, "trainer", ranks_per_node=16), NODE, "trainer.n_gpus_per_node=16: .* 1 nodes of 8"),
         (changed(RUN, "trainer", shards=3), NODE, "fsdp_size=3 does not divide"),
