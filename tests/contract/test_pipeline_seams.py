@@ -148,7 +148,7 @@ def test_what_no_run_uses_is_not_imported():
 def test_the_load_balancer_goes_to_its_process_without_verl():
     cloudpickle.register_pickle_by_value(router)
     try:
-        sent = cloudpickle.dumps(router.GlobalRequestLoadBalancer)
+        sent = cloudpickle.dumps(router.GlobalRequestLoadBalancer)  # pyright: ignore[reportPrivateImportUsage]
     finally:
         cloudpickle.unregister_pickle_by_value(router)
     code = "import pickle, sys; made = pickle.loads(sys.stdin.buffer.read())({'a': 7}); made.clear_sticky_cache()"

@@ -212,7 +212,7 @@ class LocalSetup(AdaptedTrainer):
 
     actor: Actor
     sync: WeightSync
-    _presence = Presence({})
+    _presence = Presence({})  # pyright: ignore[reportAssignmentType]
 
     def _setup(self) -> None:
         self._init_tokenizer()

@@ -18,7 +18,7 @@ AHEAD = 4
 """Tensors that are sent before the first of them is taken."""
 
 
-@CheckpointEngineRegistry.register(NAME)
+@CheckpointEngineRegistry.register(NAME)  # pyright: ignore[reportAttributeAccessIssue]  verl forgot `staticmethod`
 class HostWeights(CheckpointEngine):
     """The actor's first rank sends every tensor to each of vLLM's ranks; the others only help to gather it."""
 

@@ -23,7 +23,7 @@ USUAL = {"include_dashboard": False, "log_to_driver": False, "address": "local"}
     ],
 )
 def test_ray_starts_without_what_nobody_asked_for(monkeypatch, changes, left_out):
-    def started(self) -> str:
+    def started(_: Node) -> str:
         return "started"
 
     for name in UNUSED:
