@@ -214,8 +214,12 @@ def test_the_replay_buffer_takes_what_it_allocates(compose_run, tmp_path, top_k,
     planned = read_run(config).replay
     settings = ReplayConfig(share=0.25, capacity_tokens=5000, capacity_bytes=capacity)
     real = PriorityBuffer(settings, seed=0, top_k=DENSE["vocab_size"] if top_k < 0 else top_k)
-    assert planned.tokens + planned.index == pytest.approx(real.storage.nbytes + real._tree.nbytes, rel=0.1)
-    assert planned.tokens + planned.index <= capacity
+    tokens = sum(held.nbytes for held in real.storage._token.values())
+    index = real.storage.nbytes - tokens + real._tree.nbytes
+    if capacity == 2**30:  # which does not bind
+        assert planned.tokens == tokens
+        assert 0.7 * planned.index < index < planned.index
+    assert 0.95 * (tokens + index) < planned.tokens + planned.index <= capacity
 
 
 def test_vllm_on_devices_of_its_own_leaves_the_trainers():
