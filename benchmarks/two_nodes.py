@@ -24,9 +24,10 @@ import psutil
 from benchmarks.arms.runs import DEMO, arguments, report
 
 STEPS, KILLED = 12, 3
+SECOND = "127.0.0.2"
 BAR_S = 30.0
 """Within which a run whose teacher is gone ends."""
-NODE = ("--num-cpus=16", "--object-store-memory=268435456", "--disable-usage-stats", "--block")
+NODE = ("--object-store-memory=268435456", "--disable-usage-stats", "--block")
 TIMEOUT_S = 600
 
 
@@ -94,11 +95,12 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    head = ("--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false", "--num-gpus=1")
-    second = (f"--address={address}", "--num-gpus=0", '--resources={"teacher": 1}')
+    head = ("--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false", "--num-cpus=16")
+    # An address of its own, or the driver would take either node for its own; no CPU, so that nothing else runs there.
+    second = (f"--address={address}", f"--node-ip-address={SECOND}", "--num-cpus=0", '--resources={"teacher": 1}')
     with (
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch,
-        ray_node(environment, options.out / "head.log", *head, f"--temp-dir={scratch}"),
+        ray_node(environment, options.out / "head.log", *head, "--num-gpus=1", f"--temp-dir={scratch}"),
     ):
         with ray_node(environment, options.out / "node.log", *second) as node:
             first = started(run, address, environment)

@@ -37,7 +37,18 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.trainer import adapted, agent_loop, dataset, engine, keeping, runner, sampler, shared_calls, trainer
+from verl_ext.trainer import (
+    adapted,
+    agent_loop,
+    dataset,
+    engine,
+    keeping,
+    runner,
+    sampler,
+    shared_calls,
+    surviving,
+    trainer,
+)
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 
@@ -61,8 +72,10 @@ OVERRIDES = [
     (keeping.KeepingTrainer, PPOTrainerSync, "_maybe_log_val_generations"),
     (keeping.KeepingTrainer, PPOTrainerSync, "on_validate_begin"),
     (keeping.KeepingTrainer, PPOTrainerSync, "_validate"),
-    (adapted.AdaptedTrainer, PPOTrainerSync, "_validate"),
-    (adapted.AdaptedTrainer, PPOTrainerSync, "on_sample_end"),
+    (surviving.SurvivingTrainer, PPOTrainerSync, "_validate"),
+    (surviving.SurvivingTrainer, PPOTrainerSync, "on_validate_begin"),
+    (surviving.SurvivingTrainer, PPOTrainerSync, "on_sample_end"),
+    (surviving.SurvivingTrainer, PPOTrainerSync, "step"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_old_log_prob"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_update_actor"),
@@ -70,7 +83,6 @@ OVERRIDES = [
     (adapted.AdaptedTrainer, PPOTrainerSync, "_init_dataloader"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_load_checkpoint"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_log_rollout_data"),
-    (adapted.AdaptedTrainer, PPOTrainerSync, "step"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "get_llm_client"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_init_end"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_train_begin"),

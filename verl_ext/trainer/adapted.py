@@ -3,7 +3,6 @@
 import functools
 import inspect
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,13 @@ from verl_ext.run.settings import settings_of
 from verl_ext.run.timeline import VALIDATION, TimelineFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.trainer.advantages import fresh_rows, teacher_metrics
-from verl_ext.trainer.buffer import PipelineBuffer, SamplingStopped, SyncBuffer
-from verl_ext.trainer.checkpoint import save_last_finished_step
+from verl_ext.trainer.buffer import PipelineBuffer, SyncBuffer
 from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
-from verl_ext.trainer.keeping import KeepingTrainer
 from verl_ext.trainer.losses import loss_from_logits, policy_loss
 from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
-from verl_ext.trainer.presence import NOTICED_S, Presence
 from verl_ext.trainer.staleness import staleness_metrics
+from verl_ext.trainer.surviving import SurvivingTrainer
 
 VERLS_PIPELINE = "colocate_async"
 """verl's mode in which sampling goes on while the student is trained."""
@@ -53,7 +50,7 @@ def _balanced(lengths: Any, k_partitions: int, equal_size: bool) -> Any:
 trainer_base.get_seqlen_balanced_partitions = _balanced  # pyright: ignore[reportPrivateImportUsage]  where it is called
 
 
-class AdaptedTrainer(KeepingTrainer):
+class AdaptedTrainer(SurvivingTrainer):
     """What `OnPolicyDistillationTrainer` stands on: our settings, files and metrics, and the seams that verl has."""
 
     def __init__(self, config: DictConfig) -> None:
@@ -71,7 +68,6 @@ class AdaptedTrainer(KeepingTrainer):
         self._notes: list[dict[str, Any]] = []
         """Of the agent loop, on the samples that this step took so far."""
         self._advantages_BT: torch.Tensor | None = None
-        self._data_state: dict[str, Any] = {}
         register_adv_est(config.algorithm.adv_estimator)(self._estimate)
 
     def at(self, stage: str) -> None:
@@ -102,7 +98,7 @@ class AdaptedTrainer(KeepingTrainer):
         kind = SyncBuffer if self.pipeline.mode == SYNC else PipelineBuffer
         buffer = kind(self.pipeline, **arguments | {"train_batch_size": self.config.data.train_batch_size})
         buffer.where = self._where_samples_are
-        buffer.lost = self._who_is_gone
+        buffer.lost = self.who_is_gone
         return buffer
 
     def _where_samples_are(self) -> str:
@@ -113,19 +109,6 @@ class AdaptedTrainer(KeepingTrainer):
             return f"an agent loop does not say within {ANSWER_TIMEOUT_S:g} s"
         except RayActorError:
             return "an agent loop is gone"
-
-    @functools.cached_property
-    def _presence(self) -> Presence:
-        named: dict[str, Any] = {}
-        if self.config.actor_rollout_ref.rollout.name == "vllm":
-            servers = [server for replica in self.llm_server_manager.get_replicas() for server in replica.servers]
-            named |= {f"vLLM server {number}": server for number, server in enumerate(servers)}
-        loops = self.agent_loop_manager.agent_loop_workers
-        return Presence(named | {f"agent loop {number}": worker for number, worker in enumerate(loops)})
-
-    def _who_is_gone(self, within_s: float = 0.0) -> str:
-        """Of those who answer, in words; "" where everyone is there after `within_s` seconds."""
-        return self._presence.lost(within_s)
 
     def get_llm_client(self) -> LLMServerClient:
         return self.llm_server_manager.get_client(client_cls=ResumingClient)
@@ -206,49 +189,7 @@ class AdaptedTrainer(KeepingTrainer):
         self.at(VALIDATION)
         super().on_validate_begin()
 
-    def step(self, metrics: dict, timing_raw: dict) -> Any:
-        """verl's; where no more samples come, what the steps before it made is kept."""
-        try:
-            return super().step(metrics, timing_raw)
-        except SamplingStopped as error:
-            raise RuntimeError(f"{error}; {self._save_last_finished_step()}") from error
-        except RayActorError as error:  # whom prompts were sent to
-            if not (gone := self._who_is_gone(NOTICED_S)):
-                raise
-            raise RuntimeError(f"{gone}; {self._save_last_finished_step()}") from error
-
-    def _validate(self) -> dict[str, float]:
-        """verl's; where no more samples come, the step before it is kept."""
-        try:
-            return super()._validate()
-        except SamplingStopped as error:
-            saved = save_last_finished_step(self, self.global_steps, self.train_dataloader.state_dict())
-            raise RuntimeError(f"{error}; {saved}") from error
-
-    def _save_last_finished_step(self) -> str:
-        """Checkpoint the run as the step before this one left it; what to tell the user."""
-        data_state = self._data_state if self.pipeline.mode == SYNC else None
-        return save_last_finished_step(self, self.global_steps - 1, data_state)
-
-    def on_sample_end(self) -> None:
-        """Sleep. A server that is gone needs none; the next wait for samples says that it is."""
-        self._presence.call(super().on_sample_end)
-
-    def _sync_weights(self, sync: Callable[[], None]) -> None:
-        """`sync` gives vLLM the weights of the step that ends.
-
-        Where a server is gone there is none: this step is finished, and the next wait for samples ends the run.
-
-        Raises:
-            RuntimeError: where one went in the middle, for then the actor's ranks wait for it and cannot save.
-        """
-        if self._who_is_gone():
-            return
-        if gone := self._presence.call(sync):
-            raise RuntimeError(f"{gone}, in the weight sync of step {self.global_steps}, from which nothing is saved")
-
     def on_step_begin(self) -> None:
-        self._data_state = self.train_dataloader.state_dict()
         self._notes = []
         super().on_step_begin()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import ray
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from verl_ext.platform.lean_ray import lean
 from verl_ext.platform.ray_address import OWN_RAY, keep_to_loopback
@@ -70,7 +71,7 @@ def train(config: DictConfig, started: float) -> None:
         if any(teacher.share_device for teacher in teachers_of(config).values()):
             ray.get(list(teachers))  # its memory is taken before trainer and vLLM measure what is free
         OmegaConf.resolve(worker_config)  # resolvers of ours are known to this process alone
-        training = as_actor(Runner).remote().run.remote(worker_config)
+        training = as_actor(Runner).options(scheduling_strategy=here()).remote().run.remote(worker_config)
         pending = [*teachers, training]
         while training in pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=0.5)
@@ -92,3 +93,8 @@ def train(config: DictConfig, started: float) -> None:
     if (run_dir / "metrics.jsonl").is_file():
         write_cards(run_dir)  # with the last step, which the last checkpoint's card does not know yet
     console.finish(evaluation_of(config))
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """The node of this process. Ray puts an actor that reserves nothing on any node, the teacher's too."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

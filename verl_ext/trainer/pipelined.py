@@ -60,7 +60,7 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
             self.at("weight sync")
             if self.method.control == "no_weight_sync":
                 return
-            self._sync_weights(self._renew_weights)
+            self.sync_weights(self._renew_weights)
 
     def _renew_weights(self) -> None:
         manager: Any = self.checkpoint_manager  # its coroutines run to their end where no loop does

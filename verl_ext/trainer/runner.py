@@ -7,7 +7,6 @@ from typing import Any
 
 import ray
 from omegaconf import OmegaConf
-from ray import cloudpickle
 
 from verl_ext.trainer.config import MethodConfig, check_method
 from verl_ext.trainer.pipeline_config import SEPARATE, SYNC
@@ -31,7 +30,6 @@ class Runner:
             from verl.trainer.main_ppo import TaskRunnerV1
             from verl.trainer.ppo.utils import need_critic, need_reference_policy
             from verl.utils.config import validate_config
-            from verl.workers.rollout import router
             from verl.workers.rollout.replica import RolloutReplicaRegistry
 
             from verl_ext.platform import assert_platform
@@ -41,8 +39,6 @@ class Runner:
             reach_stage(config.run_dir, "trainer process imported verl")
             assert_platform(config.trainer.device)
             register()
-            # Sent as it is to a process of its own, the load balancer does not import verl there, for 6 s of a core.
-            cloudpickle.register_pickle_by_value(router)
             if config.pipeline.mode != SYNC:
                 config.trainer.v1.trainer_mode = SEPARATED if config.pipeline.placement == SEPARATE else PIPELINED
             ask_for_reference(config, check_method(config))

@@ -80,7 +80,7 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         """Sync: vLLM gets the new weights, and answers the next prompts with them."""
         self.at("weight sync")
         if self.method.control != "no_weight_sync":
-            self._sync_weights(super().on_step_end)
+            self.sync_weights(super().on_step_end)
 
     def _check_unscored(self, errors: list[str]) -> None:
         """Stop, with a checkpoint, when no teacher could score too many of a step's samples ("" for a scored one)."""

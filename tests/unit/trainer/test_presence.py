@@ -69,20 +69,20 @@ def test_a_run_whose_sampler_is_gone_keeps_what_it_finished_and_syncs_nothing_mo
     assert run.sync.steps == [0, 1]
 
 
-def test_validation_without_a_sampler_keeps_the_step_before_it(make_run):
+def test_a_step_whose_validation_has_no_sampler_is_finished(make_run):
     run = make_run("trainer.total_training_steps=3", "trainer.save_freq=100", "trainer.test_freq=1")
-    presence = Told()
+    presence, generate = Told(), run.generate_sequences
     run.trainer._presence = presence
-    generate = run.generate_sequences
 
     def lose_at_validation(batch):
         if "validate" in batch:
             presence.gone = GONE
-        else:
+        elif not presence.gone:
             generate(batch)
 
     run.generate_sequences = lose_at_validation
     with pytest.raises(RuntimeError, match=SAID):
         run.fit()
-    assert run.actor.saved == [1]
-    assert (Path(run.config.run_dir) / "checkpoints/global_step_1/data.pt").is_file()
+    assert (run.actor.saved, [row["step"] for row in run.metrics]) == ([1], [1])
+    stages = (Path(run.config.run_dir) / "stages.jsonl").read_text()
+    assert f"{GONE}: step 1 is not validated" in stages
