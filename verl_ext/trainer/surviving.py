@@ -44,6 +44,7 @@ class SurvivingTrainer(KeepingTrainer):
 
     def on_step_begin(self) -> None:
         self._data_state = self.train_dataloader.state_dict()
+        self.local_trigger_step = 0
         super().on_step_begin()
 
     def step(self, metrics: dict, timing_raw: dict) -> Any:
@@ -51,11 +52,11 @@ class SurvivingTrainer(KeepingTrainer):
         try:
             return super().step(metrics, timing_raw)
         except SamplingStopped as error:
-            raise RuntimeError(f"{error}; {self._save_last_finished_step()}") from error
+            raise RuntimeError(f"{error}; {self._save_last_finished_step(self.local_trigger_step)}") from error
         except RayActorError as error:  # whom prompts were sent to
             if not (gone := self.who_is_gone(NOTICED_S)):
                 raise
-            raise RuntimeError(f"{gone}; {self._save_last_finished_step()}") from error
+            raise RuntimeError(f"{gone}; {self._save_last_finished_step(self.local_trigger_step)}") from error
 
     def on_validate_begin(self) -> None:
         try:
@@ -93,7 +94,12 @@ class SurvivingTrainer(KeepingTrainer):
         if gone := self._presence.call(sync):
             raise RuntimeError(f"{gone}, in the weight sync of step {self.global_steps}, from which nothing is saved")
 
-    def _save_last_finished_step(self) -> str:
-        """Checkpoint the run as the step before this one left it; what to tell the user."""
-        data_state = self._data_state if self.pipeline.mode == SYNC else None
-        return save_last_finished_step(self, self.global_steps - 1, data_state)
+    def _save_last_finished_step(self, updates: int) -> str:
+        """Checkpoint the run as the step before this one left it; what to tell the user.
+
+        `updates`: of this step, as many have taken their prompts.
+        """
+        if self.pipeline.mode == SYNC:
+            return save_last_finished_step(self, self.global_steps - 1, self._data_state)
+        left_out = updates * self.config.data.train_batch_size // self.parameter_sync_step
+        return save_last_finished_step(self, self.global_steps - 1, None, left_out)

@@ -86,7 +86,7 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         """Stop, with a checkpoint, when no teacher could score too many of a step's samples ("" for a scored one)."""
         unscored = [error for error in errors if error]
         if len(unscored) > self.teacher.max_unscored_share * len(errors):
-            saved = self._save_last_finished_step()
+            saved = self._save_last_finished_step(self.local_trigger_step + 1)
             raise RuntimeError(
                 f"{len(unscored)} of {len(errors)} samples have no teacher score, more than "
                 f"teacher.max_unscored_share={self.teacher.max_unscored_share}; {saved}; the first says: {unscored[0]}"
