@@ -1,17 +1,23 @@
 """verl 0.9.1 where the pipeline meets it: hooks, buffers, the client, and verl's defects that we work around."""
 
 import inspect
+import sys
 
 import pytest
+from ray._private.node import Node
 from seams import parameters
+from verl.checkpoint_engine import CheckpointEngine, CheckpointEngineManager, CheckpointEngineRegistry
 from verl.trainer.ppo.v1 import PPOTrainerSync
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerClient
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
-from verl_ext.trainer import adapted, buffer, client, pipelined, trainer
+from verl_ext.platform import HUAWEIS
+from verl_ext.platform.lean_ray import UNUSED
+from verl_ext.trainer import adapted, buffer, client, host_weights, pipelined, separate, trainer
 
 OVERRIDES = [
     (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("on_train_begin", "prepare_step", "on_sample_end")),
@@ -25,6 +31,7 @@ OVERRIDES = [
         ("_stale_terminal_keys", "_has_enough_samples", "_evict_terminal_groups"),
     ),
     (client.ResumingClient, LLMServerClient, ("generate",)),
+    (separate.SeparateTrainer, PPOTrainerSeparateAsync, ("_setup", "_get_n_gpus_for_throughput")),
 ]
 
 
@@ -104,6 +111,42 @@ def test_our_trainer_is_what_the_mode_names():
     trainer.register()
     assert get_trainer_cls(trainer.NAME) is trainer.OnPolicyDistillationTrainer
     assert get_trainer_cls(trainer.PIPELINED) is pipelined.PipelinedTrainer
+    assert get_trainer_cls(trainer.SEPARATED) is separate.SeparateTrainer
+
+
+def test_vllm_has_devices_of_its_own_where_verl_asks_a_trainer_for_that():
+    setup = inspect.getsource(PPOTrainer._setup)
+    for asked in (setup, inspect.getsource(PPOTrainer._init_resource_pool_mgr)):
+        assert 'getattr(self, "_enable_hybrid_replicas", True)' in asked
+    assert setup.index("create_empty(") < setup.index("self._load_checkpoint()")
+    assert "create(" in inspect.getsource(PPOTrainerSeparateAsync._setup)
+    sync = inspect.getsource(CheckpointEngineManager.update_weights)
+    steps = (
+        "abort_replicas()",
+        "build_process_group(",
+        ".update_weights(",
+        '"finalize"',
+        "resume_generation_replicas()",
+    )
+    assert sorted(steps, key=sync.rindex) == list(steps)
+
+
+def test_weights_through_main_memory_are_one_of_verls_checkpoint_engines():
+    assert CheckpointEngineRegistry.get(host_weights.NAME) is host_weights.HostWeights
+    for name in ("prepare", "build_topology", "finalize", "send_weights", "receive_weights"):
+        ours, theirs = (parameters(getattr(kind, name)) for kind in (host_weights.HostWeights, CheckpointEngine))
+        assert ours == theirs, name
+
+
+def test_what_no_run_uses_is_not_imported():
+    assert sys.modules[HUAWEIS] is None
+    assert "hccl_checkpoint_engine" in CheckpointEngineRegistry._import_errors
+
+
+def test_rays_spare_processes_are_started_by_the_methods_that_we_leave_out():
+    starts = inspect.getsource(Node.start_head_processes) + inspect.getsource(Node.start_ray_processes)
+    for name in UNUSED:
+        assert f"self.{name}(" in starts
 
 
 def test_prompts_leave_the_queue_by_the_two_ways_that_are_counted():

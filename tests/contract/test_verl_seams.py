@@ -47,6 +47,7 @@ from verl_ext.trainer import (
     runner,
     sampler,
     shared_calls,
+    surviving,
     trainer,
 )
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
@@ -74,6 +75,10 @@ OVERRIDES = [
     (keeping.KeepingTrainer, PPOTrainerSync, "_maybe_log_val_generations"),
     (keeping.KeepingTrainer, PPOTrainerSync, "on_validate_begin"),
     (keeping.KeepingTrainer, PPOTrainerSync, "_validate"),
+    (surviving.SurvivingTrainer, PPOTrainerSync, "_validate"),
+    (surviving.SurvivingTrainer, PPOTrainerSync, "on_validate_begin"),
+    (surviving.SurvivingTrainer, PPOTrainerSync, "on_sample_end"),
+    (surviving.SurvivingTrainer, PPOTrainerSync, "step"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_old_log_prob"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_update_actor"),
@@ -81,7 +86,6 @@ OVERRIDES = [
     (adapted.AdaptedTrainer, PPOTrainerSync, "_init_dataloader"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_load_checkpoint"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_log_rollout_data"),
-    (adapted.AdaptedTrainer, PPOTrainerSync, "step"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "get_llm_client"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_init_end"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_train_begin"),

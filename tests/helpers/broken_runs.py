@@ -241,6 +241,16 @@ BROKEN = [
         words("pipeline.mode=stream", "pipeline.max_staleness=2"),
         r"pipeline\.max_staleness=2 with method\.policy_loss\.kind=importance_sampling.*=truncated_importance_sampling",
     ),
+    (
+        "pipeline",
+        words("pipeline.placement=separate"),
+        r"placement=separate with pipeline\.mode=sync.*set pipeline\.mode",
+    ),
+    (
+        "pipeline",
+        words("pipeline.mode=one_step_off", "pipeline.placement=separate"),
+        r"placement=separate with actor_rollout_ref\.rollout\.nnodes=0.*set both to 1 or more",
+    ),
     ("replay", words("replay.share=1"), r"replay\.share=1.* must be in \[0, 1\)"),
     (
         "replay",

@@ -38,6 +38,7 @@ from verl_ext.trainer.engine import READ
 from verl_ext.trainer.failures import FILE as FAILED_ROWS
 from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.pipelined import PipelinedTrainer
+from verl_ext.trainer.presence import Presence
 from verl_ext.trainer.runner import plain_class
 from verl_ext.trainer.trainer import OnPolicyDistillationTrainer
 
@@ -218,6 +219,7 @@ class LocalSetup(AdaptedTrainer):
 
     actor: Actor
     sync: WeightSync
+    _presence = Presence({})  # pyright: ignore[reportAssignmentType]
 
     def _setup(self) -> None:
         self._init_tokenizer()

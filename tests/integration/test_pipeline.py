@@ -1,4 +1,7 @@
-"""`pipeline.mode=stream` as a user runs it: real Ray, vLLM, SGLang and FSDP2, answers that outlive a weight sync."""
+"""`pipeline.mode=stream` as a user runs it: real Ray, vLLM, SGLang and FSDP2, answers that outlive a weight sync.
+
+It is run a second time, from its checkpoint, until vLLM's engine is killed.
+"""
 
 import json
 import math
@@ -7,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,6 +25,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVED = 4, 2
+LONGER = 200
+ENDS_WITHIN_S = 180  # 30 s, on a machine that does nothing else
 
 
 def run_verb(module: str, *arguments: str) -> str:
@@ -113,17 +120,61 @@ def test_the_loggers_have_the_curves_and_the_answers(run: Path):
     assert sorted(len(table["data"]) for table in tables) == [4, 4, 4]
 
 
-def test_what_was_under_way_at_a_checkpoint_is_trained_after_it(run: Path, command: list[str]):
-    """The run is put back to its checkpoint of step 2, as if it had been killed after it."""
+def last_step(run: Path) -> int:
+    return max(int(row["step"]) for row in read_metrics(run / "metrics.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def killed(run: Path, command: list[str]) -> str:
+    """What the run says, put back to its checkpoint of step 2, whose engine is killed after more steps than it had."""
     checkpoints = run / "checkpoints"
     shutil.rmtree(checkpoints / f"global_step_{STEPS}")
     (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(SAVED))
-    run_verb("recipe.on_policy_distillation", *command)
+    longer = [word.replace(f"total_training_steps={STEPS}", f"total_training_steps={LONGER}") for word in command]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recipe.on_policy_distillation", *longer, "trainer.max_actor_ckpt_to_keep=1"],
+        cwd=ROOT,
+        env=os.environ | {"WANDB_MODE": "offline"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        deadline = time.monotonic() + 600
+        while last_step(run) <= STEPS:
+            assert process.poll() is None, process.communicate()[0][-4000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        (engine,) = [child for child in children if child.cmdline()[:1] == ["VLLM::EngineCore"]]
+        engine.kill()
+        said, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    finally:
+        process.kill()
+    assert process.returncode == 1, said[-4000:]
+    return said
+
+
+def test_what_was_under_way_at_a_checkpoint_is_trained_after_it(run: Path, killed: str):
+    del killed
     stages = [json.loads(line)["stage"] for line in (run / "stages.jsonl").read_text().splitlines()]
     assert "16 saved prompts are under way again" in stages  # both batches of steps 3 and 4
     rows = read_metrics(run / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert (run / "student" / "config.json").is_file()
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert max(row["staleness/max"] for row in rows) <= 2
     lines, cut = read_samples(run / "samples.jsonl")
-    assert ([line["step"] for line in lines], cut) == ([0] * 4 + [2] * 4 + [4] * 4, 0)
+    assert ([line["step"] for line in lines][:12], cut) == ([0] * 4 + [2] * 4 + [4] * 4, 0)
+
+
+def test_a_run_whose_engine_is_killed_says_so_in_one_line_and_keeps_everything(run: Path, killed: str):
+    """No prompt failed since nobody was there to answer: as they were under way, a checkpoint has them."""
+    (line,) = [line for line in killed.splitlines() if line.startswith("error: ")]
+    step = last_step(run)
+    assert STEPS < step < LONGER
+    assert "vLLM server 0 is gone: its engine ended" in line
+    assert f"step {step} is saved; the same command resumes" in line
+    assert "Traceback" not in killed
+    rows = read_metrics(run / "metrics.jsonl")
+    assert sum(row.get("training/rollout_failure/evicted_samples", 0) for row in rows) == 0
+    assert (run / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(step)
+    assert (run / f"checkpoints/global_step_{step}/transfer_queue").is_dir()

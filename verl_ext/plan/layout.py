@@ -56,17 +56,19 @@ def _offloaded(run: Run) -> tuple[Parts, Parts]:
 
 
 def _student(run: Run, hardware: HardwareConfig) -> dict[str, Parts]:
-    """One of the devices that trainer and vLLM share."""
+    """One of the devices that trainer and vLLM share, or of the trainer's alone."""
     size = int(hardware.device_memory_gib * GIB)
     resident, _ = _offloaded(run)
     awake, asleep = memory.rollout_awake(run, size), memory.rollout_asleep(run, size)
+    if run.rollout.devices:
+        awake = asleep = {}
     before_training = {
         key: value for key, value in resident.items() if key != "optimizer"
     }  # Adam's first step makes it
     full_tensor = memory.largest_tensor(run.student) * run.trainer.weight_bytes
     adapters_only = run.trainer.lora_rank > 0
     sent = run.adapters * run.trainer.weight_bytes if adapters_only else full_tensor + 2 * run.rollout.bucket
-    vllm_weights = {"vLLM weights": awake["vLLM weights"]} if run.rollout.sleeps else {}
+    vllm_weights = {"vLLM weights": awake["vLLM weights"]} if run.rollout.sleeps and awake else {}
     return {
         "load": merge(before_training, awake),
         "generate": merge(resident, awake),
@@ -101,18 +103,31 @@ def _host(run: Run) -> dict[str, Parts]:
     }
 
 
+def _replayed(run: Run) -> tuple[Parts, Parts]:
+    """The replay buffer on a device and on the host of the trainer's process; it lies there from the start on."""
+    buffer, key = run.replay, "replay buffer"
+    if buffer.device == "cuda":
+        return {key: buffer.tokens}, {key: buffer.index}
+    return {}, {key: buffer.tokens + buffer.index}
+
+
 def pools(run: Run, hardware: HardwareConfig) -> list[Pool]:
     """Every kind of device of a run, filled: trainer's with vLLM, the teacher's, and the first node's main memory."""
     size = int(hardware.device_memory_gib * GIB)
     static, scoring = memory.teacher_static(run, size), memory.teacher_scoring(run, size)
     teacher = {phase: merge(scoring if phase in ("generate", "score") else static) for phase in PHASES}
-    student, host = _student(run, hardware), _host(run)
-    name = "trainer + vLLM"
+    on_device, on_host = _replayed(run)
+    student = {phase: merge(parts, on_device) for phase, parts in _student(run, hardware).items()}
+    host = {phase: merge(parts, on_host) for phase, parts in _host(run).items()}
+    name = "trainer + vLLM" if not run.rollout.devices else "trainer"
     if hardware.teacher == "shared":
         student, name = {phase: merge(student[phase], teacher[phase]) for phase in PHASES}, f"{name} + teacher"
     if hardware.unified_memory:
         student = {phase: merge(student[phase], host[phase]) for phase in PHASES}
     found = [Pool(name, run.trainer.ranks, hardware.capacity, student)]
+    if run.rollout.devices:
+        vllm = {phase: merge(memory.rollout_awake(run, size)) for phase in PHASES}
+        found.append(Pool("vLLM", run.rollout.devices, hardware.capacity, vllm))
     if hardware.teacher == "own":
         found.append(Pool("teacher", run.teacher.tp * run.teacher.dp, hardware.capacity, teacher))
     if not hardware.unified_memory:
@@ -133,8 +148,8 @@ def _divisibility(run: Run) -> list[str]:
             f"actor_rollout_ref.actor.fsdp_config.fsdp_size={trainer.shards} does not divide {trainer.ranks} ranks"
         )
     key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-    if trainer.ranks % rollout.tp:
-        found.append(f"{key}={rollout.tp} does not divide {trainer.ranks} ranks")
+    if (ranks := rollout.devices or trainer.ranks) % rollout.tp:
+        found.append(f"{key}={rollout.tp} does not divide {ranks} ranks")
     if run.student.heads % rollout.tp:
         found.append(f"{key}={rollout.tp} does not divide the student's {run.student.heads} heads")
     if run.teacher_shape.heads % teacher.tp:
@@ -184,13 +199,19 @@ def _devices(run: Run, hardware: HardwareConfig) -> list[str]:
             f"trainer.nnodes={trainer.nodes}, trainer.n_gpus_per_node={trainer.ranks_per_node}: {hardware.name} has "
             f"{hardware.nodes} nodes of {hardware.devices_per_node}"
         )
-    needed = teacher.tp * teacher.dp
+    needed, sampling = teacher.tp * teacher.dp, run.rollout.devices
+    if hardware.teacher != "own" and trainer.ranks + sampling > hardware.devices:
+        found.append(
+            f"pipeline.placement=separate: {trainer.ranks} for the trainer and {sampling} for vLLM are more than "
+            f"{hardware.name}'s {hardware.devices} devices; set pipeline.placement=resident"
+        )
     elsewhere = "; set hardware.teacher=elsewhere if its servers have other devices" * (teacher.mode == "external")
     if hardware.teacher == "own":
-        if trainer.ranks + needed > hardware.devices:
+        if trainer.ranks + sampling + needed > hardware.devices:
+            vllm = f", {sampling} for vLLM" * bool(sampling)
             found.append(
-                f"trainer.n_gpus_per_node, teacher.tp, teacher.dp: {trainer.ranks} for the trainer and {needed} for "
-                f"the teacher are more than {hardware.name}'s {hardware.devices} devices{elsewhere}"
+                f"trainer.n_gpus_per_node, teacher.tp, teacher.dp: {trainer.ranks} for the trainer{vllm} and {needed} "
+                f"for the teacher are more than {hardware.name}'s {hardware.devices} devices{elsewhere}"
             )
         elif needed > hardware.devices_per_node:
             found.append(

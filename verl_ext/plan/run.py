@@ -9,6 +9,10 @@ from verl_ext.plan.shape import load_shape
 from verl_ext.run.model_shape import ModelShape
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
+REPLAYED_TOKEN_BYTES, REPLAYED_TOP_BYTES, REPLAYED_INDEX_BYTES = 13, 8, 5
+"""Of a stored token: id, two log-probs and mask; each of the teacher's `method.top_k` there; its part of the index."""
+SEPARATE = "separate"
+"""`pipeline.placement` of a vLLM with devices of its own."""
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
@@ -50,8 +54,10 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Rollout:
-    """vLLM, on the trainer's devices."""
+    """vLLM."""
 
+    devices: int
+    """Of its own (`pipeline.placement=separate`); 0 on the trainer's."""
     tp: int
     weight_bytes: int
     memory_fraction: float
@@ -87,6 +93,18 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Stored samples of earlier steps, in the trainer's process."""
+
+    device: str
+    """Where the tokens lie, `cpu` or `cuda`."""
+    tokens: int
+    """Bytes of the tokens, all of them allocated at the start; 0 without a buffer."""
+    index: int
+    """Bytes on the host of what is noted of a sample, and of the tree above them."""
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run, as far as memory depends on it."""
 
@@ -100,6 +118,7 @@ class Run:
     trainer: Trainer
     rollout: Rollout
     teacher: Teacher
+    replay: Replay
 
     @property
     def trained(self) -> int:
@@ -152,6 +171,7 @@ def _read_rollout(config: DictConfig) -> Rollout:
     rollout = config.actor_rollout_ref.rollout
     variables = config.ray_kwargs.ray_init.runtime_env.env_vars
     return Rollout(
+        devices=rollout.nnodes * rollout.n_gpus_per_node if config.pipeline.placement == SEPARATE else 0,
         tp=rollout.tensor_model_parallel_size,
         weight_bytes=BYTES[rollout.dtype],
         memory_fraction=rollout.gpu_memory_utilization,
@@ -162,6 +182,15 @@ def _read_rollout(config: DictConfig) -> Rollout:
         sleeps=rollout.free_cache_engine,
         bucket=rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20,
     )
+
+
+def _read_replay(config: DictConfig, vocabulary: int) -> Replay:
+    """The tighter of the buffer's two bounds holds; allocated as `verl_ext/trainer/replay/storage.py` does it."""
+    replay, top_k = config.replay, config.method.top_k
+    a_token = REPLAYED_TOKEN_BYTES + REPLAYED_TOP_BYTES * (vocabulary if top_k < 0 else top_k)
+    tokens = min(replay.capacity_tokens, replay.capacity_bytes // (a_token + REPLAYED_INDEX_BYTES))
+    tokens = tokens if replay.share else 0
+    return Replay(replay.device, tokens * a_token, tokens * REPLAYED_INDEX_BYTES)
 
 
 def read_run(config: DictConfig) -> Run:
@@ -193,6 +222,7 @@ def read_run(config: DictConfig) -> Run:
             memory_fraction=teacher.mem_fraction_static,
             max_total_tokens=teacher.max_total_tokens,
         ),
+        replay=_read_replay(config, student.vocab),
     )
     _ = run.adapters  # refuses modules that the student does not have
     return run

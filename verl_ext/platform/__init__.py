@@ -6,12 +6,19 @@ machine never sees it. verl swallows plugin errors: `assert_platform` is what fa
 """
 
 import os
+import sys
+from importlib.util import find_spec
 
 from verl_ext.platform import torch_store as torch_store  # importing it is the effect
 
+HUAWEIS = "verl.checkpoint_engine.hccl_checkpoint_engine"
+"""verl imports it where it can, and it vLLM with the kernels of torch's compiler: a second of a core a process."""
+
 
 def load() -> None:
-    """Entry point `verl.plugins`: register the CPU platform where the run asks for it."""
+    """Entry point `verl.plugins`: register the CPU platform where the run asks for it; pass over what no run uses."""
+    if find_spec("torch_npu") is None:
+        sys.modules.setdefault(HUAWEIS, None)  # pyright: ignore[reportArgumentType]  an import of it then fails
     if os.environ.get("VERL_PLATFORM") == "cpu":
         from verl_ext.platform import cpu
 

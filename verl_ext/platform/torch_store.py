@@ -4,11 +4,16 @@ Importing this module sees to it. For programs that are not ours, and the proces
 parent's main file anew), this file is a launcher that needs torch alone:
 
     python torch_store.py MODULE WORDS...     # as `python -m MODULE WORDS...`
+
+Without an accelerator a program that would spawn its processes forks them: SGLang's two import for 9 s of a core each
+what the first one has imported, and there is no device that must not be forked.
 """
 
 import errno
 import functools
 import ipaddress
+import multiprocessing
+import os
 import runpy
 import socket
 import sys
@@ -17,6 +22,8 @@ from typing import Any
 from torch.distributed import DistNetworkError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 LOOPBACK = "127.0.0.1"
+ON_CPU = "SGLANG_USE_CPU_ENGINE"
+"""The variable that tells SGLang that there is no accelerator (`verl_ext/teacher/server/command.py`)."""
 PARAMETERS = (
     "host_name",
     "port",
@@ -65,9 +72,21 @@ def _listener(host: str, port: int) -> socket.socket | None:
     return listener
 
 
+def fork_what_is_to_be_spawned() -> None:
+    """For a program that chooses its start method by `multiprocessing.set_start_method`."""
+    theirs = multiprocessing.set_start_method
+
+    def set_start_method(method: str | None, force: bool = False) -> None:
+        theirs("fork" if method == "spawn" else method, force)
+
+    multiprocessing.set_start_method = set_start_method
+
+
 if not hasattr(TCPStore.__init__, "__wrapped__"):  # a spawned process may get here twice
     TCPStore.__init__ = _listening_where_named(TCPStore.__init__)
 
 if __name__ == "__main__":
     module = sys.argv.pop(1)
+    if os.environ.get(ON_CPU) == "1":
+        fork_what_is_to_be_spawned()
     runpy.run_module(module, run_name="__main__")

@@ -1,4 +1,4 @@
-"""vLLM's CPU build, made fit for weight sync and for sharing two cores.
+"""vLLM's CPU build, made fit for weight sync, for sharing two cores, and for a short start.
 
 After loading, vLLM packs each linear weight for oneDNN (any AVX512 machine) or AMX and throws the original away:
 the next weight update then fails (`'Parameter' object has no attribute 'weight_loader'`), and `lm_head`, whose
@@ -8,9 +8,13 @@ parameter that the update writes.
 vLLM's processes also spin for a second after their last message before they sleep on a socket, which on two
 cores is a second taken from the trainer's update. Here they sleep at once. A sleeper sometimes misses its wake-up,
 and vLLM looks again only after 5 s; here after 10 ms.
+
+On a CPU vLLM spawns the worker below its engine, which imports for seconds what the engine has imported. Here it is
+forked, as vLLM's are elsewhere: the engine's process has used no thread pool by then.
 """
 
 import functools
+import multiprocessing
 import os
 from typing import Any
 
@@ -25,6 +29,13 @@ def load() -> None:
     if os.environ.get("VERL_PLATFORM") == "cpu":
         keep_weights_unpacked()
         sleep_when_idle()
+        fork_workers()
+
+
+def fork_workers() -> None:
+    """In the engine's process, which vLLM begins; how that one itself begins is the caller's."""
+    if multiprocessing.parent_process() is not None:
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
 
 
 def keep_weights_unpacked() -> None:

@@ -83,6 +83,8 @@ class TeacherConfig:
     """Tensor-parallel ranks, >= 1. One GPU each."""
     dp: int = 1
     """Data-parallel replicas behind one URL, >= 1. `tp * dp` GPUs in all."""
+    ray_resource: str | None = None
+    """A resource of the node that a managed server runs on (`ray start --resources='{"NAME": 1}'`). None: any node."""
     extra_args: list[str] = field(default_factory=list)
     """More words for `sglang.launch_server`, put last so that they win, e.g. `["--chunked-prefill-size", "4096"]`:
     options of speed and memory (verl_ext/teacher/server_options.py)."""

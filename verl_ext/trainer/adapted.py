@@ -22,15 +22,14 @@ from verl_ext.run.timeline import VALIDATION, TimelineFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.teachers import teachers_of
 from verl_ext.trainer.advantages import fresh_rows, teacher_metrics
-from verl_ext.trainer.buffer import BoundedWait, PipelineBuffer, SamplingStopped, SyncBuffer
-from verl_ext.trainer.checkpoint import save_last_finished_step
+from verl_ext.trainer.buffer import BoundedWait, PipelineBuffer, SyncBuffer
 from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
-from verl_ext.trainer.keeping import KeepingTrainer
 from verl_ext.trainer.losses import loss_from_logits, policy_loss
 from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
 from verl_ext.trainer.spending import Sampled, Spending
 from verl_ext.trainer.staleness import staleness_metrics
+from verl_ext.trainer.surviving import SurvivingTrainer
 
 VERLS_PIPELINE = "colocate_async"
 """verl's mode in which sampling goes on while the student is trained."""
@@ -53,7 +52,7 @@ def _balanced(lengths: Any, k_partitions: int, equal_size: bool) -> Any:
 trainer_base.get_seqlen_balanced_partitions = _balanced  # pyright: ignore[reportPrivateImportUsage]  where it is called
 
 
-class AdaptedTrainer(KeepingTrainer):
+class AdaptedTrainer(SurvivingTrainer):
     """What `OnPolicyDistillationTrainer` stands on: our settings, files and metrics, and the seams that verl has."""
 
     replay_buffer: BoundedWait
@@ -74,7 +73,6 @@ class AdaptedTrainer(KeepingTrainer):
         self._notes: list[dict[str, Any]] = []
         """Of the agent loop, on the samples that this step took so far."""
         self._advantages_BT: torch.Tensor | None = None
-        self._data_state: dict[str, Any] = {}
         register_adv_est(config.algorithm.adv_estimator)(self._estimate)
 
     def at(self, stage: str) -> None:
@@ -105,6 +103,7 @@ class AdaptedTrainer(KeepingTrainer):
         kind = SyncBuffer if self.pipeline.mode == SYNC else PipelineBuffer
         buffer = kind(self.pipeline, **arguments | {"train_batch_size": self.config.data.train_batch_size})
         buffer.where = self._where_samples_are
+        buffer.lost = self.who_is_gone
         return buffer
 
     def _where_samples_are(self) -> str:
@@ -207,19 +206,7 @@ class AdaptedTrainer(KeepingTrainer):
         self.spending.validation_begins()
         super().on_validate_begin()
 
-    def step(self, metrics: dict, timing_raw: dict) -> Any:
-        """verl's; where no more samples come, what the steps before it made is kept."""
-        try:
-            return super().step(metrics, timing_raw)
-        except SamplingStopped as error:
-            raise RuntimeError(f"{error}; {self._save_last_finished_step()}") from error
-
-    def _save_last_finished_step(self) -> str:
-        """Checkpoint the run as its last finished step left it; what to tell the user."""
-        return save_last_finished_step(self, self._data_state if self.pipeline.mode == SYNC else None)
-
     def on_step_begin(self) -> None:
-        self._data_state = self.train_dataloader.state_dict()
         self._notes = []
         self.spending.step_begins()
         super().on_step_begin()

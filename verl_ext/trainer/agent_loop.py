@@ -124,6 +124,11 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         """`KeptAnswers.begin`, for the trainer."""
         return self.kept.begin(rows)
 
+    async def gone(self) -> str:
+        """Never returns: the trainer hears of the end of this process by the end of the call."""
+        await asyncio.Event().wait()
+        return ""
+
     @contextlib.contextmanager
     def _counted(self, where: str) -> Iterator[None]:
         """A sample is there; what goes wrong is noted for `waiting`, and raised on."""

@@ -33,6 +33,8 @@ class BoundedWait(ReplayBuffer):
     """What the agent loop is at, in words; asked when a wait ends."""
     stop: Callable[[], str] = staticmethod(lambda: "")
     """Why the run is to end; "" where it is not."""
+    lost: Callable[[], str]
+    """Who is gone of those who answer, in words; "" where everyone is there."""
 
     def __init__(self, pipeline: PipelineConfig, **verls: Any) -> None:
         super().__init__(**verls)
@@ -96,6 +98,8 @@ class BoundedWait(ReplayBuffer):
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         if reason := self.stop():
             raise SamplingStopped(reason)
+        if lost := self.lost():
+            raise SamplingStopped(lost)
         ended = len(self.finished_keys[partition_id] | self.failure_keys[partition_id])
         if ended != self._progress[0]:
             self._progress = (ended, time.monotonic())

@@ -34,31 +34,29 @@ class LinkStudent(CheckpointCallback):
         write_cards(run_dir)
 
 
-def save_last_finished_step(trainer: Any, data_state: dict[str, Any] | None) -> str:
-    """Checkpoint the weights as the last finished step left them, in the middle of the one after it.
+def save_last_finished_step(trainer: Any, step: int, data_state: dict[str, Any] | None, left_out: int = 0) -> str:
+    """Checkpoint the weights as the last finished step, `step`, left them.
 
     `data_state` is the dataloader's state from before the unfinished step, whose rows a resumed run must see again.
-    None where later prompts are under way already: they are saved with the queue, and the unfinished step's are not
-    seen again in this epoch.
+    None where later prompts are under way already: they are saved with the queue, but for the `left_out` that the
+    unfinished step has taken from it, which are not seen again in this epoch.
 
     Returns:
         What to tell the user.
     """
-    step = trainer.global_steps - 1
     if step < 1:
         return "no step was finished, so there is no checkpoint"
     if trainer.updates.bad_in_a_row:
         return f"step {step} is not saved: its last update went wrong"
     folder = Path(trainer.config.trainer.default_local_dir) / f"global_step_{step}"
     if not (folder / "data.pt").is_file():
-        trainer.global_steps = step
+        at, trainer.global_steps = trainer.global_steps, step
         try:
             trainer._save_checkpoint()
         finally:
-            trainer.global_steps = step + 1
+            trainer.global_steps = at
         if data_state is not None:
             torch.save(data_state, folder / "data.pt")
-    skipped = (
-        "" if data_state is not None else f", without the {trainer.config.data.train_batch_size} prompts of this one"
-    )
-    return f"step {step} is saved; the same command resumes after it{skipped}"
+        if left_out:
+            return f"step {step} is saved; the same command resumes after it, without {left_out} prompts of this one"
+    return f"step {step} is saved; the same command resumes after it"

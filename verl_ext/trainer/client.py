@@ -1,9 +1,10 @@
-"""verl's client of vLLM, to whose callers a weight sync in the middle of an answer does not show.
+"""verl's client of vLLM, to whose callers neither a weight sync nor a server's death shows in the middle of an answer.
 
 verl's own for this (`FullyAsyncLLMServerClient`) waits a second before it goes on, drops what a server says beside the
 tokens (why an answer ended), and draws the tokens of every part from the same random numbers where requests are seeded.
 """
 
+import asyncio
 import zlib
 from typing import Any
 
@@ -11,7 +12,11 @@ import numpy as np
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
+from verl_ext.trainer.shared_calls import SamplerLost
+
 ABORTED = ("aborted", "abort")
+GOES_FIRST = -1
+"""A request's priority in vLLM: the lower the sooner, 0 where nothing is said (`rollout.scheduling_policy`)."""
 
 
 class ResumingClient(LLMServerClient):
@@ -36,16 +41,24 @@ class ResumingClient(LLMServerClient):
         parts: list[TokenOutput] = []
         tokens: list[int] = []
         while True:
-            part = await super().generate(
-                request_id,
-                prompt_ids=[*prompt_ids, *tokens],
-                sampling_params=part_of(sampling_params, len(tokens), budget),
-                image_data=image_data,
-                video_data=video_data,
-                audio_data=audio_data,
-                mm_processor_kwargs=mm_processor_kwargs,
-                **kwargs,
-            )
+            # What is begun goes before what waits to begin, so that it is not interrupted again and again.
+            first = {"priority": GOES_FIRST} if tokens else {}
+            try:
+                part = await super().generate(
+                    request_id,
+                    prompt_ids=[*prompt_ids, *tokens],
+                    sampling_params=part_of(sampling_params, len(tokens), budget),
+                    image_data=image_data,
+                    video_data=video_data,
+                    audio_data=audio_data,
+                    mm_processor_kwargs=mm_processor_kwargs,
+                    **(kwargs | first),
+                )
+            except SamplerLost:
+                # The prompt has not failed: it stays under way, as which a checkpoint keeps it, until the trainer has
+                # seen the same (`presence.py`) and ends the run.
+                await asyncio.Event().wait()
+                raise
             parts.append(part)
             tokens.extend(part.token_ids)
             # The server parks what comes while it gets weights, so this does not spin.

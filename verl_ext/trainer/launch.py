@@ -9,7 +9,9 @@ from pathlib import Path
 import ray
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from verl_ext.platform.lean_ray import lean
 from verl_ext.platform.ray_address import OWN_RAY, keep_to_loopback
 from verl_ext.run.console import RunConsole
 from verl_ext.run.files import RESOLVED
@@ -64,6 +66,8 @@ def train(config: DictConfig, started: float) -> None:
     forget_stop(run_dir)
     ray_init = keep_to_loopback(mapping_of(config.ray_kwargs.ray_init))
     watchdog = Watchdog(partial(look_at_run, own_ray=ray_init["address"] == OWN_RAY))
+    if ray_init["address"] == OWN_RAY:
+        ray_init = lean(ray_init)
     with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
         console.stage("Ray is up")
         if doors := open_doors([node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]):
@@ -73,7 +77,7 @@ def train(config: DictConfig, started: float) -> None:
         if any(teacher.share_device for teacher in teachers_of(config).values()):
             ray.get(list(teachers))  # its memory is taken before trainer and vLLM measure what is free
         OmegaConf.resolve(worker_config)  # resolvers of ours are known to this process alone
-        runner = as_actor(Runner).remote()
+        runner = as_actor(Runner).options(scheduling_strategy=here()).remote()
         with watchdog:
             follow(config, Run(console, watchdog, teachers, runner, runner.run.remote(worker_config)))
         console.update()
@@ -84,3 +88,8 @@ def train(config: DictConfig, started: float) -> None:
     if (run_dir / "metrics.jsonl").is_file():
         write_cards(run_dir)  # with the last step, which the last checkpoint's card does not know yet
     console.finish(evaluation_of(config))
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """The node of this process. Ray puts an actor that reserves nothing on any node, the teacher's too."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

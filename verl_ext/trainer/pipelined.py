@@ -60,7 +60,10 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
             self.at("weight sync")
             if self.method.control == "no_weight_sync":
                 return
-            manager: Any = self.checkpoint_manager  # its coroutines run to their end where no loop does
-            manager.abort_replicas()
-            manager.update_weights(self.global_steps)
-            manager.resume_generation_replicas()
+            self.sync_weights(self._renew_weights)
+
+    def _renew_weights(self) -> None:
+        manager: Any = self.checkpoint_manager  # its coroutines run to their end where no loop does
+        manager.abort_replicas()
+        manager.update_weights(self.global_steps)
+        manager.resume_generation_replicas()

@@ -9,7 +9,7 @@ import ray
 from omegaconf import OmegaConf
 
 from verl_ext.trainer.config import MethodConfig, check_method
-from verl_ext.trainer.pipeline_config import SYNC
+from verl_ext.trainer.pipeline_config import SEPARATE, SYNC
 
 FP32_BYTES = 4  # what a tensor takes at most on its way
 
@@ -34,13 +34,13 @@ class Runner:
 
             from verl_ext.platform import assert_platform
             from verl_ext.run.metrics import reach_stage
-            from verl_ext.trainer.trainer import PIPELINED, register
+            from verl_ext.trainer.trainer import PIPELINED, SEPARATED, register
 
             reach_stage(config.run_dir, "trainer process imported verl")
             assert_platform(config.trainer.device)
             register()
             if config.pipeline.mode != SYNC:
-                config.trainer.v1.trainer_mode = PIPELINED
+                config.trainer.v1.trainer_mode = SEPARATED if config.pipeline.placement == SEPARATE else PIPELINED
             ask_for_reference(config, check_method(config))
             make_room_for_weights(config)
             validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))

@@ -4,6 +4,7 @@ verl's calls an end token and a cut the same, `completed`. A length does not tel
 last token allowed, and `rollout.max_model_len` may cut earlier.
 """
 
+import asyncio
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ import ray
 from verl.plugin.platform import get_platform
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from verl_ext.trainer.base_teacher import scores_of
 from verl_ext.trainer.early import EarlyActor
-from verl_ext.trainer.shared_calls import Answering, Answers, Requests
+from verl_ext.trainer.presence import LOOK_S
+from verl_ext.trainer.shared_calls import Answering, Answers, Requests, SamplerLost
 from verl_ext.trainer.vllm_door import middleware_of
 
 
@@ -36,6 +39,12 @@ class FinishReasonServer(vLLMHttpServer):
     async def ended(self, client: str) -> Answers:
         return await self._answering.ended(client)
 
+    async def gone(self) -> str:
+        """Returns when the engine has ended. A node that only helps another has none, and ends with what it runs."""
+        while self.node_rank != 0 or not self.engine.errored:
+            await asyncio.sleep(LOOK_S)
+        return "its engine ended"
+
     async def run_server(self, args: Namespace) -> None:
         args.middleware = [*args.middleware, middleware_of(self.config.prometheus.enable)]
         await super().run_server(args)
@@ -52,6 +61,8 @@ class FinishReasonServer(vLLMHttpServer):
             kwargs["sampling_params"] = kwargs["sampling_params"] | {"prompt_logprobs": scored["top_k"]}
         try:
             output = await super().generate(*args, request_id=request_id, **kwargs)
+        except EngineDeadError as error:
+            raise SamplerLost(str(error)) from error
         finally:
             reason, scores = self._reasons.pop(request_id), self._scored.pop(request_id, None)
         output.extra_fields["finish_reason"] = reason or "abort"

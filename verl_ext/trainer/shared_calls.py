@@ -12,6 +12,11 @@ from typing import Any
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
+
+class SamplerLost(RuntimeError):
+    """A server is dead, or its engine: no request to it is answered any more."""
+
+
 Requests = list[tuple[int, dict[str, Any]]]
 Answers = list[tuple[int, TokenOutput | RuntimeError]]
 
@@ -42,6 +47,8 @@ class Answering:
     async def _answer(self, client: str, number: int, request: dict[str, Any]) -> None:
         try:
             answer = await self._generate(**request)
+        except SamplerLost as error:
+            answer = error
         except Exception as error:  # whatever it is, it is the client's to hear
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         self._queue(client).put_nowait((number, answer))
@@ -95,7 +102,7 @@ class SharedServer:
             self.lost = True
             for future in self._open.values():
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(SamplerLost(str(error)))
             self._open.clear()
 
 

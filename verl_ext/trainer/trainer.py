@@ -17,7 +17,7 @@ from verl_ext.trainer.advantages import (
 from verl_ext.trainer.failures import FILE as FAILED_ROWS
 from verl_ext.trainer.replaying import ReplayingTrainer
 
-NAME, PIPELINED = "on_policy_distillation", "on_policy_distillation_pipelined"
+NAME, PIPELINED, SEPARATED = (f"on_policy_distillation{kind}" for kind in ("", "_pipelined", "_separate"))
 
 
 class OnPolicyDistillationTrainer(ReplayingTrainer):
@@ -94,7 +94,7 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         """Sync: vLLM gets the new weights, and answers the next prompts with them."""
         self.at("weight sync")
         if self.method.control != "no_weight_sync":
-            super().on_step_end()
+            self.sync_weights(super().on_step_end)
 
     def _check_failed(self) -> None:
         """Stop, with a checkpoint, when an error cost too many of a step's samples."""
@@ -110,7 +110,7 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         """Stop, with a checkpoint, when no teacher could score too many of a step's samples ("" for a scored one)."""
         unscored = [error for error in errors if error]
         if len(unscored) > self.teacher.max_unscored_share * len(errors):
-            saved = self._save_last_finished_step()
+            saved = self._save_last_finished_step(self.local_trigger_step + 1)
             raise RuntimeError(
                 f"{len(unscored)} of {len(errors)} samples have no teacher score, more than "
                 f"teacher.max_unscored_share={self.teacher.max_unscored_share}; {saved}; the first says: {unscored[0]}"
@@ -119,7 +119,9 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
 
 def register() -> None:
     """Make our trainers known to verl as `trainer.v1.trainer_mode`."""
-    from verl_ext.trainer.pipelined import PipelinedTrainer  # which stands on this module
+    from verl_ext.trainer.pipelined import PipelinedTrainer  # which stand on this module
+    from verl_ext.trainer.separate import SeparateTrainer
 
     register_trainer(NAME)(OnPolicyDistillationTrainer)
     register_trainer(PIPELINED)(PipelinedTrainer)
+    register_trainer(SEPARATED)(SeparateTrainer)

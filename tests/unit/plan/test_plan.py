@@ -15,9 +15,11 @@ from verl_ext.plan.advice import single_changes
 from verl_ext.plan.hardware import GIB, HardwareConfig, hardware_of
 from verl_ext.plan.layout import overflows, pools, problems
 from verl_ext.plan.report import draw, explain
-from verl_ext.plan.run import Rollout, Run, Teacher, Trainer, changed
+from verl_ext.plan.run import Replay, Rollout, Run, Teacher, Trainer, changed, read_run
 from verl_ext.plan.shape import load_shape, published
 from verl_ext.run.model_shape import ATTENTION, PROJECTIONS, shape_from
+from verl_ext.trainer.replay.buffer import PriorityBuffer
+from verl_ext.trainer.replay.config import ReplayConfig
 
 DENSE = {
     "model_type": "qwen3",
@@ -135,6 +137,7 @@ TRAINER = Trainer(
     optimizer_offload=False,
 )
 ROLLOUT = Rollout(
+    devices=0,
     tp=1,
     weight_bytes=2,
     memory_fraction=0.5,
@@ -166,6 +169,7 @@ RUN = Run(
     trainer=TRAINER,
     rollout=ROLLOUT,
     teacher=TEACHER,
+    replay=Replay(device="cpu", tokens=0, index=0),
 )
 NODE = HardwareConfig("8 x 80 GB", device_memory_gib=80, devices_per_node=8, nodes=1, host_memory_gib=512)
 SHARED = dataclasses.replace(NODE, devices_per_node=1, teacher="shared")
@@ -202,6 +206,42 @@ def test_offloading_moves_bytes_to_main_memory_except_in_the_update():
     assert device.phases["update"] == less.phases["update"]
 
 
+@pytest.mark.parametrize(("top_k", "capacity"), [(0, 2**30), (4, 2**30), (-1, 2**22)])
+def test_the_replay_buffer_takes_what_it_allocates(compose_run, tmp_path, top_k, capacity):
+    """Of the real buffer, whose index is 3.6 to 4.6 bytes a token."""
+    (tmp_path / "config.json").write_text(json.dumps(DENSE))
+    words = [f"student.path={tmp_path}", "replay.share=0.25", f"replay.capacity_bytes={capacity}"]
+    config = compose_run("platform=cpu", "task=demo", *words, "replay.capacity_tokens=5000", f"method.top_k={top_k}")
+    planned = read_run(config).replay
+    settings = ReplayConfig(share=0.25, capacity_tokens=5000, capacity_bytes=capacity)
+    real = PriorityBuffer(settings, seed=0, top_k=DENSE["vocab_size"] if top_k < 0 else top_k)
+    tokens = sum(held.nbytes for held in real.storage._token.values())
+    index = real.storage.nbytes - tokens + real._tree.nbytes
+    if capacity == 2**30:  # which does not bind
+        assert planned.tokens == tokens
+        assert 0.7 * planned.index < index < planned.index
+    assert 0.95 * (tokens + index) < planned.tokens + planned.index <= capacity
+
+
+def test_vllm_on_devices_of_its_own_leaves_the_trainers():
+    apart = changed(changed(RUN, "rollout", devices=2, tp=2), "teacher", tp=1, dp=1)
+    assert problems(apart, NODE) == []
+    trainer, vllm, *_ = pools(apart, NODE)
+    assert (trainer.name, trainer.count, vllm.name, vllm.count) == ("trainer", 4, "vLLM", 2)
+    assert not [key for parts in trainer.phases.values() for key in parts if key.startswith("vLLM")]
+    assert {vllm.total(phase) for phase in vllm.phases} == {sum(memory.rollout_awake(apart, 80 * GIB).values())}
+    (line,) = [line for line in problems(changed(apart, "rollout", devices=4), NODE) if "more than" in line]
+    assert "4 for the trainer, 4 for vLLM and 1 for the teacher" in line
+
+
+def test_the_replay_buffer_lies_where_it_is_put():
+    for device, places in (("cpu", (0, 0, 1005)), ("cuda", (1000, 0, 5))):
+        buffered = dataclasses.replace(RUN, replay=Replay(device, tokens=1000, index=5))
+        found = [pool.phases["update"].get("replay buffer", 0) for pool in pools(buffered, NODE)]
+        assert tuple(found) == places
+        assert {pool.phases["load"].get("replay buffer", 0) for pool in pools(buffered, NODE)} == set(places)
+
+
 def test_an_adapter_is_merged_into_the_base_in_fp32_whatever_was_trained():
     half = changed(RUN, "trainer", weight_bytes=2)
     whole, lora = (
@@ -223,6 +263,11 @@ def test_unified_memory_is_counted_once():
     [
         (RUN, dataclasses.replace(NODE, fp8=False), "teacher.quantization=fp8: .* does not multiply FP8"),
         (dataclasses.replace(RUN, sequences=126), NODE, "data.train_batch_size: 126 samples .* not divide among 4"),
+        (
+            changed(RUN, "rollout", devices=4),
+            dataclasses.replace(NODE, teacher="elsewhere", devices_per_node=4),
+            "4 for vLLM",
+        ),
         (changed(RUN, "teacher", dp=4), NODE, "4 for the trainer and 8 for the teacher are more than .* 8 devices"),
         (changed(RUN, "trainer", ranks_per_node=16), NODE, "trainer.n_gpus_per_node=16: .* 1 nodes of 8"),
         (changed(RUN, "trainer", shards=3), NODE, "fsdp_size=3 does not divide"),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from verl.workers.rollout.replica import TokenOutput
 
-from verl_ext.trainer.client import ResumingClient
+from verl_ext.trainer.client import GOES_FIRST, ResumingClient
+from verl_ext.trainer.shared_calls import SamplerLost
 
 
 def part(tokens: list[int], version: int, reason: str, **more) -> TokenOutput:
@@ -30,6 +31,8 @@ class Client(ResumingClient):
 
         async def generate(**request):
             self.requests.append(request)
+            if not self.parts:
+                raise SamplerLost("the engine is dead")
             return self.parts.pop(0)
 
         return "server", SimpleNamespace(generate=SimpleNamespace(remote=generate))
@@ -58,6 +61,7 @@ def test_an_interrupted_answer_goes_on_where_it_stopped():
     assert answer.log_probs == pytest.approx([-0.3, -0.4, -0.6])
     assert [request["prompt_ids"] for request in client.requests] == [[1, 2], [1, 2, 3, 4], [1, 2, 3, 4]]
     assert [request["sampling_params"].get("max_tokens") for request in client.requests] == [None, 6, 6]
+    assert [request.get("priority", 0) for request in client.requests] == [0, GOES_FIRST, GOES_FIRST]
     seeds = [request["sampling_params"]["seed"] for request in client.requests]
     assert seeds[0] == 7  # the next part must not draw from the same random numbers
     assert seeds[1] == seeds[2] != 7
@@ -82,3 +86,14 @@ def test_what_experts_were_asked_is_kept_for_every_token():
     answer = Client(*parts).answer()
     assert answer.routed_experts is not None
     assert answer.routed_experts.ravel().tolist() == [0, 1, 2, 3, 14]
+
+
+async def test_an_answer_whose_server_is_gone_stays_under_way():
+    """A checkpoint keeps its prompt as such; an error would have it replaced by another."""
+    client = Client(part([3, 4], 5, "abort"))
+    asked = asyncio.create_task(client.generate("request", prompt_ids=[1, 2], sampling_params={}))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(client.requests) == 2
+    assert not asked.done()
+    asked.cancel()

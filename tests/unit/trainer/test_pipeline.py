@@ -11,6 +11,8 @@ from verl_ext.trainer.staleness import staleness_metrics
 
 STREAM = ("pipeline.mode=stream", "method.policy_loss.kind=truncated_importance_sampling")
 
+SEPARATE = ("pipeline.mode=one_step_off", "pipeline.placement=separate", "actor_rollout_ref.rollout.nnodes=1")
+
 
 def staleness(run) -> list[float]:
     return [row["staleness/max"] for row in run.metrics]
@@ -141,6 +143,7 @@ def buffer_of(**pipeline) -> PipelineBuffer:
         train_batch_size=2,
     )
     buffer.where = lambda: "1 at the student, 0 at the teacher"
+    buffer.lost = lambda: ""
     return buffer
 
 
@@ -187,6 +190,8 @@ def test_staleness_is_told_by_sample_and_by_token():
         (("pipeline.mode=stream", "actor_rollout_ref.rollout.free_cache_engine=true"), "free_cache_engine=true"),
         ((*STREAM, "data.train_batch_size=3"), "no multiple of actor_rollout_ref.actor.ppo_mini_batch_size=2"),
         (("pipeline.mode=streem",), "pipeline.mode=streem must be one of"),
+        ((*SEPARATE, "actor_rollout_ref.model.lora_rank=8"), "lora_rank=8: .* sends no adapters .* set update=full"),
+        (SEPARATE, "ray_init.num_gpus=1: pipeline.placement=separate takes 2, .* set it to 2"),
     ],
 )
 def test_a_pipeline_that_does_not_fit_is_refused(run_config, words, message):

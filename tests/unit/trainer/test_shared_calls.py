@@ -11,7 +11,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
 
-from verl_ext.trainer.shared_calls import Answering, share_calls
+from verl_ext.trainer.shared_calls import Answering, SamplerLost, share_calls
 
 CONFIG = OmegaConf.create({"actor_rollout_ref": {"rollout": {"name": "vllm", "full_determinism": False}}})
 
@@ -109,7 +109,7 @@ async def test_a_dead_server_is_heard_by_all_and_another_is_asked_for():
     cluster.handles[0].dead = True
     asked.append(cluster.ask(2))
     await cluster.end(1)
-    with pytest.raises(RayActorError):
+    with pytest.raises(SamplerLost):
         await asked[1]
     cluster.handles[0].dead = False
     again = cluster.ask(3)

@@ -13,6 +13,9 @@ from verl_ext.run.ray_session import as_actor
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.teachers import identify, teachers_of
 
+A_BIT = 0.001
+"""Of the resource that names a node: its share is of no matter."""
+
 
 def start_teachers(config: DictConfig) -> tuple[dict[Any, tuple[str, Any]], DictConfig]:
     """Start every managed server that will be asked.
@@ -34,8 +37,9 @@ def start_teachers(config: DictConfig) -> tuple[dict[Any, tuple[str, Any]], Dict
             settings = with_absolute_paths(teacher)
             # Beside the trainer's own. An actor with none sees what its node has, which is what sharing takes.
             gpus = gpus_of(settings)
+            node = {settings.ray_resource: A_BIT} if settings.ray_resource else None
             log = Path(config.run_dir) / ("teacher.log" if not config.teachers else f"teacher-{name}.log")
-            actor = as_actor(ManagedTeacher).options(num_gpus=gpus).remote(settings, str(log))
+            actor = as_actor(ManagedTeacher).options(num_gpus=gpus, resources=node).remote(settings, str(log))
             found |= {"mode": "external", "urls": [begun(name, actor.start.remote(), settings)]}
             ready[actor.wait_ready.remote()] = (name, actor)
         node = worker_config.teachers[name] if config.teachers else worker_config.teacher

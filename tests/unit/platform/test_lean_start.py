@@ -1,0 +1,55 @@
+"""What a start leaves out: processes of Ray's that no run uses, and imports of what the parent has imported."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+from ray._private.node import Node
+
+from verl_ext.platform import torch_store, vllm_cpu
+from verl_ext.platform.lean_ray import UNUSED, lean
+
+USUAL = {"include_dashboard": False, "log_to_driver": False, "address": "local"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out"),
+    [
+        ({}, set(UNUSED)),
+        ({"include_dashboard": True}, {"start_monitor", "start_log_monitor"}),
+        ({"log_to_driver": True}, {"start_monitor", "start_api_server"}),
+    ],
+)
+def test_ray_starts_without_what_nobody_asked_for(monkeypatch, changes, left_out):
+    def started(_: Node) -> str:
+        return "started"
+
+    for name in UNUSED:
+        monkeypatch.setattr(Node, name, started)
+    settings = lean(USUAL | changes | {"_system_config": {"health_check_period_ms": 5}})
+    node = object.__new__(Node)
+    assert {name for name in UNUSED if getattr(node, name)() is None} == left_out
+    assert settings["_system_config"]["health_check_period_ms"] == 5
+    assert settings["_system_config"]["prestart_worker_first_driver"] is False
+
+
+@pytest.mark.parametrize(("on_cpu", "method"), [("1", "fork"), ("", "spawn")])
+def test_a_program_under_our_launcher_forks_where_there_is_no_accelerator(tmp_path, on_cpu, method):
+    lines = "import multiprocessing as mp\nmp.set_start_method('spawn', force=True)\nprint(mp.get_start_method())\n"
+    (tmp_path / "program.py").write_text(lines)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), torch_store.ON_CPU: on_cpu}
+    command = [sys.executable, "-P", torch_store.__file__, "program"]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == method
+
+
+def test_the_worker_of_an_engine_is_forked_and_the_engine_is_not(monkeypatch):
+    name = "VLLM_WORKER_MULTIPROC_METHOD"
+    monkeypatch.setenv(name, "spawn")
+    vllm_cpu.fork_workers()
+    assert os.environ[name] == "spawn"
+    monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
+    vllm_cpu.fork_workers()
+    assert os.environ[name] == "fork"
