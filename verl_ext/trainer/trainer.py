@@ -102,7 +102,7 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         if self.account.failed_share > limit:
             raise RuntimeError(
                 f"{self.account.failed} samples of a step failed, more than method.guards.max_failed_share={limit}; "
-                f"{self._save_last_finished_step()}; {self.config.run_dir}/{FAILED_ROWS} names the rows and what they "
+                f"{self._save_last_finished_step(self.local_trigger_step + 1)}; {self.config.run_dir}/{FAILED_ROWS} names the rows and what they "
                 "failed of"
             )
 
