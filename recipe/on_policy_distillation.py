@@ -11,6 +11,7 @@ Everything of a run is in run_dir: settings, metrics, checkpoints, logs, the stu
 """
 
 import time
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,8 +21,9 @@ from verl_ext.checks.run import check
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.files import check_writable, save_resolved_config
 from verl_ext.run.hydra import chosen_groups
+from verl_ext.run.lock import locked
 from verl_ext.run.metrics import mark_stage
-from verl_ext.run.origin import begin
+from verl_ext.run.resume import begin
 from verl_ext.run.verb import Verb, run_verb
 from verl_ext.run.visible import print
 from verl_ext.teacher.config import TeacherConfig
@@ -57,16 +59,16 @@ def train(config: DictConfig) -> None:
     config.run_dir = str(check_writable("run_dir", config.run_dir, folder=True).resolve())
     context = context_of_run(config)
     lines = check(config, context)
-    if moved := begin(config):
-        lines.append(moved)
     config.method.labels.label_set = config.method.labels.label_set or label_set_of_run(context)
-    save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir, chosen_groups(CONFIGS))
-    mark_stage(config.run_dir, "settings are checked")
-    for line in lines:
-        print(line, flush=True)
-    from verl_ext.trainer.launch import launch  # Ray and verl, of no use before the checks have passed
+    with locked(Path(config.run_dir)):
+        lines += begin(config)
+        save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir, chosen_groups(CONFIGS))
+        mark_stage(config.run_dir, "settings are checked")
+        for line in lines:
+            print(line, flush=True)
+        from verl_ext.trainer.launch import launch  # Ray and verl, of no use before the checks have passed
 
-    launch(config, started)
+        launch(config, started)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@
 torchrun on several nodes: docs/sft.md.
 """
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -22,8 +23,10 @@ from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.console import SftConsole
 from verl_ext.run.files import check_writable, save_resolved_config
 from verl_ext.run.hydra import chosen_groups
-from verl_ext.run.origin import begin
+from verl_ext.run.lock import locked
+from verl_ext.run.resume import begin
 from verl_ext.run.settings import mapping_of
+from verl_ext.run.stop import exit_resumable
 from verl_ext.run.verb import Verb, how_to_go_on, run_verb
 from verl_ext.sft.config import SftConfig
 from verl_ext.sft.environment import SILENCE_S, output_into, prepare_environment
@@ -55,22 +58,24 @@ def sft(config: DictConfig) -> None:
         if rank:
             time.sleep(SILENCE_S)
         raise
-    if rank == 0:
-        if moved := begin(config):
-            progress.line(moved)
-        save_resolved_config(OmegaConf.to_yaml(config, resolve=True), config.run_dir, chosen_groups(CONFIGS / "sft"))
-        for line in (report.as_line(), *warnings):
-            progress.line(line)
-    try:
-        with output_into(Path(config.run_dir) / "logs" / f"rank-{rank}.log"):
-            from verl_ext.sft.trainer import train
+    run_dir = Path(config.run_dir)
+    with locked(run_dir) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            for line in begin(config):
+                progress.line(line)
+            save_resolved_config(OmegaConf.to_yaml(config, resolve=True), str(run_dir), chosen_groups(CONFIGS / "sft"))
+            for line in (report.as_line(), *warnings):
+                progress.line(line)
+        try:
+            with output_into(run_dir / "logs" / f"rank-{rank}.log"):
+                from verl_ext.sft.trainer import train
 
-            trained = train(config, progress.ready, progress.step)
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted; {how_to_go_on(config.trainer)}")
-    if rank == 0:
-        write_cards(Path(config.run_dir))
-        progress.finish(config, trained)
+                trained = train(config, progress.ready, progress.step)
+        except KeyboardInterrupt as error:
+            exit_resumable(error, how_to_go_on(config.trainer), says=rank == 0)
+        if rank == 0:
+            write_cards(run_dir)
+            progress.finish(config, trained)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.checks.schemas import prepare_training_configs
 from verl_ext.run.files import save_resolved_config, write_json
-from verl_ext.run.origin import begin
+from verl_ext.run.resume import begin
 from verl_ext.trainer.agent_loop import DistillationAgentLoopManager, DistillationAgentLoopWorker
 
 OURS = "/verl_ext/"

@@ -16,7 +16,7 @@ from verl_ext.trainer.replay import queue
 from verl_ext.trainer.replaying import ReplayingTrainer
 
 OVERRIDDEN = (
-    *("on_init_end", "step", "_next_train_batch", "_step_once", "_balance_batch", "_save_checkpoint"),
+    *("on_init_end", "step", "_next_train_batch", "_step_once", "_balance_batch"),
     *("_load_checkpoint", "_init_tokenizer"),
 )
 

@@ -34,6 +34,7 @@ from verl_ext.student.export import TARGET_MODULES
 
 OVERRIDES = [
     (trainer.SftTrainer, SFTTrainer, "_build_dataloader"),
+    (trainer.SftTrainer, SFTTrainer, "_build_ckpt_handler"),
     (engine.SftEngine, FSDPEngineWithLMHead, "_build_lr_scheduler"),
     (engine.SftEngine, FSDPEngineWithLMHead, "lr_scheduler_step"),
     (engine.SftEngine, FSDPEngineWithLMHead, "_build_lora_module"),

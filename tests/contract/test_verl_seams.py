@@ -47,6 +47,7 @@ from verl_ext.trainer import (
     runner,
     sampler,
     shared_calls,
+    stoppable,
     surviving,
     trainer,
 )
@@ -75,6 +76,7 @@ OVERRIDES = [
     (keeping.KeepingTrainer, PPOTrainerSync, "_maybe_log_val_generations"),
     (keeping.KeepingTrainer, PPOTrainerSync, "on_validate_begin"),
     (keeping.KeepingTrainer, PPOTrainerSync, "_validate"),
+    *((stoppable.StoppableTrainer, PPOTrainerSync, name) for name in ("_save_checkpoint", "on_step_begin", "step")),
     (surviving.SurvivingTrainer, PPOTrainerSync, "_validate"),
     (surviving.SurvivingTrainer, PPOTrainerSync, "on_validate_begin"),
     (surviving.SurvivingTrainer, PPOTrainerSync, "on_sample_end"),

@@ -1,12 +1,15 @@
 """What can be wrong with a run: for each check of the list, how to break a good run and the line that says so."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from fake_sglang import FakeSGLang
 from model_pair import Pair
+from saved_checkpoints import SHARD, save
 from tiny_student import ROW
 
 
@@ -147,13 +150,36 @@ def served(*, right_model: bool, **info: str) -> Callable[[Pair], list[str]]:
 
 def begun_otherwise(pair: Pair) -> list[str]:
     """A folder that holds another run, which has a checkpoint."""
-    checkpoints = pair.scratch / "run" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "latest_checkpointed_iteration.txt").write_text("1")
-    (checkpoints.parent / "origin.json").write_text("{}")
+    run_dir = pair.scratch / "run"
+    run_dir.mkdir()
+    (run_dir / "origin.json").write_text("{}")
+    save(run_dir / "checkpoints", 1, run_dir)
     return []
 
 
+def torn(pair: Pair) -> list[str]:
+    """One whose only checkpoint was cut off."""
+    os.truncate(save(pair.scratch / "run" / "checkpoints", 1) / SHARD, 10)
+    return []
+
+
+def of_two_ranks(pair: Pair) -> list[str]:
+    save(pair.scratch / "run" / "checkpoints", 1, ranks=2)
+    return []
+
+
+def at_work(pair: Pair) -> list[str]:
+    """A folder in which another run, here this process, holds the lock as long as it lives."""
+    run_dir = pair.scratch / "run"
+    run_dir.mkdir()
+    HELD.append((run_dir / ".lock").open("w"))
+    fcntl.flock(HELD[-1], fcntl.LOCK_EX)
+    HELD[-1].write('{"pid": 7, "host": "other"}')
+    HELD[-1].flush()
+    return []
+
+
+HELD: list[IO[str]] = []
 NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
 BROKEN = [
     (
@@ -296,9 +322,16 @@ BROKEN = [
     ),
     ("data", words("data.train_files=none.parquet"), r"data\.train_files=none\.parquet: no such file"),
     (
+        "checkpoint",
+        torn,
+        r"holds no whole checkpoint \(global_step_1: actor/model_world_size_1_rank_0\.pt has 10 b",
+    ),
+    ("checkpoint", of_two_ranks, r"trainer\.nnodes x n_gpus_per_node = 1: the checkpoint .* was written by 2 ranks"),
+    ("run folder", at_work, r"another run works there \(process 7 on other\); wait until it ends, or take another"),
+    (
         "run folder",
         begun_otherwise,
-        r"begun with other settings: .* None there, .*; go on with those, or take",
+        r"begun with other settings: .* None there, .*; go on with those, take",
     ),
     ("held-out data", words("data.val_files=none.parquet"), r"data\.val_files=none\.parquet: no such file"),
     ("batch", words("data.train_max_samples=31"), r"data\.train_max_samples=31 leaves no batch"),

@@ -129,7 +129,6 @@ def killed(run: Path, command: list[str]) -> str:
     """What the run says, put back to its checkpoint of step 2, whose engine is killed after more steps than it had."""
     checkpoints = run / "checkpoints"
     shutil.rmtree(checkpoints / f"global_step_{STEPS}")
-    (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(SAVED))
     longer = [word.replace(f"total_training_steps={STEPS}", f"total_training_steps={LONGER}") for word in command]
     process = subprocess.Popen(
         [sys.executable, "-m", "recipe.on_policy_distillation", *longer, "trainer.max_actor_ckpt_to_keep=1"],

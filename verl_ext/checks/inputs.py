@@ -11,8 +11,9 @@ from pathlib import Path
 from verl_ext.checks.context import Context
 from verl_ext.run import models as model_files
 from verl_ext.run.files import check_writable
+from verl_ext.run.lock import check_unlocked
 from verl_ext.run.models import check_model
-from verl_ext.run.origin import check_origin
+from verl_ext.run.resume import check_ranks, check_resume, resume_of
 from verl_ext.run.settings import check_given, settings_of
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import BASE, TeacherConfig
@@ -89,9 +90,18 @@ def rows(context: Context) -> str:
 
 
 def run_folder(context: Context) -> str:
-    """`run_dir` can be written, and a run that is in it was begun with what decides this one's student."""
-    check_writable("run_dir", context.config.run_dir, folder=True)
-    return check_origin(context.config)
+    """`run_dir` can be written, no run is at work in it, and one that was made what decides this one's student."""
+    check_unlocked(check_writable("run_dir", context.config.run_dir, folder=True))
+    return check_resume(context.config)
+
+
+def checkpoint(context: Context) -> str:
+    """The checkpoint that the run goes on from is what was written, by as many ranks as will read it."""
+    trainer = context.config.trainer
+    if (resume := resume_of(trainer)) is None:
+        return "none to go on from"
+    check_ranks(resume.folder / "actor", trainer.nnodes * trainer.n_gpus_per_node, "trainer.nnodes x n_gpus_per_node")
+    return f"{resume.folder} is whole"
 
 
 def heldout(context: Context) -> str:

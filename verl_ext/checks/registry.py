@@ -41,7 +41,7 @@ CHECKS = (
     Check("sampling", INSTANT, RUN, inputs.sampling),
     Check("sizes", INSTANT, RUN, values.sizes, needs=RANGES),
     Check("memory plan", INSTANT, RUN, memory.plan, needs=(*GIVEN, "method", *TEACHER, "sizes")),
-    Check("checkpoint", INSTANT, RUN, values.resume, needs=RANGES),
+    Check("checkpoint", INSTANT, RUN, inputs.checkpoint, needs=RANGES),
     Check("SFT ranges", INSTANT, (SFT,), values.supervised),
     Check("SFT settings", INSTANT, (SFT,), sft.settings),
     Check("LoRA", INSTANT, (SFT,), sft.lora),

@@ -11,7 +11,7 @@ from verl_ext.checks.context import Context, context_of_run
 from verl_ext.checks.finding import FAIL, OK, SKIPPED, WARN, Finding, refused
 from verl_ext.checks.registry import checks_of
 from verl_ext.checks.sft import SftContext
-from verl_ext.run.origin import resumed_step
+from verl_ext.run.resume import resume_of
 
 if TYPE_CHECKING:
     from verl_ext.sft.dataset import DataReport
@@ -105,8 +105,8 @@ def planned(config: DictConfig, rows: int, heldout: int) -> str:
     prompts, samples = config.data.train_batch_size, config.actor_rollout_ref.rollout.n
     an_epoch = rows // prompts
     steps = config.trainer.total_training_steps or config.trainer.total_epochs * an_epoch
-    done = resumed_step(config.trainer)
-    where = f"resumes after step {done}" if done is not None else "from the start"
+    resume = resume_of(config.trainer)
+    where = f"resumes after step {resume.step}" if resume is not None else "from the start"
     return (
         f"{where}: {rows} rows, {heldout} held out; {prompts} prompts x {samples} samples a step, {steps} steps "
         f"({steps / an_epoch:.1f} epochs, {steps * prompts * samples:,} samples)"

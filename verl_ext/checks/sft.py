@@ -4,17 +4,15 @@ Each function is a check of `verl_ext.checks.registry`. It raises ValueError nam
 what it has seen. Torch is imported when the first row is read, verl never.
 """
 
-import json
 import os
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.checks.context import Context
 from verl_ext.checks.values import check_gpus
-from verl_ext.run.origin import resumed_step
+from verl_ext.run.resume import check_ranks, resume_of
 from verl_ext.run.settings import settings_of
 from verl_ext.sft.config import SftConfig
 from verl_ext.sft.renderer import Qwen3InstructRenderer, check_template, get_renderer
@@ -110,23 +108,11 @@ def processes(context: SftContext) -> str:
 
 
 def resume(context: SftContext) -> str:
-    """A checkpoint is in as many shards as it had ranks, and is read by as many."""
-    folder, ranks = Path(context.config.trainer.default_local_dir), context.ranks
-    if (step := resumed_step(context.config.trainer)) is None:
-        return "from the start"
-    described = folder / f"global_step_{step}" / "fsdp_config.json"
-    if not described.is_file():
-        raise ValueError(
-            f"{folder}/latest_checkpointed_iteration.txt names a checkpoint that is not there; delete {folder} or set "
-            "trainer.resume_mode=disable"
-        )
-    saved = json.loads(described.read_text())["world_size"]
-    if saved != ranks:
-        raise ValueError(
-            f"{described.parent} was written by {saved} ranks and this run has {ranks}; take torchrun "
-            f"--nproc-per-node {saved}, another run_dir, or trainer.resume_mode=disable"
-        )
-    return f"from {described.parent}"
+    """The checkpoint that the run goes on from is what was written, by as many ranks as will read it."""
+    if (found := resume_of(context.config.trainer)) is None:
+        return "none to go on from"
+    check_ranks(found.folder, context.ranks, "--nproc")
+    return f"{found.folder} is whole"
 
 
 def batch(context: SftContext) -> str:

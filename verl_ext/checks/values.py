@@ -115,20 +115,6 @@ def _parallel(config: DictConfig) -> str:
     return f"{mini * n // shares} samples of a mini-batch a rank"
 
 
-def resume(context: Context) -> str:
-    """A checkpoint that is named is there."""
-    trainer = context.config.trainer
-    if trainer.resume_mode != "resume_path":
-        return trainer.resume_mode
-    path = trainer.resume_from_path
-    if not isinstance(path, str) or "global_step_" not in path or not Path(path).is_dir():
-        raise ValueError(
-            f"trainer.resume_from_path={path}: no checkpoint folder (.../global_step_N); give one, or "
-            "trainer.resume_mode=auto"
-        )
-    return path
-
-
 def devices(context: Context) -> str:
     """As many devices as the run takes, where they are this machine's own."""
     config = context.config

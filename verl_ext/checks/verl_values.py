@@ -107,6 +107,7 @@ BOTH: Mapping[str, Rule] = {
     "trainer.n_gpus_per_node": Number(1, AT_ONCE),
     "trainer.nnodes": Number(1, AT_ONCE),
     "trainer.resume_mode": Choice(("auto", "disable", "resume_path")),
+    "resume_anyway": SWITCH,
     "trainer.device": Choice(("cuda", "cpu"), "platform= sets it"),
     "trainer.balance_batch": SWITCH,
 }
@@ -156,6 +157,7 @@ TRAIN: Mapping[str, Rule] = BOTH | {
     "trainer.max_actor_ckpt_to_keep": STEPS,
     "trainer.val_before_train": SWITCH,
     "stall_timeout_s": Number(0, whole=False, open_low=True),
+    "stop_timeout_s": Number(0, whole=False, open_low=True),
     "seeded_rollout": SWITCH,
     "algorithm.rollout_correction.bypass_mode": SWITCH,
     "ray_kwargs.ray_init.num_cpus": STEPS,

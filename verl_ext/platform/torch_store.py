@@ -20,6 +20,7 @@ import sys
 from typing import Any
 
 from torch.distributed import DistNetworkError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 LOOPBACK = "127.0.0.1"
 ON_CPU = "SGLANG_USE_CPU_ENGINE"
@@ -89,4 +90,7 @@ if __name__ == "__main__":
     module = sys.argv.pop(1)
     if os.environ.get(ON_CPU) == "1":
         fork_what_is_to_be_spawned()
-    runpy.run_module(module, run_name="__main__")
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SignalException as error:  # torchrun's, when those that it passed the signal on to have ended
+        sys.exit(128 + error.sigval)

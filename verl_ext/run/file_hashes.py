@@ -56,18 +56,18 @@ def same_weights(left: str, right: str) -> bool:
     return sizes[0] == sizes[1] and hash_of_model(folders[0]) == hash_of_model(folders[1])
 
 
-def hash_files(paths: Sequence[Path], cache: Path) -> list[str]:
-    """SHA-256 (hex) of each file, with a progress bar from 1 GiB on.
+def hash_files(paths: Sequence[Path], cache: Path | None, title: str = "hashing the model's files, once") -> list[str]:
+    """SHA-256 (hex) of each file, with a progress bar under `title` from 1 GiB on.
 
     `cache` remembers it by resolved path, size, mtime and ctime in ns (a copy may keep its source's mtime, never its
-    ctime), so deleting the file is always safe.
+    ctime), so deleting the file is always safe. None reads every byte.
     """
-    known = _read_cache(cache)
+    known = {} if cache is None else _read_cache(cache)
     stamps = [_stamp(path) for path in paths]
     fresh = [path for path, stamp in zip(paths, stamps, strict=True) if stamp not in known]
     total = sum(path.stat().st_size for path in fresh)
     with Progress(
-        TextColumn("hashing the model's files, once"),
+        TextColumn(title),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -84,7 +84,7 @@ def hash_files(paths: Sequence[Path], cache: Path) -> list[str]:
             raise ValueError(f"{path} changed while it was read: wait until it is complete and try again")
         if path in found:
             known[stamp] = found[path]
-    if found:  # of two processes that write at once, the later one wins
+    if found and cache is not None:  # of two processes that write at once, the later one wins
         write_atomically(cache, json.dumps(known, indent=0))
     return [known[stamp] for stamp in stamps]
 

@@ -22,14 +22,14 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(part)  # of an earlier process with this id that was killed
     try:
         yield part
-        _flush(part)
+        flush(part)
         if part.is_dir() and not part.is_symlink():
             _remove(path)  # a rename replaces no folder that holds something
         part.replace(path)
     except BaseException:
         _remove(part)
         raise
-    _flush_one(path.parent)
+    flush_one(path.parent)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -129,17 +129,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
-    """Write a file, or every file of a folder, through to the disk."""
+def flush(path: Path) -> None:
+    """Write a file, or every file of a folder, through to the disk, whoever wrote it."""
     if path.is_symlink():
         return
     for each in path.rglob("*") if path.is_dir() else ():
         if not each.is_symlink():
-            _flush_one(each)
-    _flush_one(path)
+            flush_one(each)
+    flush_one(path)
 
 
-def _flush_one(path: Path) -> None:
+def flush_one(path: Path) -> None:
+    """Write a file, or the names in a folder, through to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

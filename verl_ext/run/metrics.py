@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.run.files import read_lines, write_json
+from verl_ext.run.lines import end_of_lines
 
 
 class MetricsFile:
@@ -48,21 +49,20 @@ class MetricsTail:
         return [json.loads(line) for line in whole]
 
 
-def end_of_lines(path: Path) -> int:
-    """Bytes up to the end of the last finished line."""
-    with path.open("rb") as file:
-        return sum(len(line) for line in file if line.endswith(b"\n"))
-
-
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Rows of a `metrics.jsonl` in step order; the last row of a step wins. An unfinished last line is dropped."""
+    """Rows of a `metrics.jsonl` in step order. An unfinished last line is dropped.
+
+    A row undoes what stands above it of its own step and of later ones: a resumed run takes those steps again.
+    """
     fix = "mend the line, or take it out"
     rows: dict[int, dict[str, float]] = {}
     for number, row in enumerate(read_lines(Path(path), fix), 1):
         if type(row.get("step")) is not int:
             raise ValueError(f"{path}:{number}: no step; {fix}")
+        while rows and next(reversed(rows)) >= row["step"]:
+            rows.popitem()
         rows[row["step"]] = row
-    return [rows[step] for step in sorted(rows)]
+    return list(rows.values())
 
 
 def mark_stage(run_dir: Path | str, name: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import ray
 from ray.exceptions import RaySystemError
 
 from verl_ext.run import sweep
+from verl_ext.run.stop import STOPPING, blocked, catch, end_at_once
 from verl_ext.run.visible import print
 
 RAY_ATTEMPTS = 3
@@ -59,11 +61,14 @@ def ray_session(ray_init: dict[str, Any], log_link: Path) -> Iterator[None]:
     At its end `log_link` is a folder with the logs.
     """
     with swept(log_link):
-        start_ray(ray_init, log_link)
         try:
+            with blocked(signal.SIGHUP):  # with its terminal gone, a run still saves its last step
+                start_ray(ray_init, log_link)
+            catch(end_at_once)  # Ray has taken SIGTERM, and would show a stack
             yield
         finally:
-            shut_down()
+            with blocked(*STOPPING):
+                shut_down()
 
 
 def shut_down() -> None:

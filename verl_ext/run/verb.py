@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import gc
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -27,9 +26,10 @@ from verl_ext.run.command import as_typed, pipe_may_close, versions
 from verl_ext.run.completion import candidates
 from verl_ext.run.help import help_text
 from verl_ext.run.hydra import group_files
-from verl_ext.run.origin import resumed_step
 from verl_ext.run.overrides import check_overrides, in_one_line
 from verl_ext.run.own_yaml import is_file_of_keys, words_of
+from verl_ext.run.resume import resumed_step
+from verl_ext.run.stop import catch, end_at_once, exit_by
 from verl_ext.run.visible import print, visible
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -128,8 +128,8 @@ def one_line_errors(verb: Verb, debug: bool) -> Iterator[None]:
             raise
         said = visible(f"{type(error).__name__}: {in_one_line(error)}")
         sys.exit(f"error: {said}; traceback: {keep_traceback(error)}, or --debug")
-    except KeyboardInterrupt:
-        sys.exit(as_typed(verb.interrupted))
+    except KeyboardInterrupt as error:
+        exit_by(error, as_typed(verb.interrupted))
     except SystemExit as end:
         end.code = visible(end.code) if isinstance(end.code, str) else end.code
         raise
@@ -182,7 +182,7 @@ def run_verb(verb: Verb, job: Callable[[Any], None], words: list[str] | None = N
         return
     debug = flags.debug or os.environ.get(FULL_ERROR) == "1"
     gc.set_threshold(SEEN_NEW)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: what was started is ended too
+    catch(end_at_once)
     elsewhere = (flags.config_dir, flags.config_path, flags.config_name, flags.hydra_help, flags.shell_completion)
     with one_line_errors(verb, debug):
         files = [word for word in flags.overrides if is_file_of_keys(word)]

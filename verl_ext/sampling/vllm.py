@@ -92,7 +92,7 @@ class VllmSampler:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not KeyboardInterrupt:
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
             close(self._llm)
             return
         ignore_signals()

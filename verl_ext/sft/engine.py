@@ -13,6 +13,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_ext.platform import adapted_head as adapted_head  # importing it is the effect
+from verl_ext.platform import loading as loading  # the same
 from verl_ext.sft.schedule import linear_multiplier, warmup_steps
 
 _Engine: Any = FSDPEngineWithLMHead  # verl's register decorator hides the class from pyright

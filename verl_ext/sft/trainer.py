@@ -20,6 +20,8 @@ from verl_ext.ledger.flops import Work, adapters_of, backward, forward, sequence
 from verl_ext.ledger.meter import Stopwatch, shape_or_none
 from verl_ext.platform import assert_platform
 from verl_ext.run.metrics import MetricsFile
+from verl_ext.run.stop import Noted, Signalled, noting
+from verl_ext.sft.checkpoint import WholeCheckpoints
 from verl_ext.sft.engine import SftEngine
 from verl_ext.sft.order import ResumingLoader, TinkerBatches
 from verl_ext.student.export import export_checkpoint
@@ -45,8 +47,12 @@ class SftTrainer(SFTTrainer):
             self.train_dataset, self.train_sampler, collate_fn=self.collate_fn, num_workers=config.data.num_workers
         )
 
-    def report_steps(self, on_step: OnStep) -> None:
-        """Call `on_step` after each step of `fit`, on rank 0."""
+    def _build_ckpt_handler(self) -> None:
+        super()._build_ckpt_handler()
+        self.ckpt_handler: Any = WholeCheckpoints(self.ckpt_handler, Path(self.config.run_dir))
+
+    def report_steps(self, on_step: OnStep, noted: Noted) -> None:
+        """Call `on_step` after each step of `fit`, on rank 0; where a signal was noted, save the step and end."""
         train_batch = self.training_client.train_batch
         metrics_file = MetricsFile(Path(self.config.run_dir) / "metrics.jsonl")
         spending = Spending(self.config, self.model_config.hf_config.get_text_config().to_dict())
@@ -58,6 +64,7 @@ class SftTrainer(SFTTrainer):
             with watch.running():
                 output = train_batch(data=data)
             step += 1
+            metrics: dict[str, float] = {}
             if self.rank == 0:
                 lengths = tu.get(data, "global_token_num")
                 metrics = step_metrics(tu.get(output, "metrics"), sum(lengths), watch.seconds)
@@ -65,10 +72,21 @@ class SftTrainer(SFTTrainer):
                 tu.get(output, "metrics").clear()  # verl logs what is in it: the next step's learning rate, sums
                 tu.get(output, "metrics").update(metrics)
                 spending.stepped(step, watch, lengths, metrics)
+            self._stop_where_noted(noted, step)  # before a terminal that may have hung up is written to
+            if self.rank == 0:
                 on_step(step, self.total_training_steps, metrics)
             return output
 
         self.training_client.train_batch = reported
+
+    def _stop_where_noted(self, noted: Noted, step: int) -> None:
+        """Every rank stops after the same step: that in which the first of them has noted a signal."""
+        noted.patient = True
+        number = torch.tensor(noted.number or 0, device=self.device_name)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        if number.item() and step < self.total_training_steps:
+            self.ckpt_handler.save_checkpoint(step)
+            raise Signalled(int(number), f"step {step} is saved; the same command resumes after it")
 
 
 class Spending:
@@ -154,9 +172,10 @@ def train(config: DictConfig, on_ready: Callable[[SFTTrainer], None], on_step: O
         trainer = SftTrainer(config)
         if trainer.rank == 0:
             on_ready(trainer)
-        trainer.report_steps(on_step)
         trained = trainer.resume_global_step < trainer.total_training_steps
-        trainer.fit()
+        with noting() as noted:
+            trainer.report_steps(on_step, noted)
+            trainer.fit()
         if trainer.rank == 0:
             last = Path(config.trainer.default_local_dir) / f"global_step_{trainer.total_training_steps}"
             export_checkpoint(last, config.student.path, Path(config.run_dir))

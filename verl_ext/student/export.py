@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, Shard
 
+from verl_ext.run.checkpoints import latest_step
 from verl_ext.run.file_hashes import same_weights
 from verl_ext.run.files import replacing
-from verl_ext.run.origin import latest_step
 from verl_ext.run.visible import visible
 from verl_ext.student.weights import note_largest_weight
 
@@ -49,7 +49,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
     files = [checkpoint / f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
     if missing := [file for file in files if not file.is_file()]:
         raise ValueError(f"{missing[0]} is missing: run_dir must be a folder that all nodes share")
-    shards = [torch.load(file, map_location="cpu", weights_only=False) for file in files]
+    shards = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
     return {name: _whole([shard[name] for shard in shards]) for name in shards[0]}
 
 

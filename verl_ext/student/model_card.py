@@ -10,14 +10,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from verl_ext.run.checkpoints import latest_step
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.metrics import read_metrics
-from verl_ext.run.origin import latest_step
+from verl_ext.run.origin import RESUMED
 from verl_ext.run.visible import visible
 from verl_ext.student.weights import warning_of
 
@@ -87,7 +89,8 @@ def write_cards(run_dir: Path) -> None:
         evaluation = {}  # of weights that have been trained since
     for kind in ("student", "adapter"):
         if (run_dir / kind).is_dir():
-            text = card(config, rows, evaluation, adapter=kind == "adapter", warning=warning_of(run_dir / kind))
+            changes, warning = changes_of(run_dir, config), warning_of(run_dir / kind)
+            text = card(config, rows, evaluation, adapter=kind == "adapter", changes=changes, warning=warning)
             write_atomically(run_dir / kind / "README.md", text)
 
 
@@ -115,10 +118,29 @@ def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
     return True
 
 
+def changes_of(run_dir: Path, config: DictConfig) -> dict[str, str]:
+    """Settings that a resumed run took as they were then: those that a card tells of, and those insisted on."""
+    file, shown = run_dir / RESUMED, (ON_POLICY if is_on_policy(config) else SFT).values()
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return {
+        f"{change['setting']}, after step {note['after_step']}": f"{change['from']} → {change['to']}"
+        for note in (json.loads(line) for line in lines if line.endswith("\n"))
+        for change in note["changes"]
+        if change["decides"] or change["setting"] in shown
+    }
+
+
 def card(
-    config: DictConfig, rows: Sequence[Row], evaluation: Mapping[str, Any], *, adapter: bool, warning: str = ""
+    config: DictConfig,
+    rows: Sequence[Row],
+    evaluation: Mapping[str, Any],
+    *,
+    adapter: bool,
+    changes: Mapping[str, str] = MappingProxyType({}),
+    warning: str = "",
 ) -> str:
-    """The card's text. `evaluation`: an eval.json of these weights, or empty. `warning`: what comes before all else."""
+    """The card's text. `evaluation`: an eval.json of these weights, or empty; `changes`: by setting, from and to;
+    `warning`: what comes before all else."""
     from huggingface_hub import ModelCardData
 
     base = str(config.student.path)
@@ -137,6 +159,8 @@ def card(
         *([MERGE.format(base=json.dumps(base))] if adapter and merges_head(config) else []),
         table("Settings", settings(config)),
     ]
+    if changes:
+        parts.append(table("Changed at a resume", changes))
     if prompt := distilled_prompt(config):
         parts.append(f"## The distilled prompt\n\nAs the teacher saw it:\n\n{indented(prompt)}")
     if rows:

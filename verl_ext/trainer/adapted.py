@@ -16,20 +16,22 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 from verl.workers.rollout.llm_server import LLMServerClient
 
+from verl_ext.platform.loading import as_data
+from verl_ext.run.checkpoints import latest_step
 from verl_ext.run.metrics import MetricsFile, reach_stage, write_place
 from verl_ext.run.settings import settings_of
 from verl_ext.run.timeline import VALIDATION, TimelineFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.teachers import teachers_of
 from verl_ext.trainer.advantages import fresh_rows, teacher_metrics
-from verl_ext.trainer.buffer import BoundedWait, PipelineBuffer, SyncBuffer
+from verl_ext.trainer.buffer import BoundedWait, PipelineBuffer, StopAsked, SyncBuffer
 from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.losses import loss_from_logits, policy_loss
 from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
 from verl_ext.trainer.spending import Sampled, Spending
 from verl_ext.trainer.staleness import staleness_metrics
-from verl_ext.trainer.surviving import SurvivingTrainer
+from verl_ext.trainer.stoppable import StoppableTrainer
 
 VERLS_PIPELINE = "colocate_async"
 """verl's mode in which sampling goes on while the student is trained."""
@@ -52,7 +54,7 @@ def _balanced(lengths: Any, k_partitions: int, equal_size: bool) -> Any:
 trainer_base.get_seqlen_balanced_partitions = _balanced  # pyright: ignore[reportPrivateImportUsage]  where it is called
 
 
-class AdaptedTrainer(SurvivingTrainer):
+class AdaptedTrainer(StoppableTrainer):
     """What `OnPolicyDistillationTrainer` stands on: our settings, files and metrics, and the seams that verl has."""
 
     replay_buffer: BoundedWait
@@ -88,7 +90,16 @@ class AdaptedTrainer(SurvivingTrainer):
         reach_stage(self.config.run_dir, "data is loaded")
 
     def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
+        """verl's, of data alone. verl begins anew, in silence, where it finds no checkpoint."""
+        with as_data():
+            super()._load_checkpoint()
+        trainer = self.config.trainer
+        newest = latest_step(Path(trainer.default_local_dir)) if trainer.resume_mode == "auto" else None
+        if newest is not None and newest != self.global_steps:
+            raise RuntimeError(f"verl resumed after step {self.global_steps}, and the newest checkpoint is of {newest}")
+        self.saved_step = self.global_steps
+        if self.global_steps:
+            reach_stage(self.config.run_dir, f"resumed after step {self.global_steps}")
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         if self.pipeline.mode == SYNC and (folder / "transfer_queue").is_dir():
             reach_stage(
@@ -104,6 +115,7 @@ class AdaptedTrainer(SurvivingTrainer):
         buffer = kind(self.pipeline, **arguments | {"train_batch_size": self.config.data.train_batch_size})
         buffer.where = self._where_samples_are
         buffer.lost = self.who_is_gone
+        buffer.look = self.stop_while_waiting
         return buffer
 
     def _where_samples_are(self) -> str:
@@ -147,6 +159,8 @@ class AdaptedTrainer(SurvivingTrainer):
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         """verl sends every field of a sample to every rank, its conversation too; here those that an update reads."""
+        if self.pipeline.mode == SYNC and self.local_trigger_step == 0 and self.is_asked_to_stop():
+            raise StopAsked
         batch.fields = list(UPDATE_FIELDS)
         batch.extra_info["entropy_is_trained"] = self.config.actor_rollout_ref.actor.entropy_coeff != 0
         try:

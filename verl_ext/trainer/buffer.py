@@ -26,6 +26,10 @@ class SamplingStopped(RuntimeError):
     """No more samples come: nothing is finished, or everything fails."""
 
 
+class StopAsked(Exception):
+    """The run is asked to end, where nothing is lost by it."""
+
+
 class BoundedWait(ReplayBuffer):
     """A wait for samples ends with an error where no more of them is finished for `pipeline.wait_timeout_s`."""
 
@@ -42,6 +46,8 @@ class BoundedWait(ReplayBuffer):
         self.pipeline = pipeline
         self.account = SampleAccount(1)
         self._progress: tuple[int, float] = (0, 0.0)
+        self.look: Callable[[str], None] = lambda _: None
+        """Called with the partition while its samples are waited for; may raise StopAsked."""
         self.validated: list[dict[str, Any]] = []
         """Tags of held-out answers, until the ledger has them."""
         self.dropped: list[dict[str, Any]] = []
@@ -100,6 +106,7 @@ class BoundedWait(ReplayBuffer):
             raise SamplingStopped(reason)
         if lost := self.lost():
             raise SamplingStopped(lost)
+        self.look(partition_id)
         ended = len(self.finished_keys[partition_id] | self.failure_keys[partition_id])
         if ended != self._progress[0]:
             self._progress = (ended, time.monotonic())

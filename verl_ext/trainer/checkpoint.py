@@ -1,14 +1,22 @@
-"""After each save, `<run_dir>/student` (for LoRA `<run_dir>/adapter`) is the newest student, with its model card."""
+"""A checkpoint is whole or not there; after each, `<run_dir>/student` (for LoRA `<run_dir>/adapter`) is the newest."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 
+from verl_ext.run.checkpoints import STEP, prune, publish, stage
+from verl_ext.run.resume import add_settings
 from verl_ext.student.export import is_lora, link, link_adapter, link_merged
 from verl_ext.student.model_card import write_cards
 from verl_ext.student.weights import note_largest_weight
+
+DATA_STATE = "data.pt"
+"""verl's, of the dataloader."""
 
 
 class LinkStudent(CheckpointCallback):
@@ -34,6 +42,43 @@ class LinkStudent(CheckpointCallback):
         write_cards(run_dir)
 
 
+def save_whole(trainer: Any, write: Callable[[], None], add: Callable[[Path], None]) -> None:
+    """Let verl `write` the checkpoint of the trainer's step into a folder of its own, and make it the newest one.
+
+    verl's retention sees none of them, so ours is the only one: it counts those of earlier starts too.
+
+    Args:
+        add: puts what else belongs to the step into the folder it is given.
+    """
+    config, step = trainer.config.trainer, trainer.global_steps
+    checkpoints, keep = Path(config.default_local_dir), config.max_actor_ckpt_to_keep
+    callback = trainer.checkpoint_callback
+    folder = stage(checkpoints)
+    with _elsewhere(config, folder):
+        trainer.checkpoint_callback = CheckpointCallback(config=trainer.config)  # verl calls it before it is whole
+        try:
+            write()
+        finally:
+            trainer.checkpoint_callback = callback
+    add(folder / f"{STEP}{step}")
+    add_settings(Path(trainer.config.run_dir), folder / f"{STEP}{step}")
+    published = publish(checkpoints, step)
+    callback.on_save(trainer=trainer, global_step=step, checkpoint_dir=str(published), async_save=False)
+    prune(checkpoints, keep)
+
+
+@contextlib.contextmanager
+def _elsewhere(config: DictConfig, folder: Path) -> Iterator[None]:
+    """verl saves into `folder`, and removes nothing."""
+    kept = {key: config[key] for key in ("default_local_dir", "max_actor_ckpt_to_keep")}
+    config.default_local_dir, config.max_actor_ckpt_to_keep = str(folder), None
+    try:
+        yield
+    finally:
+        for key, value in kept.items():
+            config[key] = value
+
+
 def save_last_finished_step(trainer: Any, step: int, data_state: dict[str, Any] | None, left_out: int = 0) -> str:
     """Checkpoint the weights as the last finished step, `step`, left them.
 
@@ -48,15 +93,18 @@ def save_last_finished_step(trainer: Any, step: int, data_state: dict[str, Any] 
         return "no step was finished, so there is no checkpoint"
     if trainer.updates.bad_in_a_row:
         return f"step {step} is not saved: its last update went wrong"
-    folder = Path(trainer.config.trainer.default_local_dir) / f"global_step_{step}"
-    if not (folder / "data.pt").is_file():
-        at, trainer.global_steps = trainer.global_steps, step
+    if trainer.saved_step != step:
+        at, trainer.global_steps, trainer.data_state_to_save = trainer.global_steps, step, data_state
         try:
             trainer._save_checkpoint()
         finally:
-            trainer.global_steps = at
-        if data_state is not None:
-            torch.save(data_state, folder / "data.pt")
+            trainer.global_steps, trainer.data_state_to_save = at, None
         if left_out:
             return f"step {step} is saved; the same command resumes after it, without {left_out} prompts of this one"
     return f"step {step} is saved; the same command resumes after it"
+
+
+def write_data_state(state: dict[str, Any] | None, folder: Path) -> None:
+    """Put another state of the dataloader in the place of the one that verl wrote."""
+    if state is not None:
+        torch.save(state, folder / DATA_STATE)

@@ -14,6 +14,7 @@ from verl_ext.run.metrics import MetricsTail, mark_stage
 from verl_ext.run.stop_request import request_stop
 from verl_ext.run.watchdog import Watchdog, dump_stacks, python_processes
 from verl_ext.trainer.failures import FILE, FailureWords
+from verl_ext.trainer.stopping import Stopping
 
 A_PROCESS_ENDED = (RayActorError, WorkerCrashedError, LocalRayletDiedError, ObjectLostError, RaySystemError)
 """Ray's errors whose cause is that a process is gone."""
@@ -38,7 +39,7 @@ class Run:
     """Ready when the trainer has ended."""
 
 
-def follow(config: DictConfig, run: Run) -> None:
+def follow(config: DictConfig, run: Run, stop: Stopping) -> None:
     """Show how the run goes on until it has ended.
 
     Raises:
@@ -50,11 +51,14 @@ def follow(config: DictConfig, run: Run) -> None:
         while run.training in pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=0.5)
             run.console.update()
+            stop.look()
             for line in [*run.watchdog.news(), *words.of(failures.new_rows())]:
                 run.console.stage(line)
             for reference in done:
                 answer = ray.get(reference)
-                if reference != run.training:
+                if reference == run.training:
+                    stop.ended(answer)
+                else:
                     mark_stage(config.run_dir, "teacher answers")
                     run.console.stage(f"the teacher {run.teachers[reference][0]} answers log-prob requests at {answer}")
             if run.training in pending:

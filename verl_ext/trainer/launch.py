@@ -20,6 +20,7 @@ from verl_ext.run.metrics import mark_stage
 from verl_ext.run.next_command import evaluation_of
 from verl_ext.run.ray_session import as_actor, ray_session
 from verl_ext.run.settings import mapping_of
+from verl_ext.run.stop import exit_resumable
 from verl_ext.run.stop_request import forget_stop
 from verl_ext.run.verb import FULL_ERROR, how_to_go_on, keep_traceback
 from verl_ext.run.watchdog import Watchdog, look_at_run
@@ -27,6 +28,7 @@ from verl_ext.student.model_card import write_cards
 from verl_ext.teacher.server.start import start_teachers
 from verl_ext.teacher.teachers import teachers_of
 from verl_ext.trainer.following import Run, follow, last_line
+from verl_ext.trainer.stopping import stopping
 
 
 def launch(config: DictConfig, started: float) -> None:
@@ -44,8 +46,8 @@ def launch(config: DictConfig, started: float) -> None:
             f"error: the run failed: {last_words(error)}; traceback: {keep_traceback(error)}, every "
             f"process' output: {config.run_dir}/logs; {how_to_go_on(config.trainer)}"
         )
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted; {how_to_go_on(config.trainer)}")
+    except KeyboardInterrupt as error:
+        exit_resumable(error, how_to_go_on(config.trainer))
 
 
 def last_words(error: Exception) -> str:
@@ -68,7 +70,11 @@ def train(config: DictConfig, started: float) -> None:
     watchdog = Watchdog(partial(look_at_run, own_ray=ray_init["address"] == OWN_RAY))
     if ray_init["address"] == OWN_RAY:
         ray_init = lean(ray_init)
-    with RunConsole(run_dir, started) as console, ray_session(ray_init, run_dir / "logs"):
+    with (
+        RunConsole(run_dir, started) as console,
+        ray_session(ray_init, run_dir / "logs"),
+        stopping(config, console) as stop,
+    ):
         console.stage("Ray is up")
         if doors := open_doors([node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]):
             console.stage(doors)
@@ -79,7 +85,7 @@ def train(config: DictConfig, started: float) -> None:
         OmegaConf.resolve(worker_config)  # resolvers of ours are known to this process alone
         runner = as_actor(Runner).options(scheduling_strategy=here()).remote()
         with watchdog:
-            follow(config, Run(console, watchdog, teachers, runner, runner.run.remote(worker_config)))
+            follow(config, Run(console, watchdog, teachers, runner, runner.run.remote(worker_config)), stop)
         console.update()
     if config.actor_rollout_ref.model.lora_rank and config.trainer.save_freq > 0:
         from verl_ext.student.export import export_what_is_missing  # seconds to import, which nothing waits for here

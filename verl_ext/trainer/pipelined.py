@@ -33,6 +33,7 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
         if self._restored_tq_prompt_count:
             reach_stage(self.config.run_dir, f"{self._restored_tq_prompt_count} saved prompts are under way again")
         first, size, restored = self.global_steps, self.config.data.train_batch_size, self._restored_tq_prompt_count
+        self._sent_before = max(0, restored - self.pipeline.ahead * size)
         last = min(first + self.pipeline.ahead - 1, self.total_training_steps)
         for number, step in enumerate(range(first, last + 1), start=1):
             missing = min(size, number * size - restored)
@@ -42,7 +43,16 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
         self.global_steps = first
 
     def prepare_step(self) -> dict:
-        """Prompts of the step `pipeline.ahead` steps on; none where training ends before it."""
+        """Prompts of the step `pipeline.ahead` steps on; none where training ends before it.
+
+        Nor where a run that was stopped in this very step had sent them out.
+        """
+        if self._sent_before:
+            self.at("prompts")
+            missing, self._sent_before = self.config.data.train_batch_size - self._sent_before, 0
+            if missing > 0:
+                self._add_prompts_to_generate(missing)
+            return {}
         if self.global_steps + self.pipeline.ahead > self.total_training_steps:
             self.at("prompts")
             self._send_what_is_not_replayed()

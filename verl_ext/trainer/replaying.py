@@ -5,7 +5,6 @@ have there; as many prompts fewer are then sampled and scored. What a step sampl
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,13 +132,10 @@ class ReplayingTrainer(GuardedTrainer):
     ) -> Any:
         return super()._balance_batch(self._with_replayed(batch), metrics, logging_prefix, keep_minibatch)
 
-    def _save_checkpoint(self) -> None:
-        """The buffer first: verl names the newest checkpoint when it has written everything of its own."""
+    def _add_to_checkpoint(self, folder: Path) -> None:
+        super()._add_to_checkpoint(folder)
         if self.memory is not None:
-            save(self.memory, Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}")
-        super()._save_checkpoint()
-        if self.memory is not None:
-            forget_removed(Path(self.config.trainer.default_local_dir))
+            torch.save(self.memory.state_dict(), folder / FILE)
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
@@ -277,18 +273,3 @@ def along_rows(rows: Rows, responses: list[torch.Tensor]) -> torch.Tensor:
     prompts, lengths = rows.prompt_lengths_B.astype(np.int64), rows.lengths_B.astype(np.int64)
     places = spans(np.cumsum(lengths) - lengths + prompts, lengths - prompts)
     return torch.zeros(len(rows.token_ids_N)).index_put((torch.from_numpy(places),), torch.cat(responses))
-
-
-def save(memory: PriorityBuffer, folder: Path) -> None:
-    """Write the buffer beside a checkpoint, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{FILE}.unfinished"
-    torch.save(memory.state_dict(), unfinished)
-    os.replace(unfinished, folder / FILE)
-
-
-def forget_removed(checkpoints: Path) -> None:
-    """Delete the buffers of checkpoints whose weights verl has removed (`trainer.max_actor_ckpt_to_keep`)."""
-    for file in checkpoints.glob(f"global_step_*/{FILE}"):
-        if not (file.parent / "actor").is_dir():
-            file.unlink()

@@ -18,8 +18,8 @@ FP32_BYTES = 4  # what a tensor takes at most on its way
 class Runner:
     """verl's task runner in a process of its own, with our trainer registered."""
 
-    def run(self, config: Any) -> None:
-        """Train to the end; returns when the last checkpoint is written.
+    def run(self, config: Any) -> str | None:
+        """Train to the end; returns when the last checkpoint is written, with what was saved where it was stopped.
 
         Raises:
             RuntimeError: if verl did not load the platform that `config.platform` names.
@@ -34,6 +34,7 @@ class Runner:
 
             from verl_ext.platform import assert_platform
             from verl_ext.run.metrics import reach_stage
+            from verl_ext.trainer.buffer import StopAsked
             from verl_ext.trainer.trainer import PIPELINED, SEPARATED, register
 
             reach_stage(config.run_dir, "trainer process imported verl")
@@ -46,7 +47,11 @@ class Runner:
             validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
             queue.result()
             RolloutReplicaRegistry.register("vllm", beside.submit(start_engines, config).result)
-            plain_class(TaskRunnerV1)().run(config)
+            try:
+                plain_class(TaskRunnerV1)().run(config)
+            except StopAsked as stopped:
+                return str(stopped)
+            return None
 
 
 def start_queue(config: Any) -> None:

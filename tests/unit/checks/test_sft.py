@@ -2,6 +2,7 @@ import json
 
 import pytest
 from hydra import compose, initialize_config_dir
+from saved_checkpoints import save
 from tiny_student import write_student
 
 from verl_ext.checks.run import check_sft
@@ -83,10 +84,7 @@ def test_a_validation_set_without_a_full_batch_is_refused(compose_sft):
 
 
 def test_a_checkpoint_of_other_ranks_is_refused(compose_sft, tmp_path):
-    saved = tmp_path / "global_step_2"
-    saved.mkdir()
-    (saved / "fsdp_config.json").write_text('{"world_size": 4}')
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("2")
-    with pytest.raises(ValueError, match="was written by 4 ranks and this run has 2"):
+    save(tmp_path, 2, ranks=4)
+    with pytest.raises(ValueError, match=r"--nproc = 2: .* was written by 4 ranks; take as many"):
         check_sft(compose_sft(f"trainer.default_local_dir={tmp_path}"), ranks=2)
     check_sft(compose_sft(f"trainer.default_local_dir={tmp_path}", "trainer.resume_mode=disable"), ranks=2)

@@ -1,6 +1,7 @@
 """However a verb ends, its user reads one line; the traceback is kept, and shown where it is asked for."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from verl_ext.run.command import pipe_may_close
 from verl_ext.run.files import check_writable
+from verl_ext.run.stop import Signalled
 from verl_ext.run.verb import Verb, one_line_errors
 
 VERB = Verb("none", doc="", settings={})
@@ -22,7 +24,12 @@ def ended_with(error: BaseException, debug: bool = False) -> str:
 
 def test_an_error_of_the_user_is_its_message():
     assert ended_with(ValueError("n=0 must be >= 1;\n  set it")) == "error: n=0 must be >= 1; set it"
-    assert ended_with(KeyboardInterrupt()) == "interrupted"
+
+
+def test_an_interrupted_verb_says_so_with_the_status_of_a_process_that_a_signal_ended(capsys):
+    assert ended_with(KeyboardInterrupt()) == "130"
+    assert ended_with(Signalled(signal.SIGTERM)) == "143"
+    assert capsys.readouterr().err == "interrupted\ninterrupted\n"
 
 
 @pytest.mark.parametrize(

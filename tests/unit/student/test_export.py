@@ -10,6 +10,7 @@ from lora_checkpoint import ALPHA, RANK, write_checkpoint, write_lora_checkpoint
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file
+from saved_checkpoints import publish_as_it_stands
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -161,7 +162,7 @@ def test_a_lora_run_that_was_stopped_while_it_exported_is_exported_at_the_next_s
     export.export_what_is_missing(run.config)  # no checkpoint yet
     assert not (run.folder / "student").exists()
     adapted = write_lora_checkpoint(run.actor(2), base)
-    (run.folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2\n")
+    publish_as_it_stands(run.actor(2).parent)
     export.export_what_is_missing(run.config)
     merged = run.actor(2) / "merged"
     assert (run.folder / "student").resolve() == merged.resolve()

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
+from saved_checkpoints import save
 
 from verl_ext.data.rows import make_row
 from verl_ext.data.sentences import Sentence
@@ -143,7 +144,7 @@ def test_an_evaluation_of_the_student_is_shown_until_the_student_changes(run_dir
 
 
 def test_steps_after_the_newest_checkpoint_are_in_no_student(run_dir):
-    (run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
+    save(run_dir / "checkpoints", 1)
     write_cards(run_dir)
     card = lines_of(run_dir / "student" / "README.md")
     assert "| steps | 1 |" in card
@@ -191,3 +192,19 @@ def test_weights_that_no_model_has_are_the_first_word_of_the_card(run_dir):
         card = (folder / "README.md").read_text()
         assert ("> **Do not use these weights: some" in card) is bool(words)
         assert words in card
+
+
+def test_what_changed_at_a_resume_is_named(run_dir):
+    """A learning rate, which the settings tell of as it is now, and a method that the user insisted on; no port."""
+    changes = [
+        {"setting": "actor_rollout_ref.actor.optim.lr", "from": 0.1, "to": 0.2, "decides": False},
+        {"setting": "method.coef", "from": 1.0, "to": 0.5, "decides": True},
+        {"setting": "teacher.port", "from": 1, "to": 2, "decides": False},
+    ]
+    lines = [{"after_step": 1, "changes": []}, {"after_step": 3, "changes": changes}]
+    (run_dir / "resumed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"after')
+    write_cards(run_dir)
+    card = lines_of(run_dir / "student" / "README.md")
+    assert "| actor_rollout_ref.actor.optim.lr, after step 3 | 0.1 → 0.2 |" in card
+    assert "| method.coef, after step 3 | 1.0 → 0.5 |" in card
+    assert not [line for line in card if "teacher.port" in line]

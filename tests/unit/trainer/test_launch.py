@@ -1,6 +1,9 @@
 """The driver around a run: it waits, shows, gives up and says why. Ray and the engines are played."""
 
 import contextlib
+import json
+import os
+import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -10,9 +13,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 from ray.exceptions import OutOfMemoryError
+from saved_checkpoints import save
 
 from verl_ext.run import watchdog
 from verl_ext.run.metrics import MetricsFile, write_place
+from verl_ext.run.stop import is_asked
 from verl_ext.run.stop_request import StopRequests
 from verl_ext.run.watchdog import Look, Member
 from verl_ext.trainer import following
@@ -31,6 +36,8 @@ class Cluster:
         self.given: Any = None
         self.waited_for: list[str] = []
         self.addresses = ["127.0.0.1"]
+        self.saved: str | None = None
+        """What the trainer says when it was stopped."""
         self.processes: list[Look] = []
         """What is seen of the run's processes, look by look; the last one stays."""
         self.stacks: list[Path] = []
@@ -48,13 +55,13 @@ class Cluster:
         done = self.looks.pop(0)()
         return [each for each in pending if each == done], [each for each in pending if each != done]
 
-    def get(self, reference: Any) -> str:
+    def get(self, reference: Any) -> str | None:
         if isinstance(reference, Exception):
             raise reference
         if isinstance(reference, list):
             assert self.given is None  # the trainer has not started
             self.waited_for = reference
-        return "http://127.0.0.1:9"
+        return self.saved if reference == TRAINING else "http://127.0.0.1:9"
 
     def session(self, ray_init: dict, _: Path) -> contextlib.AbstractContextManager:
         assert ray_init["kept"]
@@ -178,18 +185,43 @@ def test_a_run_folder_that_was_deleted_is_named(run, tmp_path):
         run(Cluster(lambda: TEACHER, deleted))
 
 
-def test_ctrl_c_says_how_to_go_on(run, tmp_path):
+def test_ctrl_c_before_there_is_a_step_to_save_says_how_to_go_on(run, tmp_path, capsys):
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit, match=r"^interrupted; no checkpoint to resume from: the same command starts over$"):
-        run(Cluster(interrupt))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("7")
-    with pytest.raises(SystemExit, match=r"^interrupted; the same command resumes after step 7$"):
-        run(Cluster(interrupt))
-    with pytest.raises(SystemExit, match="the same command starts over"):
-        run(Cluster(interrupt), "trainer.resume_mode=disable")
+    def stopped(*overrides: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run(Cluster(interrupt), *overrides)
+        assert ended.value.code == 130
+        return capsys.readouterr().err
+
+    assert stopped() == "stopped by SIGINT: no checkpoint to resume from: the same command starts over\n"
+    save(tmp_path / "checkpoints", 7)
+    assert stopped() == "stopped by SIGINT: the same command resumes after step 7\n"
+    assert stopped("trainer.resume_mode=disable").endswith("the same command starts over\n")
+
+
+def test_a_signal_waits_for_the_trainer_to_save_its_step(run, tmp_path, capsys):
+    """A real signal to this process; the trainer, played, ends when it finds that it is asked to."""
+
+    def signalled() -> None:
+        write_place(tmp_path, "step 3: update")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def asked() -> str:
+        assert is_asked(tmp_path)
+        return TRAINING
+
+    cluster = Cluster(lambda: write_place(tmp_path, "step 3: update"), signalled, lambda: TEACHER, asked)
+    cluster.saved = "step 2 is saved; the same command resumes after it"
+    with pytest.raises(SystemExit) as ended:
+        run(cluster)
+    assert ended.value.code == 128 + 15
+    shown = capsys.readouterr()
+    assert "SIGTERM: the last finished step is being saved, for at most 30 s (stop_timeout_s)" in shown.out
+    assert shown.err == "stopped by SIGTERM: step 2 is saved; the same command resumes after it\n"
+    assert not is_asked(tmp_path)
+    assert json.loads((tmp_path / "stages.jsonl").read_text().splitlines()[-1])["stage"] == "stopped by SIGTERM"
 
 
 def test_a_teacher_on_the_trainers_device_is_up_before_the_trainer_starts(run):

@@ -1,0 +1,138 @@
+"""Kill a short run again and again, at random moments, and compare its end with that of a run that nobody touched.
+
+    python -m benchmarks.kills on_policy --kills 6 --out outputs/kills        # vLLM, SGLang, FSDP2 on the CPU
+    python -m benchmarks.kills sft --kills 6 --out outputs/kills-sft
+
+Both runs train the demo's tiny pair (`make demo` leaves it), with a checkpoint after every second step. Every kill is
+`kill -9` of the driver at a moment drawn between one second before a step and the end of the save behind it. Printed:
+whether the last weights are equal, bit by bit, or else the largest difference; what was said at each start; and, of
+on-policy training, how many samples were scored beside those of the uninterrupted run (the store answers for the
+others).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
+
+from verl_ext.run.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+DEMO = "outputs/demo"
+LOOK_S = 0.05
+START_S = 900.0
+"""Within which a start has made a step, on a busy machine."""
+WINDOW_S = 4.0
+"""After a step was seen, until the kill, at most."""
+ENDED_S = 60.0
+
+
+def words(verb: str, run: Path, steps: int) -> list[str]:
+    """The command of a run."""
+    common = ["platform=cpu", "task=demo", f"run_dir={run}", f"student.path={DEMO}/models/base", "trainer.save_freq=2"]
+    common += [f"trainer.total_training_steps={steps}", "data.train_batch_size=8"]
+    if verb == "sft":
+        rows = run.parent / "conversations.jsonl"
+        return ["-m", "recipe.sft", *common, f"data.train_files={rows}", "trainer.max_ckpt_to_keep=2"]
+    data = [f"data.train_files={DEMO}/data/train.parquet", f"data.val_files={DEMO}/data/heldout.parquet"]
+    store = f"teacher.store_path={run.parent}/scores-{run.name}"
+    return ["-m", "recipe.on_policy_distillation", *common, *data, store, "teacher.python=.venv-teacher/bin/python"]
+
+
+def start(verb: str, run: Path, steps: int, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("a") as out:
+        return subprocess.Popen(
+            [sys.executable, *words(verb, run, steps)],
+            cwd=ROOT,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def steps_of(run: Path) -> int:
+    """Rows that were written, repeated ones among them."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+def kill(verb: str, run: Path, steps: int, log: Path, draw: random.Random) -> str:
+    """Start the run, kill it some time after a step of this start; what happened."""
+    before, process = steps_of(run), start(verb, run, steps, log)
+    deadline, wanted = time.monotonic() + START_S, before + draw.randint(1, 2)
+    while process.poll() is None and steps_of(run) < wanted and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    wait = draw.uniform(0, WINDOW_S)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(wait)
+        return f"ended by itself with status {process.returncode}"
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)  # of a driver, Ray ends the rest
+    process.wait(ENDED_S)
+    unfinished = sorted(path.name for path in (run / "checkpoints" / ".unfinished").glob("*"))
+    return f"killed {wait:.2f} s after row {wanted}; while saving: {', '.join(unfinished) or 'no'}"
+
+
+def finish(verb: str, run: Path, steps: int, log: Path) -> None:
+    """Run to the end. Exits where it fails."""
+    if status := start(verb, run, steps, log).wait(START_S):
+        sys.exit(f"{run} ended with status {status}; see {log}")
+
+
+def difference(left: Path, right: Path) -> float:
+    """Largest absolute difference of two models' weights."""
+    first, second = (load_file(folder / "student" / "model.safetensors") for folder in (left, right))
+    assert first.keys() == second.keys()
+    return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
+
+
+def conversations(path: Path) -> None:
+    """Rows of the demo as what SFT reads."""
+    rows = pq.read_table(ROOT / DEMO / "data" / "train.parquet").slice(0, 64).to_pylist()
+    answers = [{"role": "assistant", "content": row["reward_model"]["ground_truth"]} for row in rows]
+    lines = (json.dumps({"messages": [*row["prompt"], answer]}) for row, answer in zip(rows, answers, strict=True))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("on_policy", "sft"))
+    parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    out = options.out.resolve()
+    out.mkdir(parents=True)
+    if options.verb == "sft":
+        conversations(out / "conversations.jsonl")
+    draw, whole, killed = random.Random(options.seed), out / "whole", out / "killed"
+    finish(options.verb, whole, options.steps, out / "whole.txt")
+    for number in range(options.kills):
+        happened = kill(options.verb, killed, options.steps, out / "killed.txt", draw)
+        print(f"kill {number + 1}: {happened}", flush=True)
+    finish(options.verb, killed, options.steps, out / "killed.txt")
+    rows = [read_metrics(folder / "metrics.jsonl") for folder in (whole, killed)]
+    print(f"steps {len(rows[0])} and {len(rows[1])}; largest difference of a weight {difference(whole, killed):g}")
+    key = "teacher_kl" if options.verb == "on_policy" else "train/loss"
+    pairs = [(a[key], b[key]) for a, b in zip(*rows, strict=True)]
+    print(f"largest difference of {key} at a step: {max(abs(a - b) for a, b in pairs):g}")
+    if options.verb == "on_policy":
+        misses = []
+        for folder in (whole, killed):
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            misses.append(sum(json.loads(line)["teacher/store_misses"] for line in lines))
+        print(f"samples scored by the teacher in recorded steps: {misses[0]:.0f} and {misses[1]:.0f}")
+
+
+if __name__ == "__main__":
+    main()
