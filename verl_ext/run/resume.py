@@ -7,7 +7,7 @@ A checkpoint holds the `config.yaml` and the `origin.json` of the run that made 
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,18 @@ def add_settings(run_dir: Path, folder: Path) -> None:
     for name in (RESOLVED, ORIGIN):
         if (run_dir / name).is_file():  # a run that no verb began has no origin
             shutil.copyfile(run_dir / name, folder / name)
+
+
+def changes_of(run_dir: Path, shown: Iterable[str]) -> dict[str, str]:
+    """From and to of settings that a resumed run took as they were then: the `shown`, and those insisted on."""
+    file, names = run_dir / RESUMED, set(shown)
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return {
+        f"{change['setting']}, after step {note['after_step']}": f"{change['from']} → {change['to']}"
+        for note in (json.loads(line) for line in lines if line.endswith("\n"))
+        for change in note["changes"]
+        if change["decides"] or change["setting"] in names
+    }
 
 
 def _note_changes(config: DictConfig, resume: Resume) -> list[str]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from verl_ext.run.visible import print
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOP = "stop"
 """In a run's folder: somebody wants its last finished step saved, and its end."""

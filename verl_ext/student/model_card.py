@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl_ext.run.checkpoints import latest_step
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.metrics import read_metrics
-from verl_ext.run.origin import RESUMED
+from verl_ext.run.resume import changes_of
 from verl_ext.run.visible import visible
 from verl_ext.student.weights import warning_of
 
@@ -89,7 +89,8 @@ def write_cards(run_dir: Path) -> None:
         evaluation = {}  # of weights that have been trained since
     for kind in ("student", "adapter"):
         if (run_dir / kind).is_dir():
-            changes, warning = changes_of(run_dir, config), warning_of(run_dir / kind)
+            changes = changes_of(run_dir, (ON_POLICY if is_on_policy(config) else SFT).values())
+            warning = warning_of(run_dir / kind)
             text = card(config, rows, evaluation, adapter=kind == "adapter", changes=changes, warning=warning)
             write_atomically(run_dir / kind / "README.md", text)
 
@@ -116,18 +117,6 @@ def keep_evaluation(student: Path, report: Mapping[str, Any]) -> bool:
     write_json(run_dir / "eval.json", {**report, "step": last_step(rows_of(run_dir, config))})
     write_cards(run_dir)
     return True
-
-
-def changes_of(run_dir: Path, config: DictConfig) -> dict[str, str]:
-    """Settings that a resumed run took as they were then: those that a card tells of, and those insisted on."""
-    file, shown = run_dir / RESUMED, (ON_POLICY if is_on_policy(config) else SFT).values()
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-    return {
-        f"{change['setting']}, after step {note['after_step']}": f"{change['from']} → {change['to']}"
-        for note in (json.loads(line) for line in lines if line.endswith("\n"))
-        for change in note["changes"]
-        if change["decides"] or change["setting"] in shown
-    }
 
 
 def card(
