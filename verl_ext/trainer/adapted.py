@@ -97,7 +97,8 @@ class AdaptedTrainer(StoppableTrainer):
         newest = latest_step(Path(trainer.default_local_dir)) if trainer.resume_mode == "auto" else None
         if newest is not None and newest != self.global_steps:
             raise RuntimeError(
-                f"verl resumed after step {self.global_steps}, and the newest checkpoint is of {newest}; start the run again"
+                f"verl resumed after step {self.global_steps}, and the newest checkpoint is of {newest}; start the run "
+                "again"
             )
         self.saved_step = self.global_steps
         if self.global_steps:
