@@ -24,7 +24,7 @@ OVERRIDES = [
     (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("_load_checkpoint",)),
     (pipelined.PipelinedTrainer, PPOTrainerColocateAsync, ("on_step_end",)),
     (buffer.BoundedWait, ReplayBuffer, ("sample", "_wait_for_next_poll", "_sync_metadata_from_transfer_queue")),
-    (buffer.BoundedWait, ReplayBuffer, ("_materialize_batch", "_clear_groups")),
+    (buffer.BoundedWait, ReplayBuffer, ("_materialize_batch", "_clear_groups", "_evict_terminal_groups")),
     (
         buffer.PipelineBuffer,
         ReplayBufferAsync,

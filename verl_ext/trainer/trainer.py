@@ -100,9 +100,10 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         """Stop, with a checkpoint, when an error cost too many of a step's samples."""
         limit = self.method.guards.max_failed_share
         if self.account.failed_share > limit:
+            saved = self._save_last_finished_step(self.local_trigger_step + 1)
             raise RuntimeError(
                 f"{self.account.failed} samples of a step failed, more than method.guards.max_failed_share={limit}; "
-                f"{self._save_last_finished_step(self.local_trigger_step + 1)}; {self.config.run_dir}/{FAILED_ROWS} names the rows and what they "
+                f"{saved}; {self.config.run_dir}/{FAILED_ROWS} names the rows and what they "
                 "failed of"
             )
 
