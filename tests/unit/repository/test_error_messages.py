@@ -28,8 +28,8 @@ NAMED = re.compile(r"\{\}|[a-z]+[._][a-z_]+|[a-z_]+=|--[a-z]|[A-Z]{2,}_[A-Z_]+|`
 FIX = re.compile(
     r"\b(?:expected|must|needs?|set|give|lower|raise|take|use|make|run|export|unset|install|delete|correct|leave|"
     r"start|add|write|choose|pick|download|mend|shorten|convert|move|copy|name|names|train|cut|store|serve|resize|keep|"
-    r"wait|probe|record|evaluate|read|chmod|return|did you mean|put|lack|lacks|replace|end|begin|save|log in|accept|"
-    r"merge|build|only|allowed|one of|go on|resume|restart|stop|enable|disable|change|build|join|free|close|split)\b",
+    r"wait|probe|record|evaluate|read|chmod|return|did you mean|put|lack|lacks|replace|end|begin|save|remove|log in|accept|"
+    r"merge|build|compare|only|allowed|one of|go on|resume|restart|stop|enable|disable|change|build|join|free|close|split)\b",
     re.IGNORECASE,
 )
 """Words with which a message says what would be right."""
@@ -71,6 +71,7 @@ INNER = {
     "the texts are equal": "nobody asks where two equal texts differ",
     "it has no {}": "served.py says whose answer it is, and asks again",
     "no answer within {} s": "verifier.py says of which answer, and counts it as wrong",
+    "{} {} for {} tokens": "samples.py makes all of them of one answer",
     "nothing to draw: every value is 0": "gate.py does not ask an empty buffer",
     "the prompt is empty: the first response token has no log-prob without one": "rows without a prompt are refused",
     "{} mask values for {} response tokens": "agent_loop.py makes both of one answer",
