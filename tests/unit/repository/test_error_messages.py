@@ -26,10 +26,11 @@ OURS = {
 NAMED = re.compile(r"\{\}|[a-z]+[._][a-z_]+|[a-z_]+=|--[a-z]|[A-Z]{2,}_[A-Z_]+|`make \w+`")
 """A value (of a key, a place, a file), a key, an option, an environment variable or a command."""
 FIX = re.compile(
-    r"\b(?:expected|must|needs?|set|give|lower|raise|take|use|make|run|export|unset|install|delete|correct|leave|"
-    r"start|add|write|choose|pick|download|mend|shorten|convert|move|copy|name|names|train|cut|store|serve|resize|keep|"
-    r"wait|probe|record|evaluate|read|chmod|return|did you mean|put|lack|lacks|replace|end|begin|save|remove|log in|accept|"
-    r"merge|build|compare|only|allowed|one of|go on|resume|restart|stop|enable|disable|change|build|join|free|close|split)\b",
+    r"\b(?:takes|names|taken|needed|expected|must|needs?|set|give|lower|raise|take|use|make|export|unset|install|delete|correct|"
+    r"leave|start|add|write|choose|pick|download|mend|shorten|convert|move|copy|name|cut|serve|resize|"
+    r"keep|wait|evaluate|chmod|return|put|lacks?|replace|save|remove|accept|merge|compare|only|"
+    r"allowed|resume|restart|stop|enable|disable|change|join|split|log in|one of|go on|did you mean|again|read why|"
+    r"store (?:it|the)|probe with)(?!\w)|\brun (?:`|\w+ with)",
     re.IGNORECASE,
 )
 """Words with which a message says what would be right."""
@@ -66,6 +67,8 @@ CARRIED = re.compile(r"[;:] \{\}\)?$")
 
 
 INNER = {
+    "its content is {}, its end {}, its tokens {}": "served.py says whose answer it is, and asks again",
+    "no step ended for stall_timeout_s={} seconds; the run is at {}": "where it is says what to look at",
     "{}={}": "the reader's own message, behind the key",
     "the assistant turn is empty, which is no answer to train on; take the row out": "behind file and row",
     "the texts are equal": "nobody asks where two equal texts differ",
