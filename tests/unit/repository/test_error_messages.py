@@ -28,7 +28,7 @@ NAMED = re.compile(r"\{\}|[a-z]+[._][a-z_]+|[a-z_]+=|--[a-z]|[A-Z]{2,}_[A-Z_]+|`
 FIX = re.compile(
     r"\b(?:takes|names|taken|needed|expected|must|needs?|set|give|lower|raise|take|use|make|export|unset|install|delete|correct|"
     r"leave|start|add|write|choose|pick|download|mend|shorten|convert|move|copy|name|cut|serve|resize|"
-    r"keep|wait|evaluate|chmod|return|put|lacks?|replace|save|remove|accept|merge|compare|only|"
+    r"keep|wait|evaluate|chmod|return|put|lacks?|replace|save|remove|accept|merge|compare|only|helps|"
     r"allowed|resume|restart|stop|enable|disable|change|join|split|log in|one of|go on|did you mean|again|read why|"
     r"store (?:it|the)|probe with)(?!\w)|\brun (?:`|\w+ with)",
     re.IGNORECASE,
@@ -75,6 +75,7 @@ INNER = {
     "it has no {}": "served.py says whose answer it is, and asks again",
     "no answer within {} s": "verifier.py says of which answer, and counts it as wrong",
     "{} {} for {} tokens": "samples.py makes all of them of one answer",
+    "a teacher's prompt is empty, or an id is outside 0..{}": "rows without a prompt are refused; ids are the tokenizer's",
     "nothing to draw: every value is 0": "gate.py does not ask an empty buffer",
     "the prompt is empty: the first response token has no log-prob without one": "rows without a prompt are refused",
     "{} mask values for {} response tokens": "agent_loop.py makes both of one answer",
