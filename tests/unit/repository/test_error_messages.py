@@ -68,14 +68,14 @@ CARRIED = re.compile(r"[;:] \{\}\)?$")
 
 INNER = {
     "its content is {}, its end {}, its tokens {}": "served.py says whose answer it is, and asks again",
-    "no step ended for stall_timeout_s={} seconds; the run is at {}": "where it is says what to look at",
+    "{} ended while the run was at {}": "what ended is the cause, and its log beside it",
     "{}={}": "the reader's own message, behind the key",
     "the assistant turn is empty, which is no answer to train on; take the row out": "behind file and row",
     "the texts are equal": "nobody asks where two equal texts differ",
     "it has no {}": "served.py says whose answer it is, and asks again",
     "no answer within {} s": "verifier.py says of which answer, and counts it as wrong",
     "{} {} for {} tokens": "samples.py makes all of them of one answer",
-    "a teacher's prompt is empty, or an id is outside 0..{}": "rows without a prompt are refused; ids are the tokenizer's",
+    "a teacher's prompt is empty, or an id is outside 0..{}": "the checks refuse both",
     "nothing to draw: every value is 0": "gate.py does not ask an empty buffer",
     "the prompt is empty: the first response token has no log-prob without one": "rows without a prompt are refused",
     "{} mask values for {} response tokens": "agent_loop.py makes both of one answer",
