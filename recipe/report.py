@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
-from verl_ext.comparison.prices import read_prices
 
+from verl_ext.comparison.prices import read_prices
 from verl_ext.report.arms import FILE
 from verl_ext.report.blocks import Report
 from verl_ext.report.comparison import comparison_report

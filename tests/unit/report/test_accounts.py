@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 from reported import entry, write_lines
+
 from verl_ext.comparison.accounting import FREE, PAID
 from verl_ext.comparison.prices import Prices, TokenPrices
-
 from verl_ext.report.accounts import costs_to_target
 from verl_ext.report.arms import Comparison, read_comparison
 from verl_ext.report.blocks import Missing, Table
