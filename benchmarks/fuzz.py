@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -181,7 +182,7 @@ def late(_number: int, _frame: object) -> None:
 
 def read_corpus(folder: Path, name: str) -> list[bytes]:
     """The kept inputs of a parser: a line each, in base64."""
-    file = folder / f"{name.replace(' ', '_')}.txt"
+    file = folder / file_of(name)
     return [base64.b64decode(line) for line in file.read_text().split()] if file.is_file() else []
 
 
@@ -190,7 +191,13 @@ def save_corpus(folder: Path, name: str, inputs: list[bytes], most: int = 512) -
     folder.mkdir(parents=True, exist_ok=True)
     kept = sorted({data for data in inputs if len(data) <= most}, key=lambda data: (len(data), data))
     text = "".join(base64.b64encode(data).decode() + "\n" for data in kept if data)
-    (folder / f"{name.replace(' ', '_')}.txt").write_text(text)
+    if text:
+        (folder / file_of(name)).write_text(text)
+
+
+def file_of(name: str) -> str:
+    """Of a parser's inputs."""
+    return re.sub(r"\W+", "_", name) + ".txt"
 
 
 def keep_crashes(name: str, tally: Tally, folder: Path | None) -> None:
@@ -199,7 +206,7 @@ def keep_crashes(name: str, tally: Tally, folder: Path | None) -> None:
         print(f"crash: {name}: {kind}: {data[:80]!r}", flush=True)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{name.replace(' ', '_')}-{number}").write_bytes(data)
+            (folder / f"{number}-{file_of(name)}").write_bytes(data)
 
 
 def fuzz(executions: int, seed: int, corpus: Path, names: list[str], crashes: Path | None) -> dict[str, Tally]:

@@ -13,6 +13,7 @@ from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_schema
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb
+from verl_ext.run.visible import print
 
 DOC = """Train several ways on one task, evaluated alike, and say what each costs and reaches.
 

@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from verl_ext.comparison import plan
@@ -24,6 +23,8 @@ from verl_ext.comparison.teacher import shared_teacher
 from verl_ext.run.command import as_typed
 from verl_ext.run.hydra import schema_of
 from verl_ext.run.settings import settings_of
+from verl_ext.run.terminal import Terminal
+from verl_ext.run.visible import print
 from verl_ext.teacher.config import TeacherConfig
 
 QUIET_S = 60.0
@@ -200,7 +201,7 @@ def compare(config: CompareConfig, package: str) -> list[str]:
     headroom = measure_headroom(session)
     train_arms(session, headroom)
     evaluate_trained(session, headroom)
-    Console().print(table(session.out, [*record.arms.values()], headroom, config.target_share))
+    Terminal().print(table(session.out, [*record.arms.values()], headroom, config.target_share))
     return failures([record.arms[run] for run in record.asked])
 
 

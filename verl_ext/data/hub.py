@@ -133,23 +133,6 @@ def _fetch(config: HubConfig) -> str:
     )
 
 
-def _check_inside(where: str, folder: Path, data_files: Mapping[str, Sequence[str]] | None) -> None:
-    """Refuse a folder whose README.md or links have files read that are not in it.
-
-    A snapshot in the hub's cache is links to the folder `blobs` beside it.
-
-    Raises:
-        ValueError: naming the file.
-    """
-    folder = folder.resolve()
-    inside = folder.parents[1] if folder.parent.name == "snapshots" else folder
-    for file in [each for files in (data_files or {}).values() for each in files]:
-        if "://" not in file and not Path(file).resolve().is_relative_to(inside):
-            raise ValueError(
-                f"{where}: it would have {file} read, which is not in the folder; copy it there, or take it out"
-            )
-
-
 def _dataset_rows(config: HubConfig) -> tuple[Iterable[Mapping[str, Any]], Sequence[str]]:
     """Of the hub, or of a folder of data files."""
     import datasets

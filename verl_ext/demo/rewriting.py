@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from verl_ext.run.files import write_atomically
+from verl_ext.run.visible import print
 
 STEPS = "abcdefgh"
 """Names of the moves of a sentence; its answer has 48 tokens."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from verl_ext.demo.tiny_pair import CHAT_TEMPLATE, END_OF_TEXT, TURN_END
 from verl_ext.run.files import replacing
+from verl_ext.run.visible import print
 
 WHEELS = """\
 gguf==0.19.0 --hash=sha256:70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd

@@ -28,6 +28,7 @@ from verl_ext.demo.rewriting import PROMPT, STEPS, Digits, Problem, draw, moved,
 from verl_ext.demo.tiny_pair import TURN_END, build_model, common, optimizers, token_id, train_tokenizer
 from verl_ext.demo.train_pair import SHAPE, has_pair, save
 from verl_ext.run.models import render_chat
+from verl_ext.run.visible import print
 
 STAYS = 0.5
 """Chance of the digits to stay as they are, without the prompt; the five other orders share the rest."""

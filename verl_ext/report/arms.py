@@ -164,7 +164,7 @@ def read_comparison(folder: Path) -> Comparison:
     if record is None:
         raise ValueError(f"{folder} holds no comparison (no {FILE}); `python -m recipe.compare run` makes one")
     if record.get("schema") != 1:
-        raise ValueError(f"{folder / FILE} has schema {record.get('schema')}, this version reads 1")
+        raise ValueError(f"{folder / FILE} has schema {record.get('schema')}, this version reads 1; compare again")
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for each in record["arms"]:
         grouped.setdefault(each["arm"], []).append(each)

@@ -100,7 +100,9 @@ def read_samples(path: str | Path) -> tuple[list[dict[str, Any]], int]:
     found = [json.loads(line) for line in whole]
     for number, line in enumerate(found, 1):
         if line["schema"] != SCHEMA:
-            raise ValueError(f"{path}, line {number}: schema {line['schema']}, this version reads {SCHEMA}")
+            raise ValueError(
+                f"{path}, line {number}: schema {line['schema']}, this version reads {SCHEMA}; remove the file"
+            )
     return found, len(lines) - len(whole)
 
 

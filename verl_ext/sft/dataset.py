@@ -95,7 +95,7 @@ def render_row(renderer: Qwen3InstructRenderer, place: str, messages: Any, max_l
     cut = Rendered(rendered.tokens[:max_length], rendered.trained[:max_length])
     if not sum(cut.trained):
         why = f"data.max_length={max_length} cuts all of them off" if sum(rendered.trained) else "no assistant turn"
-        raise ValueError(f"{place}: no token is left to train on ({why})")
+        raise ValueError(f"{place}: no token is left to train on; take the row out ({why})")
     return cut, len(cut.tokens) < len(rendered.tokens), sum(cut.trained) < sum(rendered.trained)
 
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.arms.parsers import ERRORS, PARSERS, Parser
-from benchmarks.fuzz import CORPUS, Tally, execute, mutated, read_corpus, spots_of
+from benchmarks.fuzz import CORPUS, Tally, execute, file_of, mutated, read_corpus, spots_of
 
 CRASHED = {
     "chats": [
@@ -53,7 +53,7 @@ def test_good_kept_and_once_bad_inputs_crash_nothing(name, tmp_path):
 
 
 def test_every_kept_input_is_of_a_parser_that_there_is():
-    assert {file.stem for file in CORPUS.glob("*.txt")} <= {name.replace(" ", "_") for name in PARSERS}
+    assert {file.name for file in CORPUS.iterdir()} <= {file_of(name) for name in PARSERS}
     assert set(CRASHED) <= set(PARSERS)
 
 

@@ -26,10 +26,11 @@ OURS = {
 NAMED = re.compile(r"\{\}|[a-z]+[._][a-z_]+|[a-z_]+=|--[a-z]|[A-Z]{2,}_[A-Z_]+|`make \w+`")
 """A value (of a key, a place, a file), a key, an option, an environment variable or a command."""
 FIX = re.compile(
-    r"\b(?:expected|must|needs?|set|give|lower|raise|take|use|make|run|export|unset|install|delete|correct|leave|"
-    r"start|add|write|choose|pick|download|mend|shorten|convert|move|copy|name|names|train|cut|store|serve|resize|keep|"
-    r"wait|probe|record|evaluate|read|chmod|return|did you mean|put|lack|lacks|replace|end|begin|save|log in|accept|"
-    r"merge|build|only|allowed|one of|go on|resume|restart|stop|enable|disable|change|build|join|free|close|split)\b",
+    r"\b(?:takes|names|taken|needed|expected|must|needs?|set|give|lower|raise|take|use|make|export|unset|install|delete|correct|"
+    r"leave|start|add|write|choose|pick|download|mend|shorten|convert|move|copy|name|cut|serve|resize|"
+    r"keep|wait|evaluate|chmod|return|put|lacks?|replace|save|remove|accept|merge|compare|only|helps|"
+    r"allowed|resume|restart|stop|enable|disable|change|join|split|log in|one of|go on|did you mean|again|read why|"
+    r"store (?:it|the)|probe with)(?!\w)|\brun (?:`|\w+ with)",
     re.IGNORECASE,
 )
 """Words with which a message says what would be right."""
@@ -66,11 +67,19 @@ CARRIED = re.compile(r"[;:] \{\}\)?$")
 
 
 INNER = {
+    "its content is {}, its end {}, its tokens {}": "served.py says whose answer it is, and asks again",
+    "{} ended while the run was at {}": "what ended is the cause, and its log beside it",
     "{}={}": "the reader's own message, behind the key",
     "the assistant turn is empty, which is no answer to train on; take the row out": "behind file and row",
     "the texts are equal": "nobody asks where two equal texts differ",
     "it has no {}": "served.py says whose answer it is, and asks again",
     "no answer within {} s": "verifier.py says of which answer, and counts it as wrong",
+    "{} {} for {} tokens": "samples.py makes all of them of one answer",
+    "a teacher's prompt is empty, or an id is outside 0..{}": "the checks refuse both",
+    "no {}": "entries.py's reader says of which line",
+    "{}={}: model_type {}: the planner knows {}": "a note beside a plan without figures",
+    "its prompt has {} tokens, {} of them cached": "served.py says whose answer it is, and asks again",
+    "{}, in the weight sync of step {}, from which nothing is saved": "surviving.py's own words go before it",
     "nothing to draw: every value is 0": "gate.py does not ask an empty buffer",
     "the prompt is empty: the first response token has no log-prob without one": "rows without a prompt are refused",
     "{} mask values for {} response tokens": "agent_loop.py makes both of one answer",

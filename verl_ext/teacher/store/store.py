@@ -25,6 +25,9 @@ SELECT CAST(ifnull(used, 0) AS INTEGER), CAST(ifnull(value, '') AS BLOB)
 FROM entries JOIN payloads USING (id) WHERE key = ?
 """
 
+PASSING = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_INTERRUPT", "SQLITE_IOERR", "SQLITE_LOCKED", "SQLITE_READONLY")
+"""Errors of a lock or a disk, after which the file is as good as before."""
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class ScoreStore:
             raise StoreError(f"teacher.store_path: {self.path} is a link or no file; use another folder")
         try:
             self._db = open_database(self.path)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # of a damaged name, in the error's own text
             raise unusable(self.path, error) from error
         self.size_bytes = self._used_bytes()
         """Bytes of the pages in use, at the last write of this object."""
@@ -136,9 +139,11 @@ class ScoreStore:
         with self._lock:
             try:
                 yield
+            except UnicodeDecodeError as error:
+                raise unusable(self.path, error) from error
             except sqlite3.DatabaseError as error:
-                # Its subclasses are something else: OperationalError is a full disk or a lock, which pass.
-                if type(error) is not sqlite3.DatabaseError:
+                name = str(vars(error).get("sqlite_errorname", ""))  # Python's own errors have none
+                if name.startswith(PASSING) or isinstance(error, sqlite3.IntegrityError):
                     raise
                 raise unusable(self.path, error) from error
 
@@ -237,7 +242,7 @@ def _enter_wal(db: sqlite3.Connection) -> None:
             time.sleep(0.02)
 
 
-def unusable(path: Path, error: sqlite3.Error) -> StoreError:
+def unusable(path: Path, error: Exception) -> StoreError:
     """The one line that a user needs about a file that cannot be opened or is damaged."""
     return StoreError(
         f"teacher.store_path: {path} cannot be used ({error}); "
