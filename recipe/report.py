@@ -26,6 +26,7 @@ from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
 from verl_ext.run.settings import settings_of
 from verl_ext.run.verb import Verb, run_verb, words_of_files
+from verl_ext.run.visible import print
 
 from . import on_policy_distillation, sft
 

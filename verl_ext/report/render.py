@@ -15,7 +15,7 @@ from markupsafe import Markup
 from verl_ext.report import charts
 from verl_ext.report.axes import buckets_for
 from verl_ext.report.blocks import Chart, Confusion, Report, Section, Token
-from verl_ext.report.text import LONGEST, clipped, direction, number, visible
+from verl_ext.report.text import LONGEST, clipped, direction, number, with_signs
 
 HERE = Path(__file__).parent
 LIVE = ("connect-src 'self'",)
@@ -41,7 +41,7 @@ def shown(value: Any) -> Any:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     head, left = clipped(value, LONGEST)
-    return visible(head) + (f"… ({left:,} characters left out)" if left else "")
+    return with_signs(head) + (f"… ({left:,} characters left out)" if left else "")
 
 
 def plain(value: Any) -> Any:
@@ -93,7 +93,9 @@ def shade(kl: float | None) -> str:
 
 def told(token: Token) -> str:
     """The alternatives of a token for the script, as JSON: names that are visible, and log-probs."""
-    return json.dumps([[visible(name), round(logprob, 3)] for name, logprob in token.alternatives], ensure_ascii=False)
+    return json.dumps(
+        [[with_signs(name), round(logprob, 3)] for name, logprob in token.alternatives], ensure_ascii=False
+    )
 
 
 def in_pairs(section: Section) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from verl_ext.report.written import PAGE, TEXT
 from verl_ext.run.loopback import LOOPBACK
+from verl_ext.run.visible import print
 
 WATCHED = (".json", ".jsonl", ".yaml")
 """Endings of the files whose change makes a new page."""
