@@ -104,10 +104,10 @@ def in_pairs(section: Section) -> bool:
     return len(small) == 2 or any(isinstance(block, Confusion) for block in section.blocks)
 
 
-def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environment:
+def _environment(finalize: Callable[[Any], Any]) -> Environment:
     found = Environment(
         loader=FileSystemLoader(HERE),
-        autoescape=autoescape,
+        autoescape=True,
         undefined=StrictUndefined,
         finalize=finalize,
         trim_blocks=True,
@@ -131,11 +131,11 @@ def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environmen
 def html(report: Report, live: bool = False) -> str:
     """The page. `live`: it asks the server that sent it whether there is a newer one."""
     css, js = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    template = _environment(shown, autoescape=True).get_template("page.html.jinja")
+    template = _environment(shown).get_template("page.html.jinja")
     return template.render(report=report, css=Markup(css), js=Markup(js), live=live, policy=policy(css, js, live))
 
 
 def markdown(report: Report) -> str:
     """The same content in Markdown, with a table in the place of each picture."""
-    text = _environment(plain, autoescape=False).get_template("page.md.jinja").render(report=report)
+    text = _environment(plain).get_template("page.md.jinja").render(report=report)
     return re.sub(r"\n{3,}", "\n\n", text)
