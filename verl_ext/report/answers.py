@@ -117,8 +117,8 @@ def tokens_in(sample: Sample) -> list[Token]:
     if any(len(column) != len(texts) for column in columns):
         lengths = ", ".join(str(len(column)) for column in columns)
         raise ValueError(
-            f"samples.jsonl: step {sample['step']}, row {sample['row']}: {len(texts)} tokens, {lengths} log-probs; "
-            "remove the line"
+            f"samples.jsonl: step {sample['step']}, row {sample['row']}: {len(texts)} tokens, but {lengths} log-probs; "
+            "delete the line"
         )
     return [
         Token(

@@ -164,7 +164,8 @@ def read_comparison(folder: Path) -> Comparison:
     if record is None:
         raise ValueError(f"{folder} holds no comparison (no {FILE}); `python -m recipe.compare run` makes one")
     if record.get("schema") != 1:
-        raise ValueError(f"{folder / FILE} has schema {record.get('schema')}, this version reads 1; compare again")
+        schema = record.get("schema")
+        raise ValueError(f"{folder / FILE} has schema {schema}, this version reads 1; take the verl-opd that wrote it")
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for each in record["arms"]:
         grouped.setdefault(each["arm"], []).append(each)

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from verl_ext.report.axes import Axis, axis_of, buckets_for, kept_points, rounded, spread
 from verl_ext.report.blocks import Chart, Estimate, Lanes, Series
-from verl_ext.report.text import number, short, visible
+from verl_ext.report.text import number, short, with_signs
 
 WIDTH = 1000
 """Of an inner picture."""
@@ -25,7 +25,7 @@ LANE, LANE_GAP = 22, 10
 
 
 def safe(text: str) -> Markup:
-    return escape(visible(text))
+    return escape(with_signs(text))
 
 
 def colour(index: int) -> str:

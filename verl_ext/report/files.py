@@ -53,9 +53,9 @@ def read_lines(path: Path, keep: Callable[[Row], Row] = lambda row: row) -> Rows
         try:
             row = _object(line)
         except ValueError as error:
-            raise ValueError(f"{path}: line {number} is no JSON ({error}); remove the line") from None
+            raise ValueError(f"{path}: line {number} is no JSON ({error}); delete the line") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{path}: line {number} is no JSON object; remove the line")
+            raise ValueError(f"{path}: line {number} is no JSON object; delete the line")
         rows.append(keep(row))
     return Rows(rows, path.stat().st_size - read)
 

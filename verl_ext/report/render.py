@@ -15,7 +15,7 @@ from markupsafe import Markup
 from verl_ext.report import charts
 from verl_ext.report.axes import buckets_for
 from verl_ext.report.blocks import Chart, Confusion, Report, Section, Token
-from verl_ext.report.text import LONGEST, clipped, direction, number, visible
+from verl_ext.report.text import LONGEST, clipped, direction, number, with_signs
 
 HERE = Path(__file__).parent
 LIVE = ("connect-src 'self'",)
@@ -41,7 +41,7 @@ def shown(value: Any) -> Any:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     head, left = clipped(value, LONGEST)
-    return visible(head) + (f"… ({left:,} characters left out)" if left else "")
+    return with_signs(head) + (f"… ({left:,} characters left out)" if left else "")
 
 
 def plain(value: Any) -> Any:
@@ -93,7 +93,9 @@ def shade(kl: float | None) -> str:
 
 def told(token: Token) -> str:
     """The alternatives of a token for the script, as JSON: names that are visible, and log-probs."""
-    return json.dumps([[visible(name), round(logprob, 3)] for name, logprob in token.alternatives], ensure_ascii=False)
+    return json.dumps(
+        [[with_signs(name), round(logprob, 3)] for name, logprob in token.alternatives], ensure_ascii=False
+    )
 
 
 def in_pairs(section: Section) -> bool:
@@ -102,10 +104,10 @@ def in_pairs(section: Section) -> bool:
     return len(small) == 2 or any(isinstance(block, Confusion) for block in section.blocks)
 
 
-def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environment:
+def _environment(finalize: Callable[[Any], Any]) -> Environment:
     found = Environment(
         loader=FileSystemLoader(HERE),
-        autoescape=autoescape,
+        autoescape=True,
         undefined=StrictUndefined,
         finalize=finalize,
         trim_blocks=True,
@@ -129,11 +131,11 @@ def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environmen
 def html(report: Report, live: bool = False) -> str:
     """The page. `live`: it asks the server that sent it whether there is a newer one."""
     css, js = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    template = _environment(shown, autoescape=True).get_template("page.html.jinja")
+    template = _environment(shown).get_template("page.html.jinja")
     return template.render(report=report, css=Markup(css), js=Markup(js), live=live, policy=policy(css, js, live))
 
 
 def markdown(report: Report) -> str:
     """The same content in Markdown, with a table in the place of each picture."""
-    text = _environment(plain, autoescape=False).get_template("page.md.jinja").render(report=report)
+    text = _environment(plain).get_template("page.md.jinja").render(report=report)
     return re.sub(r"\n{3,}", "\n\n", text)

@@ -16,8 +16,11 @@ HIDDEN = re.compile(r"[^\x20-\x7e\u00a0-\u024f]")
 """What may be invisible; the plain rest is passed over quickly."""
 
 
-def visible(text: str) -> str:
-    """Control, format and lone surrogate characters as signs that can be seen and do nothing: `␛`, `‹U+202E›`."""
+def with_signs(text: str) -> str:
+    """Control, format and lone surrogate characters as signs that can be seen and do nothing: `␛`, `‹U+202E›`.
+
+    Wider than what a terminal obeys (`verl_ext.run.visible`): a page hides characters without a width too.
+    """
     return HIDDEN.sub(lambda found: _sign(found[0]), text)
 
 

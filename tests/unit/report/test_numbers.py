@@ -12,7 +12,7 @@ from verl_ext.report.charts import line_chart, tick_words
 from verl_ext.report.curves import mean_and_band, tells
 from verl_ext.report.files import Metric, metric_of
 from verl_ext.report.render import numbers_of, thinned
-from verl_ext.report.text import direction, duration, number, scaled, short, visible
+from verl_ext.report.text import direction, duration, number, scaled, short, with_signs
 
 
 def test_the_extremes_of_a_long_line_are_kept():
@@ -83,9 +83,9 @@ def test_units_in_words():
 
 
 def test_what_is_invisible_is_shown_and_what_scripts_need_stays():
-    assert visible("a\x1bb\u202ec\ud800") == "a␛b‹U+202E›c‹U+D800›"
+    assert with_signs("a\x1bb\u202ec\ud800") == "a␛b‹U+202E›c‹U+D800›"
     for needed in ("a\nb\tc", "क्\u200dष", "é", "👩\u200d🚀", "مرحبا"):
-        assert visible(needed) == needed
+        assert with_signs(needed) == needed
     assert [direction(text) for text in ("12 שלום", "12 hello", "...")] == ["rtl", "ltr", "ltr"]
 
 

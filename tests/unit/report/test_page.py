@@ -180,6 +180,9 @@ def test_markdown_has_the_same_words_and_no_markup_of_a_models(tmp_path, run):
     assert widths == {5}
     plain = markdown(report_of(RunFiles(run), []))
     page = Page(html(report_of(RunFiles(run), [])))
+    tables = [table for table in page.root.all("table") if table.above.above.attributes.get("class") != "numbers"]
+    assert len(re.findall(r"^\|(?: \| )?.*\n\|(?:---:?\|)+$", plain, re.MULTILINE)) >= len(tables)
+    assert "\\|" not in plain
     for heading in page.root.all("h2"):
         assert f"\n## {heading.text}\n" in plain
     for cell in page.root.all("dd"):
