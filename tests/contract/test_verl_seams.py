@@ -69,6 +69,7 @@ OVERRIDES = [
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_prompt"),
     (agent_loop.PlainTextLoop, SingleTurnAgentLoop, "ct_build_initial_tokens"),
     (agent_loop.PlainTextLoop, SingleTurnAgentLoop, "ct_merge_assistant_token"),
+    (engine.SharedPromptEngine, FSDPEngineWithLMHead, "forward_step"),
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_inputs"),
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_outputs"),
     (dataset.CheckedRows, RLHFDataset, "_read_files_and_tokenize"),
@@ -95,6 +96,7 @@ OVERRIDES = [
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_metrics"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "on_step_begin"),
     *((guarded.GuardedTrainer, PPOTrainerSync, name) for name in GUARDED),
+    (adapted.AdaptedTrainer, PPOTrainerSync, "on_validate_end"),
     *((trainer.OnPolicyDistillationTrainer, PPOTrainerSync, stage) for stage in STAGES),
 ]
 

@@ -244,6 +244,7 @@ class AdaptedTrainer(StoppableTrainer):
             [(note["teacher_start"], note["teacher_end"]) for note in notes],
         )
         metrics |= {"training/total_steps": self.total_training_steps, "training/unix_time": time.time()}
+        everything = metrics | {}
         written = self.worth_writing(metrics | {})
         metrics.clear()  # verl hands this very mapping to its loggers
         metrics.update(written)
@@ -252,7 +253,7 @@ class AdaptedTrainer(StoppableTrainer):
         dropped, self.replay_buffer.dropped = self.replay_buffer.dropped, []
         fresh = only_fresh(batch)
         samples = [Sampled(prompt_of(key), *each) for key, *each in zip(fresh.keys, notes, fresh.tags, strict=True)]
-        self.spending.stepped(global_steps, timing_raw["step"], samples, dropped, metrics)
+        self.spending.stepped(global_steps, timing_raw["step"], samples, dropped, everything)
 
 
 def only_fresh(batch: Any) -> Any:
