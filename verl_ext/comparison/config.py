@@ -32,9 +32,7 @@ class ArmConfig:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds={self.seeds} must be different numbers >= 0, at least one")
         if self.sft_overrides and self.kind != BOTH:
-            raise ValueError(
-                f"sft_overrides go with kind={BOTH}; for kind={self.kind} set overrides and leave them out"
-            )
+            raise ValueError(f"sft_overrides go with kind={BOTH}; kind={self.kind} takes none, leave them out")
 
 
 @dataclass(frozen=True)
