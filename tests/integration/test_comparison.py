@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 STEPS = ("trainer.total_training_steps=2",)
+SFT_STEPS = ("data.micro_batch_size_per_gpu=8", "trainer.save_freq=1")
 
 
 def run_compare(out: Path, settings: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +33,7 @@ def settings(folder: Path, teacher_python: str) -> Path:
         "rows": ["source=file", "sentences=data/sample.jsonl"],
         "make_base": ["recipe.tiny_pair", "data_dir=${task.data}", "out_dir=${task.base}", "vocab_size=400", "steps=5"],
         "labels": ["labels.extract=whole", "labels.policy=tinker", "sampling.max_tokens=4", "engine.dtype=float32"],
-        "sft": ["platform=cpu", "task=demo", "data.train_batch_size=8", *STEPS, "trainer.save_freq=1"],
+        "sft": ["platform=cpu", "task=demo", "data.train_batch_size=8", *STEPS, *SFT_STEPS],
         "on_policy": ["platform=cpu", "task=demo", "data.train_batch_size=8", *STEPS, "trainer.test_freq=1"],
         "serve": [f"teacher.python={teacher_python}", "teacher.max_total_tokens=65536"],
     }

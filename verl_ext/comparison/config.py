@@ -32,7 +32,7 @@ class ArmConfig:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds={self.seeds} must be different numbers >= 0, at least one")
         if self.sft_overrides and self.kind != BOTH:
-            raise ValueError(f"sft_overrides go with kind={BOTH} only; kind={self.kind} takes overrides alone")
+            raise ValueError(f"sft_overrides go with kind={BOTH}; kind={self.kind} takes none, leave them out")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ class CompareConfig:
             arm = self.arm(name)
             if arm.kind == CONTROL and not any(word.startswith("method.control=") for word in arm.overrides):
                 raise ValueError(f"arms.{name}: a control needs method.control=... in its overrides")
+        unlabelled = [name for name, arm in self.chosen.items() if arm.kind in (SFT, BOTH)]
+        if unlabelled and not self.task.labels:
+            raise ValueError(
+                f"arms.{unlabelled[0]} is trained on the teacher's labels, and task.labels says not how they are made; "
+                "set it, or only=[...] without arms of SFT"
+            )
 
     def arm(self, name: str) -> ArmConfig:
         """Raises ValueError naming the arm, where its fields are none of an arm."""

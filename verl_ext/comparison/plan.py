@@ -49,8 +49,7 @@ def heldout(task: TaskConfig) -> Path:
 def labels(config: CompareConfig) -> Command:
     """What makes the teacher's labels, beside the rows."""
     task = config.task
-    rows = rows_words(task) if task.rows else ["recipe.create_data", f"out_dir={task.data}"]
-    return Command([*rows, f"teacher={task.teacher}", *task.labels], Path(config.out) / "labels")
+    return Command([*rows_words(task), f"teacher={task.teacher}", *task.labels], Path(config.out) / "labels")
 
 
 def needs_labels(arms: Sequence[Arm]) -> bool:

@@ -130,7 +130,7 @@ def read_comparison(out: Path) -> dict[str, Any]:
         raise ValueError(f"{out} holds no comparison (no {FILE}); `python -m recipe.compare run` makes one")
     found = json.loads(file.read_text(encoding="utf-8"))
     if found.get("schema") != SCHEMA:
-        raise ValueError(f"{file} has schema {found.get('schema')}, this version reads {SCHEMA}; take another folder")
+        raise ValueError(f"{file} has schema {found.get('schema')}, this version reads {SCHEMA}; take another out")
     return found
 
 

@@ -212,6 +212,8 @@ def evaluate_trained(session: Session, headroom: Headroom) -> None:
         return
     from verl_ext.comparison.students import evaluate_students  # torch, which nothing before it needs
 
+    session.say(f"{len(left)} students to evaluate; vLLM starts")
+
     def tell(arm: Arm) -> None:
         session.say(f"evaluating {arm.run}, {left.index(arm) + 1} of {len(left)}")
 

@@ -125,7 +125,7 @@ def tensors_of(model: Path) -> str:
     """Names and shapes of the tensors of a model folder, from the headers of its safetensors files."""
     files = sorted(model.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{model} holds no safetensors; give a model that does")
+        raise ValueError(f"{model} holds no safetensors; delete the file `trained` beside it to train the arm again")
     shapes: dict[str, Any] = {}
     for file in files:
         with file.open("rb") as opened:

@@ -89,6 +89,7 @@ def config(**changes: Any) -> CompareConfig:
         base="base",
         teacher="base",
         rows=["max_chars=9"],
+        labels=["labels.extract=whole"],
         serve=["teacher.mode=external", "teacher.urls=[http://127.0.0.1:1]"],
     )
     return CompareConfig(**{"out": "out", "task": task, "arms": ARMS} | changes)
@@ -155,6 +156,13 @@ def test_another_task_and_other_overrides_are_refused():
     other = dataclasses.replace(config().task, name="another")
     with pytest.raises(ValueError, match="out=out holds the comparison of the task made up"):
         compare(config(task=other), "standins")
+
+
+def test_sft_without_a_word_on_its_labels_is_refused():
+    task = dataclasses.replace(config().task, labels=[])
+    with pytest.raises(ValueError, match=r"arms\.sft is trained on the teacher's labels, and task\.labels"):
+        config(task=task)
+    assert config(task=task, only=["on_policy"]).chosen
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
