@@ -91,6 +91,8 @@ def test_config_yaml_of_a_run_is_that_run(monkeypatch, tmp_path, verb, folder, w
         (GENERATE, "n: many", "n=many: expected a whole number"),
         (GENERATE, "a: [1", "is no YAML"),
         (GENERATE, "- a", "expected keys"),
+        (GENERATE, "[" * 2000, "expected keys"),
+        (GENERATE, "18446744073709551616", "expected keys"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named_with_the_file(tmp_path, verb, text, says):

@@ -41,7 +41,6 @@ _UNSPACED = re.compile(r"[\u3041-\u30ff\u4e00-\u9fff]{1,2}")
 """Of Chinese and Japanese, which put no space between words."""
 _NOT = re.compile(r"(?:non|not|un|in|im|ir|il|dis)[-_\s]*", re.IGNORECASE)
 
-# Regular expressions of what stands around a label, in the order in which it is met.
 _LEAD = set("*_`~#\"'“”\u2018\u2019\u201a„«»\u2039\u203a「」『』【】《》()[]{}|:\\•·▪◦‣●→⇒")
 _CLOSERS = re.compile(r"[*_`~\"'“”\u2019»\u203a」』】》)\]}|]*")
 _ALTERNATIVE = re.compile(

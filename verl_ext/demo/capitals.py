@@ -11,6 +11,7 @@ from typing import Any
 
 from verl_ext.data.create import parquet
 from verl_ext.run.files import write_atomically
+from verl_ext.run.visible import print
 
 CAPITALS = """France Paris,Spain Madrid,Italy Rome,Germany Berlin,Japan Tokyo,China Beijing,Russia Moscow,Greece Athens,
 Egypt Cairo,Portugal Lisbon,Austria Vienna,Poland Warsaw,Norway Oslo,Sweden Stockholm,Ireland Dublin,Cuba Havana,

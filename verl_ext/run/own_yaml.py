@@ -63,6 +63,8 @@ def read_keys(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: cannot be read ({error.strerror}); give key=value, or a YAML file of them") from None
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ValueError(f"{file} is no YAML ({' '.join(str(error).split())}); mend it") from None
+    except (RecursionError, AssertionError):  # brackets without end; OmegaConf's own where all is one number
+        raise ValueError(f"{file}: expected keys, as in `trainer: {{total_training_steps: 100}}`") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected keys, as in `trainer: {{total_training_steps: 100}}`")
     return {str(key): value for key, value in content.items()}

@@ -17,6 +17,6 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (TypeError, ValueError):  # neither, or a date without a zone
+        except (TypeError, ValueError, OverflowError):  # neither, a date without a zone, or no date of this era
             seconds = USUAL_S
     return min(max(seconds, 0.0), LONGEST_S) if seconds == seconds else USUAL_S

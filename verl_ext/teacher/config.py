@@ -156,7 +156,11 @@ class TeacherConfig:
         check_key_name("teacher.api_key_env", self.api_key_env)
         check_extra_args(self.extra_args)
         for url in self.urls:
-            _require(url.startswith(("http://", "https://")), "urls", f"{url!r} lacks http:// or https://")
+            _require(
+                isinstance(url, str) and url.startswith(("http://", "https://")),
+                "urls",
+                f"{url!r} lacks http:// or https://",
+            )
         self._check_numerics()
         self._check_ranges()
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from verl.trainer.ppo.v1 import trainer_base
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from verl_ext.run.stop_request import StopRequests
 from verl_ext.trainer.accounting import SampleAccount
@@ -37,9 +36,8 @@ class GuardedTrainer(AdaptedTrainer):
         self._trains = True
         """Whether the present batch has a token that is trained."""
 
-    def _build_replay_buffer(self) -> ReplayBuffer:
+    def _build_replay_buffer(self) -> BoundedWait:
         buffer = super()._build_replay_buffer()
-        assert isinstance(buffer, BoundedWait)
         buffer.stop = StopRequests(self.config.run_dir).reason
         self.account = buffer.account = SampleAccount(self.config.actor_rollout_ref.rollout.n)
         return buffer
@@ -60,7 +58,6 @@ class GuardedTrainer(AdaptedTrainer):
         super().on_train_begin()
 
     def _prompts_under_way(self) -> int:
-        assert isinstance(self.replay_buffer, BoundedWait)
         return self.replay_buffer.prompts_under_way("train")
 
     def _submit_batch_to_rollout(self, batch: Any) -> int:
