@@ -27,6 +27,7 @@ def make(**changes: Any) -> TeacherConfig:
         ({"mode": "external"}, "teacher.urls: empty: mode=external needs at least one"),
         ({"urls": ["http://a:1"]}, "teacher.urls: given, but mode=managed .* set teacher.mode=external"),
         ({"mode": "external", "urls": ["a:1"]}, "teacher.urls: 'a:1' lacks http://"),
+        ({"mode": "external", "urls": [["http://a:1"]]}, "teacher.urls: .* lacks http://"),
         ({"device": "tpu"}, "teacher.device: 'tpu' must be one of"),
         ({"dtype": "fp4"}, "teacher.dtype: 'fp4' must be one of"),
         ({"quantization": "awq"}, "teacher.quantization: 'awq': use null or fp8"),
