@@ -194,18 +194,21 @@ def test_the_table_of_problems_fits_80_columns_and_there_is_no_picture(tmp_path,
 
 
 @pytest.mark.parametrize(("policy", "right"), [("strict", 3), ("exact", 1)])
-def test_labels_are_those_of_the_rows_and_read_as_the_policy_says(tmp_path, monkeypatch, capsys, policy, right):
+def test_labels_are_those_of_the_rows_and_read_as_the_policy_says(tmp_path, capsys, policy, right):
     rows = [ROW | {"reward_model": {"style": "rule", "ground_truth": label}} for label in ("C++", "C", "non-toxic")]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     said = [Answer(text, 1, "stop") for text in ("**C++**", "C", "<think>toxic</think> Non-toxic.")]
-    monkeypatch.setattr(arms, "answer", lambda *_: {"base": said})
+
+    def ask(*_) -> dict[str, list[Answer]]:
+        return {"base": said}
+
     paths = {"data": str(tmp_path / "rows.parquet"), "out": str(tmp_path / "eval.json")}
     config = EvaluateConfig(base="b", policy=policy, **paths)
-    result = arms.evaluate(config).results["base"]
+    result = arms.evaluate(config, ask).results["base"]
     assert isinstance(result, ArmResult)
     assert result.gold.labels == ("C", "C++", "non-toxic")
     assert result.gold.accuracy.hits == right
-    arms.evaluate(replace(config, labels=["C", "C++", "non-toxic", "toxic"]))
+    arms.evaluate(replace(config, labels=["C", "C++", "non-toxic", "toxic"]), ask)
     assert "warning: no row has the label toxic" in capsys.readouterr().out
 
 

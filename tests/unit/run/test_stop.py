@@ -108,20 +108,26 @@ def ending():
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("ending")
-def test_a_blocked_signal_waits_and_is_blocked_in_what_is_started():
-    def start() -> str:
-        with stop.blocked(signal.SIGHUP):
-            os.kill(os.getpid(), signal.SIGHUP)
-            command = ["cat", "/proc/self/status"]
-            started.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        return "not reached"
+BLOCKED = """
+import os, signal, subprocess, sys
+from verl_ext.run import stop
+signal.signal(signal.SIGHUP, stop.end_at_once)
+try:
+    with stop.blocked(signal.SIGHUP):
+        os.kill(os.getpid(), signal.SIGHUP)
+        print(subprocess.run(["cat", "/proc/self/status"], check=True, capture_output=True, text=True).stdout)
+    print("not reached")
+except stop.Signalled:
+    print("then it came")
+"""
 
-    started: list[str] = []
-    with pytest.raises(stop.Signalled):
-        start()
-    (mask,) = [line.split()[1] for line in started[0].splitlines() if line.startswith("SigBlk")]
+
+def test_a_blocked_signal_waits_and_is_blocked_in_what_is_started():
+    """In a process of one thread: another would take the signal."""
+    done = subprocess.run([sys.executable, "-c", BLOCKED], check=True, capture_output=True, text=True)
+    (mask,) = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("SigBlk")]
     assert int(mask, 16) & 1 << (signal.SIGHUP - 1)
+    assert done.stdout.splitlines()[-1] == "then it came"
 
 
 def test_a_run_is_asked_through_its_folder(tmp_path):

@@ -19,8 +19,12 @@ class Actors:
 
     def __init__(self) -> None:
         self.started: list[tuple[float, Any, str]] = []
+        self.nodes: list[dict[str, float] | None] = []
+        """The resource that names a node, of each."""
 
-    def options(self, num_gpus: float) -> SimpleNamespace:
+    def options(self, num_gpus: float, resources: dict[str, float] | None) -> SimpleNamespace:
+        self.nodes.append(resources)
+
         def remote(settings: Any, log: str) -> SimpleNamespace:
             self.started.append((num_gpus, settings, Path(log).name))
             number = len(self.started)
