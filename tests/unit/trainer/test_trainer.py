@@ -177,8 +177,8 @@ def test_a_step_with_nothing_to_train_goes_by(make_run):
     run = make_run("method.guards.truncated_mask=true", "trainer.total_training_steps=2")
     run.sampler.answers = FOUR
     run.fit()
-    assert masks(run) == [[0] * 4] * 8
-    assert {value for sample in run.samples for value in sample["advantages"].tolist()} == {0.0}
+    assert masks(run) == []  # Adam would move the weights all the same
+    assert [row["updates/done"] for row in run.metrics] == [0, 0]
     assert [row["guards/truncated_share"] for row in run.metrics] == [1, 1]
     assert not [row for row in run.metrics if "advantage/mean" in row]
 
