@@ -10,9 +10,8 @@
 
 Writes train.parquet, heldout.parquet, edge.parquet and manifest.json; with a teacher also
 conversations.jsonl (Tinker's format), conversations.parquet (verl's), labels_manifest.json, and
-answers.jsonl, from which an interrupted run goes on. A second run with the same settings changes
-nothing; one with other settings is refused. Chats (`--from openai|sharegpt|verl FILE`): the teacher
-sees the system message, the student does not (docs/data.md).
+answers.jsonl, from which an interrupted run goes on. Other settings need another folder.
+Chats (`--from openai|sharegpt|verl FILE`): the teacher alone sees the system message (docs/data.md).
 """
 
 import json

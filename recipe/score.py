@@ -14,13 +14,11 @@ score. With `teacher.store_path` no sample is scored twice. Status 1 where none 
 import dataclasses
 from dataclasses import dataclass, field
 
-from rich.console import Console
-
 from verl_ext.checks.check import SCORE
 from verl_ext.checks.context import COLUMNS, Context
 from verl_ext.checks.run import refuse, warnings
 from verl_ext.evaluation.disagreement import score_answers
-from verl_ext.evaluation.disagreement_report import show, with_scores
+from verl_ext.evaluation.disagreement_report import show, training_with, with_scores
 from verl_ext.ledger import ledger
 from verl_ext.run.files import check_writable
 from verl_ext.run.hydra import register_verb
@@ -69,7 +67,7 @@ VERB = Verb(
 )
 
 
-def score(config: ScoreConfig, console: Console) -> None:
+def score(config: ScoreConfig) -> None:
     """Score, write, print. Raises the errors of `VERB`, in one line that names the key."""
     out, answers = check_writable("out", config.out), Answers.read("data", config.data)
     model = config.model or answers.model
@@ -88,17 +86,14 @@ def score(config: ScoreConfig, console: Console) -> None:
     dataclasses.replace(answers, table=with_scores(answers.table, found, config.teacher)).write(out)
     if found.spent is not None:
         ledger.append(out.with_name(ledger.FILE), found.spent)
-    show(answers, found, config.teacher, tokenizer, console)
+    show(answers, found, config.teacher, tokenizer, Terminal())
     if not found.scored:
         raise RuntimeError(f"none of the {len(found.errors)} samples was scored; read why in {out}")
-    external = f"teacher.mode=external 'teacher.urls=[{','.join(teacher.urls)}]'"
-    asked = external if teacher.mode == "external" else f"teacher.model_path={teacher.model_path}"
-    print(as_typed(f"{out} written; next:\n  python -m recipe.on_policy_distillation student.path={model} {asked} \\"))
-    print("      data.train_files=TRAIN.parquet data.val_files=HELDOUT.parquet")
+    print(as_typed(f"{out} written; next:\n{training_with(model, teacher)}"))
 
 
 def main() -> None:
-    run_verb(VERB, lambda config: score(settings_of(config, ScoreConfig), Terminal()))
+    run_verb(VERB, lambda config: score(settings_of(config, ScoreConfig)))
 
 
 if __name__ == "__main__":

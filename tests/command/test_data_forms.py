@@ -269,7 +269,7 @@ def test_a_system_message_of_a_file_is_for_the_teacher_of_every_row(tmp_path, mo
         (["--from", "openai", "none.jsonl"], "sentences=none.jsonl: no such file"),
         (
             ["--from", "openai", "FILE", "prompt=math"],
-            r"prompt, student_prompt: source=openai has its own; system=FILE",
+            r"prompt, student_prompt: source=openai has its own; leave them out, or give system=FILE",
         ),
         (
             ["--from", "sharegpt", "FILE"],

@@ -77,8 +77,9 @@ Settings and their defaults; any can be set with key=value:
     assert (
         """
   teacher.api_key_env=TEACHER_API_KEY
-                                      Name of the environment variable with the server's API key.
-                                      Unset or empty variable: no key.
+                                      Environment variable with the server's API key, or, with
+                                      `_FILE` behind its name, with the path of a file of mode 600
+                                      that holds it; it ends in KEY, TOKEN or SECRET.
 """
         in text
     )

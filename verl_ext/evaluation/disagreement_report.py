@@ -120,3 +120,13 @@ def in_context(messages: Sequence[dict[str, str]], response_ids: Sequence[int], 
 def shown(tokenizer: Any, ids: Sequence[int]) -> str:
     """Tokens as text on one line, special ones included."""
     return tokenizer.decode(list(ids), skip_special_tokens=False).replace("\n", "\\n")
+
+
+def training_with(student: str, teacher: TeacherConfig) -> str:
+    """The command that trains the model which answered with the teacher that scored."""
+    external = f"teacher.mode=external 'teacher.urls=[{','.join(teacher.urls)}]'"
+    asked = external if teacher.mode == "external" else f"teacher.model_path={teacher.model_path}"
+    return (
+        f"  python -m recipe.on_policy_distillation student.path={student} {asked} \\\n"
+        "      data.train_files=TRAIN.parquet data.val_files=HELDOUT.parquet"
+    )
