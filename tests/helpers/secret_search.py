@@ -1,6 +1,7 @@
 """Where a secret shows: in files, in their names, on command lines, in the environments of processes."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import psutil
 
 LARGEST = 256 << 20
 """Bytes of a file that is searched."""
+OLD_S = 3600.0
+"""Files that nothing wrote to since then are of other runs: shared memory may be full of them."""
 
 
 def shown(secrets: Mapping[str, str], folders: Iterable[Path]) -> list[str]:
@@ -44,6 +47,8 @@ def _holds(file: Path, secret: str) -> bool:
         return True
     try:
         if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST:
+            return False
+        if time.time() - file.stat().st_mtime > OLD_S:
             return False
         return secret.encode() in file.read_bytes()
     except OSError:
