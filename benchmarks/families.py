@@ -160,10 +160,7 @@ def main() -> None:
         table.add_row(*row_of(found))
     Console(width=160).print(table)
     if options.markdown:
-        others = [known_of(name, out) for name in FAMILIES if name not in names]
-        put_into(
-            options.markdown, markdown(sorted([*rows, *others], key=lambda found: [*FAMILIES].index(found["family"])))
-        )
+        put_into(options.markdown, markdown([known_of(name, out) for name in FAMILIES]))
     bars = [
         (f"{found['family']}_{stage}_gap_nats", found[stage].get("gap", float("inf")), FP32.max)
         for found in rows
