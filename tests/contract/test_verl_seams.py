@@ -419,6 +419,8 @@ def test_rows_of_a_prompt_get_no_adapters_part_of_the_logits(monkeypatch):
         logits = LogitsProcessorWithLoRA._get_logits(layer, torch.zeros(rows, 4), SimpleNamespace())
         assert logits.tolist() == [[added] * 4] * rows
     assert isinstance(layer.punica_wrapper, Kernels)
+    Kernels.sampler_indices = torch.zeros(1, dtype=torch.long)  # one request alone
+    assert LogitsProcessorWithLoRA._get_logits(layer, torch.zeros(3, 4), SimpleNamespace()).tolist() == [[1.0] * 4] * 3
 
 
 def test_a_tensor_beyond_the_bucket_is_sent_alone_with_shared_handles_only():

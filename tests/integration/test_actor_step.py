@@ -241,7 +241,9 @@ def start(folder: Path, rank: int, ranks: int, port: int) -> subprocess.Popen[st
 @pytest.mark.parametrize(("method", "micro"), SCENARIOS)
 def test_the_actors_step_is_the_hand_written_one(made, method: str, micro: str, ranks: int):
     folder, rows = made
-    saved = torch.load(folder / f"{ranks}-{method}-{micro}.pt")
+    saved = torch.load(
+        folder / f"{ranks}-{method}-{micro}.pt", weights_only=False
+    )  # this test's own, numpy's numbers in it
     found = saved["parameters"]
     largest = max(float(parameter.abs().max()) for parameter in found.values())
     assert max(saved["metrics"]["weight_max"][-ranks:]) == pytest.approx(largest, abs=1e-5)

@@ -2,8 +2,8 @@
 
 With LoRA on, vLLM 0.28 adds an adapter's part to every row of logits, and picks each row's adapter from the list of
 rows that it samples from. The rows of a prompt whose log-probs are asked for are not in that list: on a CPU the engine
-ends with an error, on a GPU the list is read beyond its end. Here they get the base's logits, which is right for a
-request without an adapter, and for every adapter that leaves the head alone.
+ends with an error, on a GPU the list is read beyond its end. Here they get the base's logits where several
+requests are read together, which is right for one without an adapter, and for every adapter that leaves the head alone.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def base_logits_of_prompts() -> None:
 
     def logits_of(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         kernels = self.punica_wrapper
-        if len(hidden_states) == len(kernels.sampler_indices):
+        if len(kernels.sampler_indices) in (1, len(hidden_states)):  # one request alone: its adapter is every row's
             return theirs(self, hidden_states, *args, **kwargs)
         self.punica_wrapper = _NoAdapter()
         try:
