@@ -108,7 +108,7 @@ def test_another_user_of_this_machine_does_not_join_its_ray(running: Running, tm
         subprocess.Popen(words, env=environment, stdout=out, stderr=out) as client,
     ):
         with contextlib.suppress(subprocess.TimeoutExpired):  # it tries again and again
-            client.wait(60)
+            client.wait(30)
         client.kill()
     assert "joined" not in (tmp_path / "out").read_text()
     assert not (tmp_path / ".ray" / "auth_token").exists()
