@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from recipe.score import ScoreConfig, score
 from verl_ext.data.conversations import from_jsonl, from_parquet
@@ -114,7 +113,7 @@ def test_the_ledger_holds_what_was_sampled(teacher: Path, whole: Path, prompted:
     answers, took = journal(whole), json.loads((whole / "labels_manifest.json").read_text())["last_sampling"]
     assert (labels.phase, labels.samples, labels.devices) == ("labels", len(answers), 1)
     assert labels.tokens.sampled == took["tokens"] == sum(answer["tokens"] for answer in answers)
-    assert labels.seconds == pytest.approx(took["seconds"], rel=0.01)
+    assert labels.seconds == pytest.approx(took["seconds"], rel=0.01, abs=0.1)  # a quarter of a second in all
     rows = pq.read_table(whole / "train.parquet").to_pylist()
     tokenizer = load_tokenizer(str(teacher))
     read = sum(len(render_chat(tokenizer, row["teacher_messages"], {"enable_thinking": False})) for row in rows)
@@ -246,7 +245,7 @@ def test_a_second_scoring_asks_only_the_store(prompted: Path, server: SGLangServ
     assert 0 < first.spent.tokens.scored < first.took["tokens"]  # samples share their prompts
     assert first.spent.flops is not None
     managed = dataclasses.replace(server.config, store_path=str(tmp_path / "store"), fingerprint="it")
-    score(ScoreConfig(managed, str(prompted), str(out)), Console(width=120))
+    score(ScoreConfig(managed, str(prompted), str(out)))
     printed = capsys.readouterr().out
     assert f"{len(answers.table)}, 0" in printed
     assert "largest reverse KL: 10 tokens" in printed

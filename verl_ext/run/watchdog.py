@@ -115,7 +115,8 @@ class Watchdog:
     def look(self) -> None:
         """Look now."""
         seen = self._look()
-        missing = {each for each in self._known - seen.alive if not each.key.startswith(ACTOR)}
+        there = {each.key for each in seen.alive}  # a process that was forked has its parent's title at first
+        missing = {each for each in self._known if each.key not in there and not each.key.startswith(ACTOR)}
         for each in sorted((missing | seen.lost) - set(self._lost), key=str):
             self._lost[each] = time.monotonic()
             self._news.append(f"{each} has ended")

@@ -40,6 +40,12 @@ def test_an_engine_process_that_is_gone_is_named():
     assert dog.news() == []
 
 
+def test_a_process_that_was_forked_and_names_itself_is_still_there():
+    """vLLM's worker has the engine core's title until it begins."""
+    dog = watched(seen(CORE, OTHER_CORE), seen(CORE, Member("VLLM::Worker", 9, OTHER_CORE.key)))
+    assert (dog.lost, dog.news()) == ("", [])
+
+
 def test_an_actor_counts_as_lost_where_ray_says_so_and_not_where_it_was_let_go():
     assert watched(seen(WORKER), seen()).fatal == ""
     assert watched(seen(WORKER), seen(lost=(WORKER,))).fatal.startswith("an agent-loop worker (Distillation")
