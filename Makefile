@@ -10,7 +10,7 @@ PIP_QUIET := --quiet --disable-pip-version-check --no-input
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup setup-gpu demo test unit lint command integration gpu-test browser-test trl clean
+.PHONY: help setup setup-gpu demo test unit lint command integration comparison-test gpu-test browser-test trl clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -91,7 +91,10 @@ command: .venv/.ready ## commands as they are typed: words, files, help, refusal
 	@$(PY) -m pytest tests/command -n 2 --dist loadfile --durations=5
 
 integration: setup ## real vLLM, SGLang and verl on the CPU
-	@$(PY) -m pytest tests/integration
+	@$(PY) -m pytest tests/integration --ignore tests/integration/test_comparison.py
+
+comparison-test: setup ## a trimmed comparison with real engines: four minutes more
+	@$(PY) -m pytest tests/integration/test_comparison.py
 
 gpu-test: setup-gpu ## what only a GPU can show: tests/gpu/README.md
 	@$(PY) -m pytest tests/gpu
