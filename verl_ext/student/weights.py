@@ -7,9 +7,10 @@ and answers nothing.
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import safe_open
+if TYPE_CHECKING:
+    import torch
 
 LARGEST = 1e4
 """No weight of a model that was trained is as large; the largest known are some hundred (biases of attention keys)."""
@@ -21,14 +22,18 @@ def is_sound(largest: float) -> bool:
     return math.isfinite(largest) and largest <= LARGEST
 
 
-def largest_weight(tensors: list[torch.Tensor]) -> float:
+def largest_weight(tensors: "list[torch.Tensor]") -> float:
     """Of all elements of some floating-point tensors, the largest absolute value; NaN where one is no number."""
+    import torch  # not for those who only ask what a card says, as `--help` without an engine does
+
     largest = [torch.linalg.vector_norm(each.detach(), math.inf).float() for each in tensors if each.numel()]
     return float(torch.stack(largest).max()) if largest else 0.0
 
 
 def note_largest_weight(folder: Path) -> None:
     """Keep beside exported weights what the model card says of them; each tensor is read once."""
+    from safetensors import safe_open
+
     found = 0.0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
