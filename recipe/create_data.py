@@ -11,7 +11,7 @@
 Writes train.parquet, heldout.parquet, edge.parquet and manifest.json; with a teacher also
 conversations.jsonl (Tinker's format), conversations.parquet (verl's), labels_manifest.json, and
 answers.jsonl, from which an interrupted run goes on. Other settings need another folder.
-Chats (`--from openai|sharegpt|verl FILE`): the teacher alone sees the system message (docs/data.md).
+Chats (`--from openai|sharegpt|verl FILE`): the teacher sees the system message (docs/data.md).
 """
 
 import json
