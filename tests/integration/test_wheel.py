@@ -16,10 +16,20 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 SOURCES = ("verl_ext", "recipe", "configs", "data", "pyproject.toml", "README.md", "LICENSE")
 NEEDED = (
-    *("hydra-core", "omegaconf", "antlr4-python3-runtime", "pyyaml", "packaging", "rich", "pygments"),
+    *(
+        "hydra-core",
+        "omegaconf",
+        "antlr4-python3-runtime",
+        "pyyaml",
+        "packaging",
+        "rich",
+        "pygments",
+        "jinja2",
+        "markupsafe",
+    ),
     *("markdown-it-py", "mdurl", "numpy", "pyarrow", "orjson", "verl"),
     *("aiohttp", "aiohappyeyeballs", "aiosignal", "attrs", "frozenlist", "idna", "multidict", "propcache", "yarl"),
-    *("psutil", "typing_extensions"),
+    *("psutil", "typing_extensions", "jinja2", "markupsafe"),
 )
 """What the light verbs import, and verl for its YAML. No torch, transformers, Ray, vLLM or datasets."""
 
