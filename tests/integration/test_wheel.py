@@ -29,7 +29,7 @@ NEEDED = (
     ),
     *("markdown-it-py", "mdurl", "numpy", "pyarrow", "orjson", "verl"),
     *("aiohttp", "aiohappyeyeballs", "aiosignal", "attrs", "frozenlist", "idna", "multidict", "propcache", "yarl"),
-    *("psutil", "typing_extensions", "jinja2", "markupsafe"),
+    *("psutil", "typing_extensions"),
 )
 """What the light verbs import, and verl for its YAML. No torch, transformers, Ray, vLLM or datasets."""
 
