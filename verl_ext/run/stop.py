@@ -1,7 +1,6 @@
 """SIGTERM, SIGINT and SIGHUP: the first asks for a checkpoint, a second one ends the run at once.
 
-The trainer's process is asked through a file in the run's folder, which it looks for where the weights are those of a
-finished step. Exit status: 128 + the signal's number, as a shell has it.
+The trainer's process is asked by `stop_request.py`. Exit status: 128 + the signal's number, as a shell has it.
 """
 
 import contextlib
@@ -11,15 +10,12 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from verl_ext.run.visible import print
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-STOP = "stop"
-"""In a run's folder: somebody wants its last finished step saved, and its end."""
 SAME_S = 1.0
 """One key press reaches a process twice where a launcher passes it on; a person takes longer to press it again."""
 
@@ -107,20 +103,6 @@ def exit_resumable(error: KeyboardInterrupt, how_to_go_on: str, says: bool = Tru
     """The same of a run: what stopped it, and how to go on. Of several processes one `says` it."""
     number, saved = (error.number, error.saved) if isinstance(error, Signalled) else (signal.SIGINT, "")
     exit_by(error, f"stopped by {name_of(number)}: {saved or how_to_go_on}" if says else "")
-
-
-def ask(run_dir: Path) -> None:
-    """Ask the trainer of a run to save its last finished step and to end."""
-    (run_dir / STOP).touch()
-
-
-def is_asked(run_dir: Path) -> bool:
-    return (run_dir / STOP).exists()
-
-
-def forget(run_dir: Path) -> None:
-    """Of an earlier start."""
-    (run_dir / STOP).unlink(missing_ok=True)
 
 
 def _let_go_of_terminal(number: int) -> None:

@@ -35,8 +35,6 @@ class BoundedWait(ReplayBuffer):
 
     where: Callable[[], str]
     """What the agent loop is at, in words; asked when a wait ends."""
-    stop: Callable[[], str] = staticmethod(lambda: "")
-    """Why the run is to end; "" where it is not."""
     lost: Callable[[], str]
     """Who is gone of those who answer, in words; "" where everyone is there."""
 
@@ -47,7 +45,7 @@ class BoundedWait(ReplayBuffer):
         self.account = SampleAccount(1)
         self._progress: tuple[int, float] = (0, 0.0)
         self.look: Callable[[str], None] = lambda _: None
-        """Called with the partition while its samples are waited for; may raise StopAsked."""
+        """Called with the partition while its samples are waited for; may raise StopAsked or SamplingStopped."""
         self.validated: list[dict[str, Any]] = []
         """Tags of held-out answers, until the ledger has them."""
         self.dropped: list[dict[str, Any]] = []
@@ -102,8 +100,6 @@ class BoundedWait(ReplayBuffer):
         return sum(bool(tag.get("is_prompt")) for tag in saved.values())
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
-        if reason := self.stop():
-            raise SamplingStopped(reason)
         if lost := self.lost():
             raise SamplingStopped(lost)
         self.look(partition_id)

@@ -19,7 +19,7 @@ from verl_ext.trainer.stopping import Stopping
 A_PROCESS_ENDED = (RayActorError, WorkerCrashedError, LocalRayletDiedError, ObjectLostError, RaySystemError)
 """Ray's errors whose cause is that a process is gone."""
 ANSWER_S = 15.0
-"""For a trainer that is asked to end: it looks once a second where it waits for samples, and nowhere else."""
+"""For a trainer that is asked to end: it looks where it waits for samples, and between steps."""
 SAVE_S = 600.0
 """For its checkpoint."""
 SAVING = "checkpoint"
@@ -94,7 +94,7 @@ def check_progress(config: DictConfig, run: Run) -> None:
 def give_up(config: DictConfig, run: Run, error: Exception) -> NoReturn:
     """Let the trainer save what it finished, keep every process's stacks, and raise `error` or what the trainer says.
 
-    The trainer answers where it waits for samples, which is where it is when something there is gone.
+    The trainer answers between steps and where it waits for samples, where it is when something there is gone.
     """
     run_dir = Path(config.run_dir)
     run.console.stage(f"{error}; the run ends")

@@ -6,7 +6,6 @@ import torch
 from omegaconf import DictConfig
 from verl.trainer.ppo.v1 import trainer_base
 
-from verl_ext.run.stop_request import StopRequests
 from verl_ext.trainer.accounting import SampleAccount
 from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.buffer import BoundedWait
@@ -38,7 +37,6 @@ class GuardedTrainer(AdaptedTrainer):
 
     def _build_replay_buffer(self) -> BoundedWait:
         buffer = super()._build_replay_buffer()
-        buffer.stop = StopRequests(self.config.run_dir).reason
         self.account = buffer.account = SampleAccount(self.config.actor_rollout_ref.rollout.n)
         return buffer
 

@@ -21,7 +21,6 @@ from verl_ext.run.next_command import evaluation_of
 from verl_ext.run.ray_session import as_actor, ray_session
 from verl_ext.run.settings import mapping_of
 from verl_ext.run.stop import exit_resumable
-from verl_ext.run.stop_request import forget_stop
 from verl_ext.run.verb import FULL_ERROR, how_to_go_on, keep_traceback
 from verl_ext.run.watchdog import Watchdog, look_at_run
 from verl_ext.student.model_card import write_cards
@@ -65,7 +64,6 @@ def train(config: DictConfig, started: float) -> None:
     from verl_ext.trainer.runner import Runner  # verl's trainer, read while Ray starts nothing yet
 
     run_dir = Path(config.run_dir)
-    forget_stop(run_dir)
     ray_init = keep_to_loopback(mapping_of(config.ray_kwargs.ray_init))
     watchdog = Watchdog(partial(look_at_run, own_ray=ray_init["address"] == OWN_RAY))
     if ray_init["address"] == OWN_RAY:

@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from verl_ext.run.stop import is_asked
-from verl_ext.trainer.buffer import StopAsked
+from verl_ext.run.stop_request import requested_stop
+from verl_ext.trainer.buffer import SamplingStopped, StopAsked
 from verl_ext.trainer.checkpoint import save_last_finished_step, save_whole, write_data_state
 from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.surviving import SurvivingTrainer
@@ -32,7 +32,7 @@ class StoppableTrainer(SurvivingTrainer):
 
     def on_step_begin(self) -> None:
         if self.is_asked_to_stop():
-            raise StopAsked(save_last_finished_step(self, self.global_steps - 1, None))
+            raise self._ended(save_last_finished_step(self, self.global_steps - 1, None))
         super().on_step_begin()
 
     def step(self, metrics: dict, timing_raw: dict) -> Any:
@@ -41,10 +41,15 @@ class StoppableTrainer(SurvivingTrainer):
             return super().step(metrics, timing_raw)
         except StopAsked:
             state = self._data_state if self.pipeline.mode == SYNC else None
-            raise StopAsked(save_last_finished_step(self, self.global_steps - 1, state)) from None
+            raise self._ended(save_last_finished_step(self, self.global_steps - 1, state)) from None
 
     def is_asked_to_stop(self) -> bool:
-        return is_asked(Path(self.config.run_dir))
+        return requested_stop(self.config.run_dir) is not None
+
+    def _ended(self, saved: str) -> Exception:
+        """What ends the run, with what was saved, in words: a signal, or a failure that the driver saw."""
+        failure = requested_stop(self.config.run_dir)
+        return RuntimeError(f"{failure}; {saved}") if failure else StopAsked(saved)
 
     def stop_while_waiting(self, partition_id: str) -> None:
         """While samples are waited for the weights are those of the last finished step, but between a step's updates.
@@ -52,8 +57,10 @@ class StoppableTrainer(SurvivingTrainer):
         A validation goes on, so that its step gets its row of metrics; its weights are saved by then, but where the
         queue, with the validation's own samples in it, would be saved too.
         """
-        if not self.is_asked_to_stop():
+        if (failure := requested_stop(self.config.run_dir)) is None:
             return
+        if failure:
+            raise SamplingStopped(failure)
         if partition_id != "val":
             if self.local_trigger_step == 0:
                 raise StopAsked

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from verl_ext.run.console import RunConsole
 from verl_ext.run.metrics import mark_stage
-from verl_ext.run.stop import Noted, Signalled, ask, forget, name_of, noting
+from verl_ext.run.stop import Noted, Signalled, name_of, noting
+from verl_ext.run.stop_request import forget_stop, request_stop
 
 STEPPING = "step "
 """A place of the run (`place.json`) begins so while there are steps to save."""
@@ -31,7 +32,7 @@ class Stopping:
             raise Signalled(number)
         if not self._asked:
             self._asked = True
-            ask(self._run_dir)
+            request_stop(self._run_dir)
             self._console.stage(
                 f"{name_of(number)}: the last finished step is being saved, for at most {self._timeout_s:g} s "
                 "(stop_timeout_s); once more ends the run at once"
@@ -51,9 +52,9 @@ class Stopping:
 def stopping(config: DictConfig, console: RunConsole) -> Iterator[Stopping]:
     """For the length of a `with`, a first signal asks for a checkpoint instead of ending the run."""
     run_dir = Path(config.run_dir)
-    forget(run_dir)
+    forget_stop(run_dir)
     try:
         with noting() as noted:
             yield Stopping(noted, config, console)
     finally:
-        forget(run_dir)
+        forget_stop(run_dir)

@@ -128,12 +128,3 @@ def test_a_blocked_signal_waits_and_is_blocked_in_what_is_started():
     (mask,) = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("SigBlk")]
     assert int(mask, 16) & 1 << (signal.SIGHUP - 1)
     assert done.stdout.splitlines()[-1] == "then it came"
-
-
-def test_a_run_is_asked_through_its_folder(tmp_path):
-    assert not stop.is_asked(tmp_path)
-    stop.ask(tmp_path)
-    assert stop.is_asked(tmp_path)
-    stop.forget(tmp_path)
-    stop.forget(tmp_path)
-    assert not stop.is_asked(tmp_path)

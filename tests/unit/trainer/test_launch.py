@@ -17,8 +17,7 @@ from saved_checkpoints import save
 
 from verl_ext.run import watchdog
 from verl_ext.run.metrics import MetricsFile, write_place
-from verl_ext.run.stop import is_asked
-from verl_ext.run.stop_request import StopRequests
+from verl_ext.run.stop_request import requested_stop
 from verl_ext.run.watchdog import Look, Member
 from verl_ext.trainer import following
 from verl_ext.trainer import launch as driver
@@ -138,11 +137,11 @@ def test_a_process_that_ended_is_named_and_the_trainer_saves(run, tmp_path, caps
     )
 
     def asked() -> Any:
-        reason = StopRequests(tmp_path).reason()
+        reason = requested_stop(tmp_path)
         return TRAINING if reason else time.sleep(0.05)
 
     def answered(_: Any) -> None:
-        raise RuntimeError(f"{StopRequests(tmp_path).reason()}; step 4 is saved")
+        raise RuntimeError(f"{requested_stop(tmp_path)}; step 4 is saved")
 
     cluster = Cluster(*[asked] * 20)
     cluster.processes = [there, gone]
@@ -209,7 +208,7 @@ def test_a_signal_waits_for_the_trainer_to_save_its_step(run, tmp_path, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
 
     def asked() -> str:
-        assert is_asked(tmp_path)
+        assert requested_stop(tmp_path) == ""
         return TRAINING
 
     cluster = Cluster(lambda: write_place(tmp_path, "step 3: update"), signalled, lambda: TEACHER, asked)
@@ -220,7 +219,7 @@ def test_a_signal_waits_for_the_trainer_to_save_its_step(run, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "SIGTERM: the last finished step is being saved, for at most 30 s (stop_timeout_s)" in shown.out
     assert shown.err == "stopped by SIGTERM: step 2 is saved; the same command resumes after it\n"
-    assert not is_asked(tmp_path)
+    assert requested_stop(tmp_path) is None
     assert json.loads((tmp_path / "stages.jsonl").read_text().splitlines()[-1])["stage"] == "stopped by SIGTERM"
 
 

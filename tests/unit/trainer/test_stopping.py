@@ -9,22 +9,22 @@ import pytest
 from local_run import write_rows
 from omegaconf import OmegaConf
 
-from verl_ext.run import stop
 from verl_ext.run.checkpoints import flaw_of, saved_in
 from verl_ext.run.stop import Noted, Signalled
+from verl_ext.run.stop_request import forget_stop, request_stop, requested_stop
 from verl_ext.trainer.buffer import StopAsked
 from verl_ext.trainer.stopping import Stopping
 
 STEPS = "trainer.total_training_steps=4"
 
 
-def ask_at(run: Any, step: int, *, answered: bool) -> None:
+def ask_at(run: Any, step: int, *, answered: bool, failure: str = "") -> None:
     """Ask the run to stop when the prompts of a step go out, which are answered or not."""
     generate = run.generate_sequences
 
     def generate_or_stop(batch: Any) -> None:
         if run.trainer.global_steps == step:
-            stop.ask(Path(run.config.run_dir))
+            request_stop(Path(run.config.run_dir), failure)
             if not answered:
                 return
         generate(batch)
@@ -44,13 +44,21 @@ def test_a_stopped_run_saves_its_last_finished_step_and_resumes_as_if_it_had_gon
     assert (run.actor.saved, len(run.actor.updates), len(run.metrics)) == ([2], 2, 2)
     (saved,) = saved_in(Path(run.config.trainer.default_local_dir))
     assert (saved.step, flaw_of(saved.folder, content=True)) == (2, None)
-    stop.forget(Path(run.config.run_dir))
+    forget_stop(Path(run.config.run_dir))
 
     resumed = make_run(STEPS, f"run_dir={tmp_path}/stopped", rows=rows).fit()
     updates = [*run.actor.updates, *resumed.actor.updates]
     assert [sorted(map(str, (sample["input_ids"].tolist() for sample in update))) for update in updates] == trained
     assert [row["step"] for row in resumed.metrics] == [1, 2, 3, 4]
     assert '"resumed after step 2"' in Path(run.config.run_dir, "stages.jsonl").read_text()
+
+
+def test_a_failure_that_the_driver_saw_ends_the_wait_for_samples_and_is_what_ended_the_run(make_run):
+    run = make_run(STEPS)
+    ask_at(run, 3, answered=False, failure="a rank has ended")
+    with pytest.raises(RuntimeError, match=r"^a rank has ended .*; step 2 is saved"):
+        run.fit()
+    assert run.actor.saved == [2]
 
 
 @pytest.mark.parametrize(("restored", "sent"), [(2, ["a step's"]), (4, []), (3, [1])])
@@ -66,24 +74,29 @@ def test_a_pipelined_run_that_was_stopped_while_it_waited_runs_no_further_ahead(
     assert found == sent
 
 
-def test_a_run_that_is_asked_between_two_steps_saves_the_one_that_ended(make_run):
+@pytest.mark.parametrize(
+    ("failure", "ends"),
+    [("", (StopAsked, "^step 2 is saved")), ("a rank has ended", (RuntimeError, "^a rank has ended; step 2"))],
+)
+def test_a_run_that_is_asked_between_two_steps_saves_the_one_that_ended(make_run, failure, ends):
     run = make_run(STEPS, "trainer.save_freq=1")
     append = run.trainer.metrics_file.append
 
     def ask(step: int, metrics: dict) -> None:
         append(step, metrics)
         if step == 2:
-            stop.ask(Path(run.config.run_dir))
+            request_stop(Path(run.config.run_dir), failure)
 
     run.trainer.metrics_file.append = ask
-    with pytest.raises(StopAsked, match="step 2 is saved"):
+    kind, words = ends
+    with pytest.raises(kind, match=words):
         run.fit()
     assert run.actor.saved == [1, 2]  # by save_freq, and not a second time
 
 
 def test_a_run_that_is_asked_before_its_first_step_ends_says_that_nothing_is_saved(make_run):
     run = make_run(STEPS)
-    stop.ask(Path(run.config.run_dir))
+    request_stop(Path(run.config.run_dir))
     with pytest.raises(StopAsked, match="no step was finished, so there is no checkpoint"):
         run.fit()
     assert run.actor.saved == []
@@ -123,11 +136,11 @@ def stopping(tmp_path):
 def test_the_driver_asks_once_and_waits_for_what_was_saved(stopping, tmp_path):
     noted, driver, said = stopping("step 3: update")
     driver.look()
-    assert not stop.is_asked(tmp_path)
+    assert requested_stop(tmp_path) is None
     noted.note(15, None)
     driver.look()
     driver.look()
-    assert stop.is_asked(tmp_path)
+    assert requested_stop(tmp_path) == ""
     (line,) = said
     assert line.startswith("SIGTERM: the last finished step is being saved, for at most 60 s (stop_timeout_s)")
     driver.ended(None)  # it was the last step
