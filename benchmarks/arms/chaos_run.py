@@ -1,6 +1,7 @@
 """A training run to which faults are done, and what is seen of it from outside."""
 
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -18,11 +19,12 @@ from verl_ext.run.metrics import read_metrics
 
 START_S = 900.0
 END_S = 150.0  # for a run to end, or to make its next step
-STOPPED_S = 15.0
 CLEAN_S = 20.0  # for what is left to be gone
 STEPS_BETWEEN = 2
 TOLD = ("has ended", "is stopped", "error:", "failed", "updates skipped", "interrupted")
 ENDLESS = 100_000
+NETWORK_OF_ITS_OWN = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
+"""So that it can be cut off; asks for root."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Fault:
     act: signal.Signals | str
     expected: str
     """`ends` or `goes on`."""
+    undone_after_s: float = math.inf
+    """Seconds; a fault that is never undone is so, at the latest, when the run has ended."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class ChaosRun:
     def __init__(self, mode: str, folder: Path, overrides: tuple[str, ...]) -> None:
         self.mode, self.folder, self.overrides = mode, folder.absolute(), overrides
         self.folder.mkdir(parents=True)
-        self.run_dir, self.log = self.folder / "run", self.folder / "run.log"
+        self.run_dir, self.log, self.store = self.folder / "run", self.folder / "run.log", self.folder / "scores"
         self.process: subprocess.Popen[bytes] | None = None
         self.family: dict[int, tuple[float, str]] = {}
         self.segments: set[str] = set()
@@ -90,7 +94,7 @@ class ChaosRun:
         while self._runs() and time.monotonic() < deadline:
             if knew is None and any(word in self._said()[len(told) :] for word in TOLD):
                 knew = time.monotonic() - begun
-            if undo is not None and fault.act == signal.SIGSTOP and time.monotonic() - begun > STOPPED_S:
+            if undo is not None and time.monotonic() - begun > fault.undone_after_s:
                 undo()
                 undo, steps = None, self._steps()
             if fault.expected != "ends" and undo is None and self._steps() >= steps + STEPS_BETWEEN:
@@ -125,10 +129,12 @@ class ChaosRun:
             return
         data = DEMO / "data"
         command = [
+            *NETWORK_OF_ITS_OWN,
             *(sys.executable, "-m", "recipe.on_policy_distillation", "platform=cpu", "task=demo"),
             *(f"run_dir={self.run_dir}", f"student.path={DEMO}/models/base", "data.train_batch_size=8"),
             *(f"data.train_files={data}/train.parquet", f"data.val_files={data}/heldout.parquet"),
-            *(f"trainer.total_training_steps={ENDLESS}", "trainer.save_freq=2", *self.overrides, *more),
+            *(f"trainer.total_training_steps={ENDLESS}", "trainer.save_freq=2", f"teacher.store_path={self.store}"),
+            *(*self.overrides, *more),
         ]
         self._before = self._steps()
         with self.log.open("ab") as log:
@@ -141,11 +147,29 @@ class ChaosRun:
         if isinstance(fault.act, signal.Signals):
             victim.send_signal(fault.act)
             return victim.resume if fault.act == signal.SIGSTOP else None
-        if fault.act == "disk full":  # no file can be written any more
-            for pid in self.family:
-                with contextlib.suppress(ProcessLookupError):
-                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-            return None
+        match fault.act:
+            case "disk full":  # no file can be written any more
+                for pid in self.family:
+                    with contextlib.suppress(ProcessLookupError):
+                        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+                return None
+            case "memory":  # none can be had beyond what it has
+                resource.prlimit(victim.pid, resource.RLIMIT_AS, (0, resource.RLIM_INFINITY))
+                return None
+            case "network":
+                self._set_network("down")
+                return lambda: self._set_network("up")
+            case "scores":
+                for file in self.store.rglob("*"):
+                    if file.is_file():
+                        file.write_bytes(b"\0" * file.stat().st_size)
+                return lambda: None
+            case "checkpoint":
+                victim.kill()
+                victim.wait()
+                shard = max(self.run_dir.glob("checkpoints/global_step_*/actor/model*.pt"), key=os.path.getmtime)
+                os.truncate(shard, shard.stat().st_size // 2)
+                return None
         away = self.run_dir.with_name("moved-away")
         self.run_dir.rename(away)
 
@@ -155,6 +179,12 @@ class ChaosRun:
             away.rename(self.run_dir)
 
         return bring_back
+
+    def _set_network(self, state: str) -> None:
+        """Of loopback, which is all that the run has."""
+        assert self.process is not None
+        enter = ["nsenter", "--net", "--target", str(self.process.pid)]
+        subprocess.run([*enter, "ip", "link", "set", "lo", state], check=True)
 
     def _pid_of(self, beginning: str) -> int:
         for pid, (_, command) in self.family.items():
