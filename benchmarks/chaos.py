@@ -45,7 +45,7 @@ FAULTS = (
     Fault("engine core stopped", "VLLM::EngineCore", STOP, GOES_ON, undone_after_s=15),
     Fault("agent loop stopped", "ray::DistillationAgentLoopWorker", STOP, GOES_ON, undone_after_s=15),
     Fault("network lost", "driver", "network", GOES_ON, undone_after_s=10),
-    Fault("stored scores overwritten", "driver", "scores", GOES_ON, undone_after_s=0),
+    Fault("stored scores overwritten", "driver", "scores", ENDS),
     Fault("no memory for a rank", "ray::WorkerDict", "memory", ENDS),
     Fault("newest checkpoint cut off", "driver", "checkpoint", ENDS),
     Fault("disk full", "ray::Runner", "disk full", ENDS),
