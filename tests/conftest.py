@@ -17,12 +17,18 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+# Under nohup, or in the background of a shell, they are ignored, and so in every process that a test starts and stops.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
-def sigterm_is_as_it_was():
-    """A verb that runs in this process turns SIGTERM into Ctrl-C; a fork of a later test would end as pytest does."""
-    handler = signal.getsignal(signal.SIGTERM)
+def signals_are_as_they_were():
+    """A verb that runs in this process turns them into Ctrl-C; a fork of a later test would end as pytest does."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
