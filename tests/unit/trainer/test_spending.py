@@ -68,12 +68,11 @@ def test_what_the_store_answers_no_teacher_reads(make_run, tmp_path):
     spent = []
     for name in ("first", "again"):
         run = make_run(store, "teacher.fingerprint=tests", f"run_dir={tmp_path}/{name}", "seeded_rollout=true")
-        run.sampler.answers = ANSWERS
         spent.append(entries(run.fit())[0])
         run.close()
     assert spent[0].tokens.scored > 0 < spent[0].flops.score
     assert spent[1].tokens.scored == spent[1].flops.score == 0
-    assert spent[1].tokens.sampled == 11
+    assert spent[1].tokens.sampled == spent[0].tokens.sampled > 0
 
 
 def test_an_answer_in_two_parts_is_read_twice():
