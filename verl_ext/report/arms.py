@@ -10,6 +10,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from verl_ext.comparison import accounting
+from verl_ext.comparison.record import DONE
 from verl_ext.ledger import ledger
 from verl_ext.ledger.entries import LABELS, SFT, Entry
 from verl_ext.report.curves import KEYS
@@ -89,8 +90,8 @@ class ArmRun:
 
     @property
     def final(self) -> float | None:
-        """Its last held-out accuracy: of its evaluation, else of its last validation."""
-        if self.files is None:
+        """Its last held-out accuracy, of its evaluation, else of its last validation; None of a run that is not done."""
+        if self.files is None or self.record["status"] != DONE:
             return None
         if self.files.evaluation and "student" in self.files.evaluation:
             return float(self.files.evaluation["student"]["accuracy"])

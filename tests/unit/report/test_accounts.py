@@ -120,3 +120,13 @@ def test_the_answer_names_the_fewest_samples_and_how_sure_it_is(comparison):
     assert "by too few seeds to be sure" in text
     assert "on-policy needed the fewest samples to 0.882 (90% of the teacher's accuracy): 512;" in text
     assert "In FLOP it took 0.337 times" in text
+
+
+@pytest.mark.parametrize("status", ["failed", "running"])
+def test_a_run_that_is_not_done_has_no_part_in_what_its_arm_reached(changed, status):
+    record = json.loads((changed / "comparison.json").read_text())
+    (third,) = (arm for arm in record["arms"] if (arm["arm"], arm["seed"]) == ("on-policy", 2))
+    third |= {"status": status, "error": "the machine went away"}
+    (changed / "comparison.json").write_text(json.dumps(record))
+    words = " ".join(str(block) for block in answer(read_comparison(changed)))
+    assert "on-policy with 0.950 (2 seeds" in words
