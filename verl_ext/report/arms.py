@@ -90,7 +90,7 @@ class ArmRun:
 
     @property
     def final(self) -> float | None:
-        """Its last held-out accuracy, of its evaluation, else of its last validation; None of a run that is not done."""
+        """Its last held-out accuracy: of its evaluation, else of its last validation; None where it is not done."""
         if self.files is None or self.record["status"] != DONE:
             return None
         if self.files.evaluation and "student" in self.files.evaluation:
