@@ -209,6 +209,7 @@ def write_run(
         "step": steps,
     }
     write_json(folder / "eval.json", evaluation)
+    write_json(folder / "environment.json", {"verl-opd": "0.1.0", "commit": f"{seed}" * 8, "gpu": "none"})
     write_json(
         folder / "origin.json", {"student.path": "outputs/demo/models/base", "method": {"loss": "policy_gradient"}}
     )

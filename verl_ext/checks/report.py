@@ -6,22 +6,18 @@ environment variable with such a name. The home directory is written `~`; prompt
 """
 
 import os
-import platform
 import re
-import subprocess
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_ext.checks.finding import Finding
+from verl_ext.run.environment import installed, machine
 from verl_ext.teacher.store.fingerprint import sglang_version_of
 
-PACKAGES = ("verl-opd", "verl", "vllm", "torch", "ray", "transformers", "hydra-core", "omegaconf")
 HIDDEN = "<hidden>"
 SECRET = re.compile(
     r"(token|secret|password|passwd|credential|api_?key|(^|[^a-z])(key|pwd|auth\w*|cookie))s?(_env)?$", re.IGNORECASE
@@ -40,7 +36,6 @@ SHORTEST = 4
 """Characters from which on an environment variable's value is looked for in the text."""
 PRIVATE = ("prompts", "chat template")
 """Checks whose findings quote the data."""
-TIMEOUT_S = 10.0
 
 
 def bug_report(config: DictConfig, findings: Sequence[Finding]) -> str:
@@ -66,49 +61,6 @@ def versions(config: DictConfig) -> dict[str, str]:
     except ValueError as error:
         sglang = str(error)
     return installed() | {"sglang": sglang}
-
-
-def installed() -> dict[str, str]:
-    """Versions in this environment, by package; the commit, where this is a checkout."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    root = Path(__file__).parents[2]
-    if (root / ".git").exists():
-        changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
-        found["commit"] = _output("git", "-C", str(root), "rev-parse", "HEAD") + (" and changes" if changed else "")
-    return found
-
-
-def machine() -> dict[str, str]:
-    """Operating system, processor, memory, GPUs."""
-    gib = 2**30
-    memory = psutil.virtual_memory()
-    gpus = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-    return {
-        "system": platform.platform(),
-        "cpu": f"{os.cpu_count()} cores, {_processor()}",
-        "memory": f"{memory.available / gib:.1f} of {memory.total / gib:.1f} GiB free",
-        "gpu": gpus.replace("\n", "; ") or "none",
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.*)$", info.read_text(), re.M) if info.is_file() else []
-    return names[0] if names else platform.machine()
-
-
-def _output(*command: str) -> str:
-    """What a program prints; nothing if it is not there or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 def settings_without_secrets(config: DictConfig) -> Iterator[tuple[str, str]]:

@@ -199,7 +199,7 @@ def parity(found: Comparison) -> list[Block]:
 
 def _environment(found: Comparison) -> list[Block]:
     firsts = [files for arm in found.arms for files in arm.done]
-    return environment(firsts[0].origin if firsts else None)
+    return environment(firsts[0].origin if firsts else None, [each.environment for each in firsts if each.environment])
 
 
 def commands(found: Comparison) -> list[Block]:

@@ -12,6 +12,7 @@ import orjson
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.ledger.ledger import FILE, Ledger, read
+from verl_ext.run.environment import ENVIRONMENT
 
 Row = dict[str, Any]
 
@@ -176,6 +177,10 @@ class RunFiles:
     @cached_property
     def origin(self) -> Row | None:
         return read_object(self.folder / "origin.json")
+
+    @cached_property
+    def environment(self) -> Row | None:
+        return read_object(self.folder / ENVIRONMENT)
 
     def notes(self) -> list[str]:
         """What was passed over in what has been read, in words."""

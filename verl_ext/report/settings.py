@@ -9,11 +9,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from verl_ext.checks.report import hide, installed, machine, settings_without_secrets
+from verl_ext.checks.report import hide, settings_without_secrets
 from verl_ext.report.blocks import Block, Code, Missing, Table
 from verl_ext.report.files import RunFiles
 from verl_ext.report.text import counted, short
 from verl_ext.run.command import as_typed
+from verl_ext.run.environment import installed, machine
 from verl_ext.run.next_command import evaluation_of
 
 VALUE = 120
@@ -79,8 +80,8 @@ def _here() -> dict[str, str]:
     return installed() | machine()
 
 
-def environment(origin: Mapping[str, Any] | None) -> list[Block]:
-    """What the run wrote down of its beginning, and what this report was written with."""
+def environment(origin: Mapping[str, Any] | None, runs: Sequence[Mapping[str, str]]) -> list[Block]:
+    """What a run wrote down of its beginning, what the `runs` were made with, and what this report was written with."""
     blocks: list[Block] = []
     if origin is None:
         blocks.append(Missing("origin.json, what the run was begun with", "Every run writes it."))
@@ -95,8 +96,17 @@ def environment(origin: Mapping[str, Any] | None) -> list[Block]:
                 folded=True,
             )
         )
-    rows = tuple((name, short(value, VALUE)) for name, value in _here().items())
-    blocks.append(Table("What this report was written with, on this machine", ("what", "value"), rows, texts=2))
+    if not runs:
+        blocks.append(Missing("environment.json, what the run was made with", "Every run writes it."))
+    names = list(dict.fromkeys(name for each in runs for name in each))
+    of_runs = {name: " / ".join(dict.fromkeys(each.get(name, "–") for each in runs)) for name in names}
+    for caption, values in (
+        ("What trained, at the last start", of_runs),
+        ("What this report was written with, on this machine", _here()),
+    ):
+        rows = tuple((name, short(public(value), VALUE)) for name, value in values.items())
+        if rows:
+            blocks.append(Table(caption, ("what", "value"), rows, texts=2))
     return blocks
 
 

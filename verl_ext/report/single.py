@@ -37,7 +37,7 @@ def report_of(run: RunFiles, departures: Sequence[str] | str) -> Report:
         Section("answers", "The same prompts over the steps", answers_of(run.samples.rows)),
         Section("tokens", "Token by token", tokens_of(run.samples.rows)),
         Section("settings", "Settings", configuration(run, departures)),
-        Section("environment", "Environment", environment(run.origin)),
+        Section("environment", "Environment", environment(run.origin, [run.environment] if run.environment else [])),
         Section("commands", "Commands", commands(run, departures)),
     ]
     kind = (

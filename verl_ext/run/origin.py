@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_ext.run.environment import ENVIRONMENT
 from verl_ext.run.file_hashes import default_cache, hash_files
 
 ORIGIN, RESUMED = "origin.json", "resumed.jsonl"
@@ -34,7 +35,7 @@ SFT = (
 """Lengths of a run are in neither: more epochs or steps are how one goes on. Nor is what the optimizer takes from one
 step to the next, as the learning rate: it is set anew (`verl_ext.platform.loading`)."""
 LEFT_BEHIND = (
-    *("config.yaml", ORIGIN, "metrics.jsonl", "timeline.jsonl", "stages.jsonl", "run.json", "eval.json"),
+    *("config.yaml", ORIGIN, ENVIRONMENT, "metrics.jsonl", "timeline.jsonl", "stages.jsonl", "run.json", "eval.json"),
     *("answers.jsonl", "ledger.jsonl", "samples.jsonl", "accuracy.jsonl", RESUMED),
     *("checkpoints", "student", "adapter", "tensorboard"),
 )

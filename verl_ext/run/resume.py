@@ -26,6 +26,7 @@ from verl_ext.run.checkpoints import (
     step_of,
     tracked,
 )
+from verl_ext.run.environment import note_environment
 from verl_ext.run.files import RESOLVED, write_atomically, write_json
 from verl_ext.run.lines import mend
 from verl_ext.run.origin import DATA, MODEL_FILES, ORIGIN, RESUMED, is_of_origin, origin_of, set_aside
@@ -214,6 +215,7 @@ def begin(config: DictConfig) -> list[str]:
     if resume is None:
         said = set_aside(run_dir)
         write_json(run_dir / ORIGIN, origin_of(config))
+        note_environment(run_dir)
         return said
     said = [*resume.said, *mend(run_dir)]
     for folder, _ in resume.torn:
@@ -259,6 +261,7 @@ def _note_changes(config: DictConfig, resume: Resume) -> list[str]:
     with (run_dir / RESUMED).open("a", encoding="utf-8") as file:
         file.write(json.dumps({**note, "changes": changes}) + "\n")
     write_json(run_dir / ORIGIN, origin_of(config))
+    note_environment(run_dir)
     said = []
     if insisted:
         said.append(f"warning: resume_anyway=true goes on with other settings: {listed(insisted, THERE)}")

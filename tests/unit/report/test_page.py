@@ -223,6 +223,7 @@ def test_a_missing_file_is_named_with_what_keeps_it(tmp_path):
         ("tokens", "log-probs", "report.alternatives"),
         ("settings", "config.yaml", "Every run writes it"),
         ("environment", "origin.json", "Every run writes it"),
+        ("environment", "environment.json", "Every run writes it"),
     ):
         assert file in named[name], name
         assert keeper in named[name], name

@@ -146,7 +146,7 @@ def test_a_new_run_counts_nothing_of_an_abandoned_one(config, resume_mode):
     assert said.endswith(f"of an earlier attempt moved to {earlier}")
     assert (earlier / "metrics.jsonl").read_text() == "{}\n"
     assert json.loads((run_dir / "origin.json").read_text())["method"]["coef"] == 0.5
-    assert {path.name for path in run_dir.iterdir()} == {"logs", "origin.json", earlier.name}
+    assert {path.name for path in run_dir.iterdir()} == {"logs", "origin.json", "environment.json", earlier.name}
     if resume_mode == "disable":
         assert (earlier / "student").resolve() == (earlier / "checkpoints").resolve()
 
