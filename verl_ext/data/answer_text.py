@@ -18,7 +18,7 @@ _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-")
     | dict.fromkeys("\u2019\u2018\u201b`\u00b4", "'")
     | dict.fromkeys("“”„‟«»", '"')
-    | {"\uff1a": ":"}
+    | {"\uff1a": ":", "♯": "#"}
 )
 
 _MARKER = re.compile(

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 
 from verl_ext.data.answer_text import (
     LEVELS,
@@ -23,7 +24,10 @@ from verl_ext.data.answer_text import (
     ticked,
     without_thinking,
 )
-from verl_ext.data.verdicts import FIRST, FIRST_COMMON, KIND, is_list_of_scores, second_thoughts, verdict
+from verl_ext.data.label_lists import best_valued, valued
+from verl_ext.data.label_prose import FIRST, FIRST_COMMON, KIND
+from verl_ext.data.label_words import JOINT, NUMBER, UNSPACED, denied_by, ends_word, is_common, pattern, starts_word
+from verl_ext.data.verdicts import only_denied, second_thoughts, verdict
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,8 @@ class Reading:
     reason: str
 
 
-_JOINT = re.compile(r"(?<=\w)[-_\s]+(?=\w)")
-_CODE = re.compile(r"[A-Z]\d|\d[A-Z]")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_UNSPACED = re.compile(r"[\u3041-\u30ff\u4e00-\u9fff]{1,2}")
-"""Of Chinese and Japanese, which put no space between words."""
-_NOT = re.compile(r"(?:non|not|un|in|im|ir|il|dis)[-_\s]*", re.IGNORECASE)
-
+_ECHOED = re.compile(r"(?:\s*[/|]\s*\w+)*\W*[:?]\s*\w|\s+(?:is|are|were|do|does|can|would|both)\b")
 _LEAD = set("*_`~#\"'“”\u2018\u2019\u201a„«»\u2039\u203a「」『』【】《》()[]{}|:\\•·▪◦‣●→⇒")
 _CLOSERS = re.compile(r"[*_`~\"'“”\u2019»\u203a」』】》)\]}|]*")
 _ALTERNATIVE = re.compile(
@@ -49,11 +48,10 @@ _ALTERNATIVE = re.compile(
 _NUMBERED = re.compile(r"\d{1,2}[.)]\s+(?=\D)")
 _SAME_KIND = re.compile(rf"(?:\s+(?:{KIND}|out of \d+)\b)+", re.IGNORECASE)
 _EXPLAINED = re.compile(
-    r"\s*\n|\s*[.!?;。\uff01\uff1f\uff1b…)]+(?=\s|$|[\"'*_])|[。\uff01\uff1f]|\s*[:(\[{\uff08]|"
-    r"\s+[-\u2013—>→=]|\s*[—\u2013→]|"
-    r",?\s+(?:because|since|with|weil|porque|parce que|car|given|due to|as (?:the|it|this|there|all|in)|"
-    r"and not|but not|not|rather than|instead of)\b|"
-    r",\s*(?:as|for|which|meaning|based|with|despite|given|the|this|that|these|it|there|i|we|they|its|in|indeed|i\.e)\b",
+    r"\s*\n|\s*[.!?;。\uff01\uff1f\uff1b…)]+(?=\s|$|[\"'*_])|[。\uff01\uff1f]|\s*[:(\[{\uff08]|\s+[-\u2013—>→=]|"
+    r"\s*[—\u2013→]|,?\s+(?:because|since|with|weil|porque|parce que|car|given|due to|as (?:the|it|this|there|all|"
+    r"in)|and not|but not|not|rather than|instead of)\b|,\s*(?:as|for|i\.e)\b|,\s+(?!(?:but|so|let|and|or|though|"
+    r"although)\b)\w[\w'\u2019-]*\s\w",
     re.IGNORECASE,
 )
 
@@ -81,7 +79,7 @@ def strict_label(answer: str, extract: str, label_set: Sequence[str]) -> Reading
             if found:
                 return _reading(sorted(found))
         looks = [(variant, how) for variant in dict.fromkeys((part, plain(part)))] + [(plain(boxed(part)), "alone")]
-        if readers[-1].is_list_of_scores(part):
+        if readers[-1].listed(part) is not None:
             continue
         for found in (reader.read(*look) for reader in readers for look in looks):
             if len(found) > 1:  # `Center Right` is two labels, unless `center-right` is one
@@ -89,7 +87,8 @@ def strict_label(answer: str, extract: str, label_set: Sequence[str]) -> Reading
                 return _reading(joined[0] if joined else found)
             if found:
                 return _reading(found)
-    if found := _concluded(readers, *(parts or [(text, "alone")])[0]):
+    part, how = (parts or [(text, "alone")])[0]
+    if found := _concluded(readers, part, how) or readers[-1].listed(part):
         return _reading(found)
     shown = text if marked is None else marked.strip()
     if extract == "final_answer" and marked is None:
@@ -130,49 +129,49 @@ class _Reader:
         for label in dict.fromkeys(label_set):
             if key := folded(_CAMEL.sub(" ", label) if level == 3 else label, level).strip():
                 spelt.setdefault(key, []).append(label)
-        self.labels = [(re.compile(self._pattern(key, spelt)), labels) for key, labels in spelt.items()]
+        self.labels = [(pattern(key, spelt, level), spelt[key]) for key in spelt]
+        pairs = {denied_by(key, spelt): key for key in spelt} if len(spelt) == 2 else {}
+        self.opposite = {spelt[of][0]: spelt[key][0] for of, key in pairs.items() if of}
         self.ambiguous = any(len(labels) > 1 for labels in spelt.values())
         self.letters = any(len(key) == 1 for key in spelt)
-        words = {key: _JOINT.split(key) for key in spelt}
-        pairs = [
+        words = {key: JOINT.split(key) for key in spelt}
+        graded = [
             (one, two)
             for one, longer in words.items()
             for two, shorter in words.items()
             if longer[-len(shorter) :] == shorter and longer[0] not in ("not", "non", "no", *shorter)
         ]
-        self.graded = {label for pair in pairs for key in pair for label in spelt[key]}
-        self.top = max(spelt, key=int) if len(spelt) > 2 and all(key.isdecimal() for key in spelt) else ""
-
-    def _pattern(self, key: str, keys: dict[str, list[str]]) -> str:
-        if self.level < 3:
-            return r"\s+".join(re.escape(word) for word in key.split())
-        negated = _NOT.match(key)
-        if negated and key[negated.end() :] in keys:
-            return rf"(?:{_joined(key)}|(?:non|not(?:\s+an?\b)?|no(?=[-_\s]))[-_\s]*{_joined(key[negated.end() :])})"
-        return _joined(key)
+        self.graded = {label for pair in graded for key in pair for label in spelt[key]}
+        numbers = len(spelt) > 2 and all(NUMBER.fullmatch(key) for key in spelt)
+        self.top = max(float(key) for key in spelt) if numbers else 0.0
 
     def concluded(self, text: str, concluding: bool) -> Sequence[str]:
         """The labels that a text in prose gives (`verdict`)."""
         masked, labels = self._masked(self._folded(text))
-        return _named(verdict(masked, bool(self.graded), concluding), labels)
+        if found := verdict(masked, bool(self.graded), concluding):
+            return _named(found, labels)
+        return [self.opposite[label] for label in _named(only_denied(masked), labels) if label in self.opposite]
 
-    def is_list_of_scores(self, text: str) -> bool:
-        return is_list_of_scores(self._masked(self._folded(text))[0])
+    def listed(self, text: str) -> Sequence[str] | None:
+        """The label that a list of values is for, () where none stands out; None where a text is no such list."""
+        masked, labels = self._masked(self._folded(text))
+        values = valued(masked)
+        return _named(best_valued(values), labels) if values else None
 
     def _folded(self, text: str) -> str:
         """The text as it is compared, `4/5` as the 4 that it is where 5 is the highest label."""
         text = folded(text, self.level).strip()
-        return re.sub(rf"(?<=\d)\s*/\s*{self.top}(?!\d|\.\d)", "", text) if self.top else text
+        return re.sub(rf"(?<=\d)\s*/\s*{ceil(self.top)}(?:\.0+)?(?!\d|\.\d)", "", text) if self.top > 2 else text
 
     def _masked(self, text: str) -> tuple[str, list[Sequence[str]]]:
         """The text with each label in it as one character, and what these stand for, in their order."""
         masked, seen, position = [], [], 0
         while position < len(text):
-            begins = position == 0 or _starts_word(text[position - 1]) or _UNSPACED.match(text[position])
+            begins = position == 0 or starts_word(text[position - 1]) or UNSPACED.match(text[position])
             end, labels = self._at(text, position) if begins else (position, ())
             if labels and labels not in seen:
                 seen.append(labels)
-            first = FIRST_COMMON if _is_common("".join(labels)) or not self.graded.isdisjoint(labels) else FIRST
+            first = FIRST_COMMON if is_common("".join(labels)) or not self.graded.isdisjoint(labels) else FIRST
             masked.append(chr(ord(first) + seen.index(labels)) if labels else text[position])
             position = end if labels else position + 1
         return "".join(masked), seen
@@ -188,10 +187,10 @@ class _Reader:
     def _at(self, text: str, start: int) -> tuple[int, Sequence[str]]:
         """End and label of the longest label that stands at `start`, whole; (start, ()) for none."""
         best: tuple[int, Sequence[str]] = (start, ())
-        for pattern, labels in self.labels:
-            match = pattern.match(text, start)
+        for written, labels in self.labels:
+            match = written.match(text, start)
             denies = match and match[0].casefold() == "no" and _SAME_KIND.match(text, match.end())  # `no problem`
-            if match and match.end() > best[0] and _ends_word(text, match.end()) and not denies:
+            if match and match.end() > best[0] and ends_word(text, match.end()) and not denies:
                 best = match.end(), labels
         return best
 
@@ -212,30 +211,28 @@ class _Reader:
             if other != labels:
                 if not _is_choice(separator[0], rest[other_end:]):
                     break
-                echo = re.match(r"\W*[:?]\s*\w|\s+(?:is|are|were|do|does|can|would|both)\b", rest[other_end:])
+                echo = _ECHOED.match(rest, other_end)
                 return () if echo else tuple(dict.fromkeys((*labels, *other)))
             rest = rest[other_end:]
         rest = rest[_symbols(rest) :]
+        if rest.startswith("?") and self._masked(rest)[1]:
+            return ()
         if not any(character.isalnum() for character in rest):
             return labels
         if alone:
             return ()
         kind = _SAME_KIND.match(rest)
         rest = rest[kind.end() :] if kind else rest
-        explained = _EXPLAINED.match(rest) or (_EXPLAINED.match(text[end:]) and not kind)
+        masked, seen = self._masked(rest)
+        explained = text[end - 1] in ").:" or _EXPLAINED.match(masked) or (_EXPLAINED.match(text[end:]) and not kind)
         if any(character.isalnum() for character in rest) and not explained:
             return ()
-        masked, seen = self._masked(rest)
         return tuple(dict.fromkeys((*labels, *_named(second_thoughts(masked, bool(self.graded)), seen))))
 
 
 def _named(characters: Sequence[str], labels: Sequence[Sequence[str]]) -> Sequence[str]:
     """The labels that characters of `_masked` stand for."""
     return tuple(dict.fromkeys(label for one in characters for label in labels[ord(one) & 0xFFFF]))
-
-
-def _joined(key: str) -> str:
-    return r"[-_\s]*".join(re.escape(word) for word in _JOINT.split(key) if word)
 
 
 def _starts(text: str) -> Iterator[int]:
@@ -249,38 +246,6 @@ def _starts(text: str) -> Iterator[int]:
         skipped = character in _LEAD or character.isspace() or unicodedata.category(character) in ("So", "Sk")
         if not skipped and not (character in "-\u2013—.…>+" and (following.isspace() or following == character)):
             return
-
-
-def _is_common(label: str) -> bool:
-    """Whether a label may stand in a text without being meant: `no`, `de`, `4`."""
-    letters = sum(character.isalpha() for character in label)
-    return label.isascii() and (letters < 2 or letters == 2 == len(label)) and not _CODE.search(label)
-
-
-def _starts_word(before: str) -> bool:
-    """Whether a label can begin behind this character."""
-    return not (before.isalnum() or before in "_-.@#+$")
-
-
-def _ends_word(text: str, end: int) -> bool:
-    """Whether a label can end here: what follows is no part of the same word, name or number."""
-    following, behind = text[end : end + 1], text[end + 1 : end + 2]
-    if not following:
-        return True
-    if text.startswith("입니다", end):  # `is`, in Korean
-        return True
-    unspaced = _UNSPACED.match(following) and _UNSPACED.fullmatch(text[end - 2 : end])
-    if unicodedata.category(following)[0] in "LMN" and not unspaced:
-        return False
-    if following in "+#%°$€£^=@\\\u200d" or "🏻" <= following <= "🏿":
-        return False
-    if following in "-\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d":
-        return False
-    if following in "_'./" and behind.isalnum():
-        return following == "/" and not text[end - 1 : end].isdigit()
-    if following == ":":
-        return not (behind.isascii() and behind.isalnum())
-    return not (following == "," and text[end - 1 : end].isdigit() and behind.isdigit())
 
 
 def _closers(rest: str) -> int:
