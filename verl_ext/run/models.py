@@ -29,17 +29,19 @@ def check_model(key: str, path: str, *, offline: bool = False) -> None:
         if not (folder / "config.json").is_file():
             raise ValueError(f"{key}={path} is no model: the folder has no config.json; give one that is whole")
         check_files(key, folder)
-    elif path.count("/") != 1 or path.startswith((".", "/", "outputs/")) or not _is_name(path):
+    elif not is_hub_name(path):
         raise ValueError(f"{key}={path}: no such folder; `make demo` builds a tiny model, or name one from the hub")
     elif not is_cached(path) and (problem := problem_with_hub(path, offline)):
         raise ValueError(f"{key}={path}: no such folder: {problem}")
 
 
-def _is_name(path: str) -> bool:
-    """The hub could have a model of this name."""
+def is_hub_name(path: str) -> bool:
+    """The hub could have a model of this name, `owner/name`; a folder may be called so too."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if path.count("/") != 1 or path.startswith((".", "/", "outputs/")):
+        return False
     try:
         validate_repo_id(path)
     except HFValidationError:
@@ -49,10 +51,16 @@ def _is_name(path: str) -> bool:
 
 def is_cached(name: str) -> bool:
     """The hub's cache on this machine holds configuration and weights of the model."""
+    folder = Path(cached(name))
+    return folder != Path(name) and not lacking_weights(folder)
+
+
+def cached(path: str) -> str:
+    """The folder of a hub name in the hub's cache; `path` itself where there is none, and for a folder."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
-    return isinstance(found, str) and not lacking_weights(Path(found).parent)
+    found = try_to_load_from_cache(path, "config.json") if is_hub_name(path) and not Path(path).is_dir() else None
+    return str(Path(found).parent) if isinstance(found, str) else path
 
 
 def problem_with_hub(name: str, offline: bool) -> str:

@@ -1,6 +1,7 @@
 """A checkpoint as folders that transformers, vLLM and SGLang load: a PEFT adapter, and the merged model.
 
     python -m verl_ext.student.export CHECKPOINT OUT    # any checkpoint of a run: OUT/student, and OUT/adapter
+    python -m verl_ext.student.export CHECKPOINT OUT --push OWNER/NAME    # and to the hub, with their model cards
 
 CHECKPOINT is `checkpoints/global_step_N` of an SFT run, `checkpoints/global_step_N/actor` of an on-policy one. The
 model that it was trained from is in the run's config.yaml; `--base MODEL` says where it is now, if it was moved.
@@ -22,10 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, Shard
 
-from verl_ext.run.checkpoints import latest_step
+from verl_ext.run.checkpoints import latest_step, step_of
 from verl_ext.run.file_hashes import same_weights
-from verl_ext.run.files import replacing
-from verl_ext.run.visible import visible
+from verl_ext.run.files import RESOLVED, replacing
+from verl_ext.run.models import cached
+from verl_ext.run.visible import print, visible
+from verl_ext.student.model_card import is_folder, write_cards
+from verl_ext.student.push import repositories
 from verl_ext.student.weights import note_largest_weight
 
 LORA = "lora_train_meta.json"
@@ -34,8 +38,8 @@ HEAD = "lm_head"
 PEFT_NAME = ".default."  # PEFT's name of the only adapter, which its files leave out
 
 
-def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The whole tensors of a checkpoint that verl wrote in shards, one file a rank.
+def check_checkpoint(checkpoint: Path) -> list[Path]:
+    """The shards of a checkpoint of verl's, one file a rank.
 
     Raises:
         ValueError: if the folder holds no such checkpoint, or not all of it.
@@ -49,6 +53,12 @@ def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
     files = [checkpoint / f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
     if missing := [file for file in files if not file.is_file()]:
         raise ValueError(f"{missing[0]} is missing: run_dir must be a folder that all nodes share")
+    return files
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The whole tensors of a checkpoint. Raises as `check_checkpoint` does."""
+    files = check_checkpoint(checkpoint)
     shards = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
     return {name: _whole([shard[name] for shard in shards]) for name in shards[0]}
 
@@ -139,6 +149,11 @@ def export_checkpoint(checkpoint: Path, base: str, out: Path) -> None:
         save_model(model, base, student)
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that wrote a checkpoint; None where it was taken out of it."""
+    return next((parent for parent in [*checkpoint.absolute().parents][:3] if (parent / RESOLVED).is_file()), None)
+
+
 def base_of(checkpoint: Path, moved: str) -> str:
     """The model that a checkpoint was trained from, by the config.yaml of its run.
 
@@ -147,15 +162,45 @@ def base_of(checkpoint: Path, moved: str) -> str:
     Raises:
         ValueError: if no config.yaml names it, or if `moved` is another model than the one named.
     """
-    configs = [parent / "config.yaml" for parent in [*checkpoint.absolute().parents][:3]]
-    if (found := next((file for file in configs if file.is_file()), None)) is None:
+    if (run_dir := run_of(checkpoint)) is None:
         if not moved:
             raise ValueError(f"{checkpoint}: no config.yaml above it names the model that was trained; give --base")
         return moved
+    found = run_dir / RESOLVED
     trained = str(OmegaConf.load(found).student.path)
-    if moved and Path(trained).is_dir() and not same_weights(moved, trained):
+    if moved and Path(trained).is_dir() and not same_weights(cached(moved), trained):
         raise ValueError(f"--base {moved} is not the model that was trained, {trained} ({found}); leave --base out")
     return moved or trained
+
+
+def export_and_push(options: argparse.Namespace) -> None:
+    """What the command line asks for. Whether the hub would take it is asked first: an export may take minutes.
+
+    Raises:
+        ValueError: in one line, where the checkpoint, the base or the hub is not as it must be.
+    """
+    checkpoint, out = options.checkpoint, options.out
+    if not options.push and (options.public or options.replace):
+        raise ValueError("--public and --replace say how to push: add --push OWNER/NAME")
+    base, run_dir = base_of(checkpoint, options.base), run_of(checkpoint)
+    check_checkpoint(checkpoint)
+    targets = {}
+    if options.push:
+        how = {"public": options.public, "replace": options.replace}
+        targets = repositories(options.push, adapter=is_lora(checkpoint), **how)
+        if run_dir is None:
+            raise ValueError(
+                f"--push {options.push}: {checkpoint} has no config.yaml above it for a model card; keep both"
+            )
+        if is_lora(checkpoint) and is_folder(base):
+            print(f"note: the adapter names its base by a folder, {base}; --base OWNER/NAME names it for others")
+    for target in targets.values():
+        target.open()
+    export_checkpoint(checkpoint, base, out)
+    if run_dir is not None:
+        write_cards(run_dir, out, step_of(checkpoint) or step_of(checkpoint.parent), base)
+    for folder, target in targets.items():
+        print(f"{out / folder} is at {target.upload(out / folder)}")
 
 
 def link(name: Path, target: Path) -> None:
@@ -180,26 +225,6 @@ def link_merged(checkpoint: Path, base: str, run_dir: Path) -> None:
     with replacing(merged) as part:
         save_model(model, base, part)
     link(run_dir / "student", merged)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "checkpoint", type=Path, help="folder global_step_N of a run; of an on-policy run its folder actor"
-    )
-    parser.add_argument("out", type=Path, help="folder for student/ and adapter/")
-    parser.add_argument(
-        "--base", default="", help="the model that was trained, where it was moved since: folder or name"
-    )
-    options = parser.parse_args()
-    try:
-        export_checkpoint(options.checkpoint, base_of(options.checkpoint, options.base), options.out)
-    except ValueError as error:
-        parser.exit(1, visible(f"error: {error}\n"))
-
-
-if __name__ == "__main__":
-    main()
 
 
 def export_what_is_missing(config: DictConfig) -> None:
@@ -236,3 +261,28 @@ def untie_head(model: Any) -> None:
     if model.config.tie_word_embeddings:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
         model.config.tie_word_embeddings = False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "checkpoint", type=Path, help="folder global_step_N of a run; of an on-policy run its folder actor"
+    )
+    parser.add_argument("out", type=Path, help="folder for student/ and adapter/")
+    parser.add_argument(
+        "--base", default="", help="the model that was trained, where it was moved since: folder or name"
+    )
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="upload student/ to the hub, adapter/ as OWNER/NAME-adapter; private"
+    )
+    parser.add_argument("--public", action="store_true", help="with --push: for anybody to read")
+    parser.add_argument("--replace", action="store_true", help="with --push: over what the repository holds")
+    options = parser.parse_args()
+    try:
+        export_and_push(options)
+    except ValueError as error:
+        parser.exit(1, visible(f"error: {error}\n"))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,6 @@
 """
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -19,8 +18,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl_ext.run.checkpoints import latest_step
 from verl_ext.run.files import write_atomically, write_json
 from verl_ext.run.metrics import read_metrics
+from verl_ext.run.models import is_hub_name
 from verl_ext.run.resume import changes_of
 from verl_ext.run.visible import visible
+from verl_ext.student.markdown import indented, plain, table
 from verl_ext.student.weights import warning_of
 
 Row = Mapping[str, float]
@@ -79,25 +80,31 @@ EVALUATED = ("base", "base_prompted", "teacher", "student")
 PACKAGES = ("verl-opd", "verl", "torch", "transformers")
 
 
-def write_cards(run_dir: Path) -> None:
-    """Write `README.md` beside the weights of `run_dir/student` and `run_dir/adapter`, whichever there are."""
-    config = OmegaConf.load(run_dir / "config.yaml")
+def write_cards(run_dir: Path, out: Path | None = None, step: int | None = None, base: str = "") -> None:
+    """Write `README.md` beside the weights of `student` and `adapter`, whichever there are.
+
+    `out`: their folder, None for the run's own; `step`: of their checkpoint, None for the newest; `base`: the model
+    that was trained, where it is not at the run's `student.path` any more.
+    """
+    config, out = OmegaConf.load(run_dir / "config.yaml"), out or run_dir
     assert isinstance(config, DictConfig)
-    rows, file = rows_of(run_dir, config), run_dir / "eval.json"
+    config.student.path = base or config.student.path
+    rows, file = rows_of(run_dir, config, step), run_dir / "eval.json"
     evaluation = json.loads(file.read_text()) if file.is_file() else {}
     if evaluation.get("step") != last_step(rows):
         evaluation = {}  # of weights that have been trained since
     for kind in ("student", "adapter"):
-        if (run_dir / kind).is_dir():
+        if (out / kind).is_dir():
             changes = changes_of(run_dir, (ON_POLICY if is_on_policy(config) else SFT).values())
-            warning = warning_of(run_dir / kind)
+            warning = warning_of(out / kind)
             text = card(config, rows, evaluation, adapter=kind == "adapter", changes=changes, warning=warning)
-            write_atomically(run_dir / kind / "README.md", text)
+            write_atomically(out / kind / "README.md", text)
 
 
-def rows_of(run_dir: Path, config: DictConfig) -> list[dict[str, float]]:
-    """Of metrics.jsonl, up to the newest checkpoint: what a run did after it is in no student. Empty without a file."""
-    metrics, saved = run_dir / "metrics.jsonl", latest_step(Path(config.trainer.default_local_dir))
+def rows_of(run_dir: Path, config: DictConfig, step: int | None = None) -> list[dict[str, float]]:
+    """Of metrics.jsonl, up to the checkpoint of a step, the newest by default: what a run did after it is in no
+    student. Empty without a file."""
+    metrics, saved = run_dir / "metrics.jsonl", step or latest_step(Path(config.trainer.default_local_dir))
     rows = read_metrics(metrics) if metrics.is_file() else []
     return [row for row in rows if saved is None or row["step"] <= saved]
 
@@ -134,7 +141,7 @@ def card(
 
     base = str(config.student.path)
     head = ModelCardData(
-        base_model=base,
+        base_model=None if is_folder(base) else base,  # the hub refuses a card that names a folder
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["distillation", "on-policy-distillation" if is_on_policy(config) else "sft"],
@@ -158,6 +165,11 @@ def card(
         parts.append(table("Evaluation", accuracies(evaluation)))
     parts.append("Versions: " + ", ".join(f"{name} {version(name)}" for name in PACKAGES) + ".")
     return "\n\n".join(parts) + "\n"
+
+
+def is_folder(base: str) -> bool:
+    """A base that nobody has elsewhere, rather than one of the hub."""
+    return Path(base).is_dir() or not is_hub_name(base)
 
 
 def is_on_policy(config: DictConfig) -> bool:
@@ -275,26 +287,4 @@ def distilled_prompt(config: DictConfig) -> str | None:
     asked = first["prompt"][-1]["content"]
     return "\n".join(
         f"{message['role']}: {message['content'].replace(asked, '{text}')}" for message in first["teacher_messages"]
-    )
-
-
-def indented(text: str) -> str:
-    """As Markdown shows code."""
-    return "\n".join(f"    {line}" for line in visible(text).splitlines())
-
-
-def plain(text: Any) -> str:
-    """A setting or a name as Markdown shows it: on one line, without HTML, a table's bars or what a terminal obeys."""
-    return re.sub(r"([|`\[\]<>])", r"\\\1", " ".join(visible(str(text)).split()))
-
-
-def table(title: str, values: Mapping[str, str]) -> str:
-    """A Markdown section with a table of two columns."""
-    return "\n".join(
-        [
-            f"## {title}\n",
-            "| | |",
-            "|---|---|",
-            *(f"| {plain(key)} | {plain(value)} |" for key, value in values.items()),
-        ]
     )
