@@ -32,11 +32,11 @@ def taught(tmp_path: Path) -> str:
 
 
 def of_teacher(update: list[dict]) -> list[dict]:
-    return [sample for sample in update if sample["uid"].startswith("off_policy")]
+    return [sample for sample in update if sample["uid"].startswith("offpolicy")]
 
 
 def own(update: list[dict]) -> list[dict]:
-    return [sample for sample in update if not sample["uid"].startswith(("off_policy", "pad"))]
+    return [sample for sample in update if not sample["uid"].startswith(("offpolicy", "pad"))]
 
 
 def content(sample: dict) -> tuple:

@@ -60,13 +60,15 @@ def take(batch: Any, places: Sequence[int], truncated: Sequence[bool], *, top: b
 
 
 def put(rows: Rows, partition_id: str, tag: str = REPLAYED) -> KVBatchMeta:
-    """Rows under new keys that begin with `tag`, with the fields and tags that verl's step reads, and `tag` itself."""
+    """Rows under new keys, with the fields and tags that verl's step reads, and the tag `tag`, which their keys begin
+    with (less its underscores: verl takes a key apart at those)."""
+    prefix = tag.replace("_", "")
     ends = np.cumsum(rows.lengths_B, dtype=np.int64)
     keys, fields, tags = [], [], []
     for row, end in enumerate(ends.tolist()):
         length, prompt = int(rows.lengths_B[row]), int(rows.prompt_lengths_B[row])
         begin, response = end - length, slice(end - length + prompt, end)
-        uid, ids = f"{tag}{uuid.uuid4().hex}", rows.token_ids_N[begin:end].long()
+        uid, ids = f"{prefix}{uuid.uuid4().hex}", rows.token_ids_N[begin:end].long()
         mask = rows.mask_N[response].long()
         rewards = torch.zeros(length - prompt)
         rewards[-1:] = float(rows.rewards_B[row])
