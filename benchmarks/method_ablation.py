@@ -31,6 +31,10 @@ FOUR_UPDATES = "actor_rollout_ref.actor.ppo_mini_batch_size=8"
 TRUNCATED = "method.policy_loss.kind=truncated_importance_sampling"
 TWO_SIDED = ("method.policy_loss.low=0.5", "method.policy_loss.high=2.0")
 
+ANSWERS = "method.off_policy_data=ANSWERS"
+"""In the place of ANSWERS, the file of the prompted teacher's own answers to the first ANSWERED rows, made once."""
+ANSWERED = 1024
+
 METHODS: dict[str, tuple[str, ...]] = {
     "reverse_kl": (),
     "discount_0.9": ("method.discount=0.9",),
@@ -54,6 +58,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "4_updates_masked": (FOUR_UPDATES, "method.policy_loss.kind=masked_importance_sampling", *TWO_SIDED),
     "replay_25": ("replay.share=0.25", TRUNCATED, *TWO_SIDED),
     "replay_50": ("replay.share=0.5", TRUNCATED, *TWO_SIDED),
+    "off_policy_25": ("method.off_policy_share=0.25", ANSWERS),
+    "off_policy_50": ("method.off_policy_share=0.5", ANSWERS),
+    "off_policy_25_forward_kl": ("method.off_policy_share=0.25", ANSWERS, "method.loss=forward_kl", TOP_K),
     "replay_50_uniform": ("replay.share=0.5", "replay.priority=uniform", TRUNCATED, *TWO_SIDED),
 }
 CURRENT = "method.student_logprobs=current"
@@ -96,6 +103,16 @@ def teacher_accuracy(out: Path) -> float:
     return json.loads(file.read_text())["teacher"]["accuracy"]
 
 
+def teacher_answers(out: Path) -> Path:
+    """The prompted base's answers, drawn as the student's are, token by token."""
+    file, base = out / "answers.parquet", DEMO / "models/base"
+    if not file.exists():
+        settings = (f"model={base}", f"data={DEMO}/data/train.parquet", f"out={file}", f"limit={ANSWERED}")
+        how = ("view=teacher", "sampling.max_tokens=4", "engine.dtype=float32")
+        subprocess.run([sys.executable, "-m", "recipe.generate", *settings, *how], check=True)
+    return file
+
+
 def result_file(name: str, out: Path, steps: int) -> Path:
     return out / f"{name}-{steps}.json"
 
@@ -113,7 +130,8 @@ def run_arm(name: str, out: Path, steps: int, teacher: Sequence[str]) -> dict[st
     validate = ("trainer.test_freq=1", "data.val_batch_size=300", "trainer.resume_mode=disable")
     folder = out / name
     (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was cut off
-    rows = launch("recipe.on_policy_distillation", folder, steps, *validate, *teacher, *ARMS[name]).rows
+    arm = [ANSWERS.replace("ANSWERS", str(teacher_answers(out))) if word == ANSWERS else word for word in ARMS[name]]
+    rows = launch("recipe.on_policy_distillation", folder, steps, *validate, *teacher, *arm).rows
     result = {"arm": name, "overrides": list(ARMS[name]), "steps": [of_step(row) for row in rows]}
     write_json(result_file(name, out, steps), result)
     return result

@@ -117,6 +117,17 @@ def words(*overrides: str) -> Callable[[Pair], list[str]]:
     return lambda _: list(overrides)
 
 
+def taught(*overrides: str, answer: str = "de") -> Callable[[Pair], list[str]]:
+    """A quarter of a step is the teacher's answer to one question."""
+
+    def override(pair: Pair) -> list[str]:
+        messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
+        (file := pair.scratch / "taught.jsonl").write_text(json.dumps({"messages": messages}))
+        return ["method.off_policy_share=0.25", f"method.off_policy_data={file}", *overrides]
+
+    return override
+
+
 def lost_role(pair: Pair) -> list[str]:
     """A template that knows two roles, as Qwen3's does."""
     folder = pair.copy("drops")
@@ -251,6 +262,14 @@ BROKEN = [
     ),
     (
         "base teacher",
+        words(
+            *("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8", "teacher.refresh_every=1"),
+            *("replay.share=0.25", "method.policy_loss.kind=truncated_importance_sampling"),
+        ),
+        r"replay\.share=0\.25 with teacher\.refresh_every=1: .*moved on; leave one out",
+    ),
+    (
+        "base teacher",
         words("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8", "teacher.model_path=other"),
         r"teacher\.model_path=other: teacher\.mode=base is the student's own base.*leave it out",
     ),
@@ -282,6 +301,37 @@ BROKEN = [
         "replay",
         words("replay.share=0.5"),
         r"replay\.share=0\.5 with method\.policy_loss\.kind=importance_sampling.*=truncated_importance_sampling",
+    ),
+    (
+        "off-policy share",
+        words("method.off_policy_share=0.25"),
+        r"method\.off_policy_share=0\.25 with method\.off_policy_data=''.*set both or neither",
+    ),
+    (
+        "off-policy share",
+        taught("algorithm.rollout_correction.bypass_mode=false"),
+        r"off_policy_share=0\.25 with algorithm\.rollout_correction\.bypass_mode=false.*set it to true",
+    ),
+    (
+        "off-policy share",
+        taught("method.control=random_teacher"),
+        r"method\.control=random_teacher shows .*off_policy_share=0\.25 trains on its answers: leave one out",
+    ),
+    (
+        "off-policy share",
+        taught("replay.share=0.75", "method.loss=forward_kl", "method.top_k=4"),
+        r"off_policy_share=0\.25 and replay\.share=0\.75 leave an update of .* prompts without one.*lower one",
+    ),
+    ("off-policy share", taught("method.off_policy_share=0.01"), r"off_policy_share=0\.01 of .* less than one: raise"),
+    (
+        "off-policy share",
+        taught("actor_rollout_ref.rollout.enable_rollout_routing_replay=true"),
+        r"enable_rollout_routing_replay=true: .*no routed experts; set one to its default",
+    ),
+    (
+        "off-policy answers",
+        taught(answer=" de" * 400),
+        r"row 0: its response has .* tokens, .*data\.max_response_length",
     ),
     (
         "Ray's token",

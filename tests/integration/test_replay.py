@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps_of_queue import write_plugin
 
 from verl_ext.run.metrics import read_metrics
 
@@ -18,41 +19,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 PROMPTS, SAMPLES, STEPS = 8, 4, 4
-PLUGIN = '''
-"""Every sample that a step has trained on, as it stands in TransferQueue, in one file a step."""
-import os
-from pathlib import Path
-
-import torch
-import transfer_queue as tq
-
-clear = tq.kv_clear
-
-
-def write_down(keys, partition_id):
-    samples = [key for key in keys if key.count("_") == 2] if isinstance(keys, list) else []
-    if partition_id == "train" and samples:
-        data = tq.kv_batch_get(keys=samples, partition_id=partition_id)
-        columns = {name: data[name].unbind() for name in data.keys() if isinstance(data[name], torch.Tensor)}
-        rows = {key: {name: column[i] for name, column in columns.items()} for i, key in enumerate(samples)}
-        folder = Path(os.environ["STEPS_FOLDER"])
-        torch.save(rows, folder / f"{len(list(folder.iterdir())) + 1}.pt")
-    return clear(keys=keys, partition_id=partition_id)
-
-
-tq.kv_clear = write_down
-'''
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plugin")
-    (folder / "steps_of_queue.py").write_text(PLUGIN)
-    info = folder / "steps_of_queue-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: steps_of_queue\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[verl.plugins]\nsteps_of_queue = steps_of_queue\n")
-    return folder
 
 
 def run_verb(module: str, *arguments: str, **environment: str) -> None:
@@ -71,15 +37,15 @@ def run_verb(module: str, *arguments: str, **environment: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory, teacher_python: str, plugin: Path) -> Any:
+def train(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> Any:
     folder = tmp_path_factory.mktemp("replay")
     run_verb("recipe.create_data", "source=file", "sentences=data/sample.jsonl", f"out_dir={folder}/data")
     run_verb("recipe.tiny_pair", f"data_dir={folder}/data", f"out_dir={folder}/base", "vocab_size=400", "steps=5")
 
     def run(name: str, *more: str) -> tuple[Path, list[dict[str, dict[str, torch.Tensor]]]]:
         """The folder of a run, and what each of its steps trained on."""
-        steps = folder / f"{name}-steps"
-        steps.mkdir()
+        environment = write_plugin(folder / f"{name}-queue")
+        steps = Path(environment["STEPS_FOLDER"])
         run_verb(
             "recipe.on_policy_distillation",
             *("platform=cpu", "task=demo", f"run_dir={folder}/{name}", f"student.path={folder}/base"),
@@ -90,8 +56,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, teacher_python: str, plugin:
             # A third of 8 prompts is 2: rows that fill no micro-batch of the CPU's.
             *("replay.share=0.34", "replay.min_ess=0", "trainer.max_actor_ckpt_to_keep=10"),
             *more,
-            PYTHONPATH=f"{plugin}{os.pathsep}{ROOT}",
-            STEPS_FOLDER=str(steps),
+            **environment,
         )
         return folder / name, [torch.load(steps / f"{i + 1}.pt") for i in range(len(list(steps.iterdir())))]
 

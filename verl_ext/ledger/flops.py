@@ -17,9 +17,8 @@ repeats or pads. Checked against `torch.utils.flop_counter` (`benchmarks/flops.p
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from verl_ext.run.model_shape import ModelShape
+from verl_ext.run.model_shape import HEAD, ModelShape
 
-HEAD = "lm_head"
 ALL_LINEAR = "all-linear"
 """PEFT's word for every projection, the head apart."""
 

@@ -112,7 +112,7 @@ def stored_bytes(shape: ModelShape, weight_bytes: int, *, fp8: bool) -> int:
 
 def kv_bytes(shape: ModelShape, tp: int) -> int:
     """Bytes of one token's keys and values on one of `tp` ranks (bf16; fewer heads than ranks are repeated)."""
-    return 2 * shape.layers * max(1, shape.kv_heads // tp) * shape.head_size * 2
+    return 2 * shape.caching * max(1, shape.kv_heads // tp) * shape.head_size * 2
 
 
 def _workspace(shape: ModelShape, tokens: int, logits_rows: int, tp: int) -> int:

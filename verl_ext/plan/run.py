@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from verl_ext.plan.shape import load_shape
+from verl_ext.plan.shape import UnknownModelError, load_shape
 from verl_ext.run.model_shape import ModelShape
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
@@ -132,6 +132,11 @@ class Run:
 
 
 def _targets(value: Any, student: ModelShape) -> tuple[str, ...]:
+    if value == "all-linear" and student.experts:
+        raise UnknownModelError(
+            "actor_rollout_ref.model.target_modules=all-linear: PEFT adapts experts and router too, which is not "
+            f"planned; name modules: [{', '.join(student.projections)}]"
+        )
     if value == "all-linear":
         return student.projections  # PEFT leaves the output head out
     return tuple(value) if isinstance(value, (list, ListConfig)) else (value,)

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from verl_ext.run.model_shape import QWEN3, QWEN3_MOE, ModelShape, shape_from
+from verl_ext.plan.counted import count
+from verl_ext.run.model_shape import KINDS, ModelShape, shape_from
 
 PUBLISHED = Path(__file__).with_name("qwen3.json")
-PLANNED = (QWEN3, QWEN3_MOE)
-"""`model_type` of the models whose memory was measured (`benchmarks/plan_memory.py`)."""
 
 
 class UnknownModelError(ValueError):
@@ -19,7 +18,7 @@ def load_shape(key: str, path: str) -> ModelShape:
     """The shape of a local folder (or of a config.json), else of a published model that we know by name.
 
     Raises:
-        UnknownModelError: naming `key`, if neither is there, or the model is none that the planner knows.
+        UnknownModelError: naming `key`, if neither is there, or transformers cannot build such a model.
     """
     file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
     config = json.loads(file.read_text()) if file.is_file() else published().get(path)
@@ -28,14 +27,20 @@ def load_shape(key: str, path: str) -> ModelShape:
             f"{key}={path}: no such folder, and none of the published models whose numbers are in {PUBLISHED.name}; "
             "download its config.json alone and give that file or its folder"
         )
-    if (kind := config.get("model_type")) not in PLANNED:
-        raise UnknownModelError(f"{key}={path}: model_type {kind!r}: the planner knows {' and '.join(PLANNED)}")
     try:
-        return shape_from(config)
+        return _by_formula(config) or count(config)
     except ValueError as error:
         raise UnknownModelError(f"{key}={path}: {error}") from None
-    except KeyError as error:
-        raise UnknownModelError(f"{key}={path}: config.json lacks {error}") from None
+
+
+def _by_formula(config: dict[str, Any]) -> ModelShape | None:
+    """What needs no torch; None where there is no formula, or it does not see all of this model."""
+    if config.get("model_type") not in KINDS:
+        return None
+    try:
+        return shape_from(config)
+    except (ValueError, KeyError):  # windows, biases; a default that only transformers knows
+        return None
 
 
 def published() -> dict[str, dict[str, Any]]:

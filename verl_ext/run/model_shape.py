@@ -13,6 +13,7 @@ KINDS = (LLAMA, QWEN2, QWEN3, QWEN3_MOE)
 """`model_type` of the decoders that are understood."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ATTENTION = PROJECTIONS[:4]
+HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,13 @@ class ModelShape:
         """Linear modules of a layer, which LoRA adapts. Experts are none in transformers 5."""
         return ATTENTION if self.experts else PROJECTIONS
 
-    def lora(self, rank: int, targets: Sequence[str]) -> int:
-        """Parameters of PEFT's adapters of `rank` on `targets`.
+    @property
+    def caching(self) -> int:
+        """Layers that keep keys and values of every token."""
+        return self.layers
 
-        Raises:
-            ValueError: if a target is no module of this model that we adapt.
-        """
+    def width(self, module: str) -> int:
+        """Inputs and outputs of one of `projections`, in all layers together."""
         inputs_and_outputs = {
             "q_proj": self.hidden + self.query,
             "k_proj": self.hidden + self.key,
@@ -120,22 +122,31 @@ class ModelShape:
             "up_proj": self.hidden + self.intermediate,
             "down_proj": self.intermediate + self.hidden,
         }
+        return self.layers * inputs_and_outputs[module]
+
+    def lora(self, rank: int, targets: Sequence[str]) -> int:
+        """Parameters of PEFT's adapters of `rank` on `targets`.
+
+        Raises:
+            ValueError: if a target is no module of this model that we adapt.
+        """
         known = self.projections
-        unknown = [name for name in targets if name not in (*known, "lm_head")]
+        unknown = [name for name in targets if name not in (*known, HEAD)]
         if unknown:
             raise ValueError(
                 f"actor_rollout_ref.model.target_modules: {', '.join(unknown)} is nothing that can be adapted here; "
-                f"take of {', '.join(known)} and lm_head"
+                f"take of {', '.join(known)} and {HEAD}"
             )
-        head = self.hidden + self.vocab if "lm_head" in targets else 0
-        return rank * (self.layers * sum(inputs_and_outputs[name] for name in targets if name in known) + head)
+        head = self.hidden + self.vocab if HEAD in targets else 0
+        return rank * (sum(self.width(name) for name in targets if name in known) + head)
 
 
 def shape_from(config: Mapping[str, Any]) -> ModelShape:
     """The shape behind a Hugging Face `config.json`.
 
     Raises:
-        ValueError: if it is of another architecture, mixes dense layers and experts, or has layers that see a window.
+        ValueError: if it is of another architecture, mixes dense layers and experts, has layers that see a window, or a
+            number is none.
         KeyError: if a number is missing.
     """
     kind = config.get("model_type")
@@ -153,19 +164,26 @@ def shape_from(config: Mapping[str, Any]) -> ModelShape:
         raise ValueError(
             "mlp_only_layers, decoder_sparse_step: only models whose layers all have experts are known here"
         )
-    heads = config["num_attention_heads"]
+    heads, hidden = _number(config, "num_attention_heads"), _number(config, "hidden_size")
     return ModelShape(
-        hidden=config["hidden_size"],
-        layers=config["num_hidden_layers"],
+        hidden=hidden,
+        layers=_number(config, "num_hidden_layers"),
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or config["hidden_size"] // heads,
-        intermediate=config["moe_intermediate_size"] if moe else config["intermediate_size"],
-        vocab=config["vocab_size"],
+        kv_heads=_number(config, "num_key_value_heads") if config.get("num_key_value_heads") else heads,
+        head_size=_number(config, "head_dim") if config.get("head_dim") else hidden // heads,
+        intermediate=_number(config, "moe_intermediate_size" if moe else "intermediate_size"),
+        vocab=_number(config, "vocab_size"),
         tied=config["tie_word_embeddings"],
-        experts=config["num_experts"] if moe else 0,
-        active_experts=config["num_experts_per_tok"] if moe else 0,
+        experts=_number(config, "num_experts") if moe else 0,
+        active_experts=_number(config, "num_experts_per_tok") if moe else 0,
         fp8=(config.get("quantization_config") or {}).get("quant_method") == "fp8",
         normed=kind in (QWEN3, QWEN3_MOE),
         biased=kind == QWEN2,
     )
+
+
+def _number(config: Mapping[str, Any], key: str) -> int:
+    value = config[key]
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key}={value!r} must be a whole number above 0")
+    return value

@@ -116,11 +116,12 @@ def asked_hub(name: str, file: str, repo_type: str = "model") -> Exception | Non
 
 def read_config(key: str, path: str, *, trust_remote_code: bool = False) -> Any:
     """A model's configuration, as transformers has it. ValueError naming `key` if there is none."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{key}={path}: its config.json cannot be read ({first}); give a model that it knows"

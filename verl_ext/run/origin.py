@@ -15,10 +15,11 @@ from verl_ext.run.file_hashes import default_cache, hash_files
 
 ORIGIN, RESUMED = "origin.json", "resumed.jsonl"
 DATA = "data.train_files"
+OFF_POLICY = "file of method.off_policy_data"
 MODEL_FILES = "files of student.path"
 READ_BYTES = 32 << 20
 """Of a model's files, those up to this size are read to know them; a larger one is known by its size."""
-TEACHER = ("model_path", "dtype", "quantization")
+TEACHER = ("model_path", "dtype", "quantization", "refresh_every")
 ON_POLICY = (
     *("student.path", "method", "data.train_batch_size", "data.max_response_length", "data.seed"),
     *("data.apply_chat_template_kwargs", "actor_rollout_ref.rollout.n", "actor_rollout_ref.model.lora_rank"),
@@ -50,6 +51,8 @@ def origin_of(config: DictConfig) -> dict[str, Any]:
         found[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if "method" in config:
         found["method"]["labels"].pop("label_set")  # read from the rows, where nobody gives it
+        if config.method.off_policy_share:
+            found[OFF_POLICY] = hash_files([Path(config.method.off_policy_data).expanduser()], default_cache())
         if config.replay.share:
             found["replay"] = OmegaConf.to_container(config.replay, resolve=True)
         for name, departures in (config.teachers or {"teacher": {}}).items():

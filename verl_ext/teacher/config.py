@@ -49,6 +49,9 @@ class TeacherConfig:
     mode: str = MANAGED
     """`managed`: we start and stop the server. `external`: servers that already run, see `urls`. `base`: no server; the
     student's base in the sampler's memory scores, adapter off (`update=lora`, training alone)."""
+    refresh_every: int = 0
+    """Steps after which the teacher of `mode=base` becomes what the student is: 0, never; 1, always: the student itself
+    scores, adapter on, under the teacher's prompt. An older adapter is not kept."""
     urls: list[str] = field(default_factory=list)
     """Base URLs of external servers that all serve the same model, e.g. `http://10.0.0.2:30000`. No path."""
     api_key_env: str = "TEACHER_API_KEY"
@@ -138,6 +141,8 @@ class TeacherConfig:
         if self.dtype == "by_device":
             object.__setattr__(self, "dtype", "float32" if self.device == "cpu" else "bfloat16")
         _require(self.mode in MODES, "mode", f"{self.mode!r} must be one of {', '.join(MODES)}")
+        live = f"{self.refresh_every} must be 0, or 1 with mode=base: an adapter of earlier steps is not kept"
+        _require(self.refresh_every == 0 or (self.refresh_every == 1 and self.mode == BASE), "refresh_every", live)
         if self.mode == EXTERNAL:
             _require(bool(self.urls), "urls", "empty: mode=external needs at least one, e.g. [http://host:30000]")
         elif self.mode == BASE:

@@ -23,11 +23,12 @@ from verl_ext.run.settings import settings_of
 from verl_ext.run.timeline import VALIDATION, TimelineFile
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.teachers import teachers_of
-from verl_ext.trainer.advantages import fresh_rows, teacher_metrics
+from verl_ext.trainer.advantages import OFF_POLICY, fresh_rows, teacher_metrics
 from verl_ext.trainer.buffer import BoundedWait, PipelineBuffer, StopAsked, SyncBuffer
 from verl_ext.trainer.client import ResumingClient
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.losses import loss_from_logits, policy_loss
+from verl_ext.trainer.mixed_loss import mixed_loss
 from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
 from verl_ext.trainer.spending import Sampled, Spending
 from verl_ext.trainer.staleness import staleness_metrics
@@ -39,7 +40,7 @@ ANSWER_TIMEOUT_S = 10.0
 UPDATE_FIELDS = (
     *("input_ids", "position_ids", "prompts", "responses", "response_mask", "loss_mask", "multi_modal_inputs"),
     *("old_log_probs", "advantages", "returns", "ref_log_prob", "rollout_is_weights", "rollout_log_probs"),
-    *("teacher_top_ids", "teacher_top_logprobs", "routed_experts"),
+    *("teacher_top_ids", "teacher_top_logprobs", "routed_experts", OFF_POLICY),
 )
 """Of a sample, as many as there are: what verl's engine and losses, and ours, read in an update."""
 
@@ -193,9 +194,15 @@ class AdaptedTrainer(StoppableTrainer):
         if self.method.needs_student_logits:
             self._let_the_loss_read_logits()
         else:
-            actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-            self.actor_rollout_wg.set_loss_fn(functools.partial(policy_loss, config=actor))
+            self._set_loss(policy_loss)
         super().on_init_end()
+
+    def _set_loss(self, loss: Any) -> None:
+        """Give the actor what it descends."""
+        actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
+        own = functools.partial(loss, config=actor)
+        mixed = functools.partial(mixed_loss, config=actor, own_loss=own)
+        self.actor_rollout_wg.set_loss_fn(mixed if self.method.off_policy_share else own)
 
     def _let_the_loss_read_logits(self) -> None:
         """Give the actor our loss, and ask for its logits with every update.
@@ -203,13 +210,14 @@ class AdaptedTrainer(StoppableTrainer):
         verl's engine hands logits to a loss where the batch says `distillation_use_topk`, and its trainer says so for
         its own distillation only, in `_update_actor` just before it calls the workers.
         """
-        actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-        self.actor_rollout_wg.set_loss_fn(functools.partial(loss_from_logits, config=actor, method=self.method))
+        self._set_loss(functools.partial(loss_from_logits, method=self.method))
         update = self.actor_rollout_wg.update_actor
+
+        only = self.method.is_direct and not self.method.off_policy_share
 
         def update_from_logits(batch: Any) -> Any:
             # Without `distillation_only` verl also makes the log-probs of the sampled tokens.
-            batch.extra_info |= {"distillation_use_topk": True, "distillation_only": self.method.is_direct}
+            batch.extra_info |= {"distillation_use_topk": True, "distillation_only": only}
             return update(batch)
 
         self.actor_rollout_wg.update_actor = update_from_logits
@@ -257,7 +265,7 @@ class AdaptedTrainer(StoppableTrainer):
 
 
 def only_fresh(batch: Any) -> Any:
-    """A batch without replayed rows and verl's padding."""
+    """A batch without replayed rows, teacher's answers and verl's padding."""
     places = fresh_rows(batch)
     return batch if len(places) == len(batch) else batch.select_keys([batch.keys[place] for place in places])
 

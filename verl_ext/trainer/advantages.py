@@ -20,6 +20,9 @@ from verl_ext.run.timeline import length, union
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 
 RANDOM_TEACHER_SEED = 0
+OFF_POLICY = "off_policy"
+"""Tag of a teacher's own answer, and the field that marks its tokens for the loss."""
+NOT_FRESH = ("is_padding", "replayed", OFF_POLICY)
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class Samples:
 
 
 def fresh_rows(batch: Any) -> list[int]:
-    """Places of the rows that this step sampled: neither replayed ones nor those that verl pads a batch with."""
-    return [place for place, tag in enumerate(batch.tags) if not (tag.get("is_padding") or tag.get("replayed"))]
+    """Places of the rows that this step sampled: none that was sampled before, by whomever, or pads verl's batch."""
+    return [place for place, tag in enumerate(batch.tags) if not any(tag.get(name) for name in NOT_FRESH)]
 
 
 def fetch(batch: Any, method: MethodConfig) -> tuple[Samples, list[dict[str, Any]]]:

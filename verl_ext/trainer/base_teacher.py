@@ -1,7 +1,8 @@
 """A teacher without weights of its own: the student's base, which the sampler keeps under its adapter.
 
 `teacher.mode=base`: with `update=lora` vLLM holds the base and the adapter. A sample is scored there as a prompt, under
-the teacher's messages and without the adapter: a frozen self-teacher needs neither a server nor a second copy. vLLM
+the teacher's messages and without the adapter: a frozen self-teacher needs neither a server nor a second copy. With
+`teacher.refresh_every=1` the adapter is on: the student of the moment is its own teacher, under another prompt. vLLM
 reads the whole of (teacher's prompt, response) for each sample, since it makes log-probs of no prompt that it cached.
 """
 
@@ -67,7 +68,11 @@ class BaseScorer:
                     request_id=name,
                     prompt_ids=tokens,
                     sampling_params={"max_tokens": 1, "temperature": 1.0},
-                    scored={"start": len(request.prompt_ids), "top_k": request.top_k},
+                    scored={
+                        "start": len(request.prompt_ids),
+                        "top_k": request.top_k,
+                        "adapter": self._settings.refresh_every == 1,
+                    },
                 )
             finally:
                 self._client._release_server(server_id, request_id=name)

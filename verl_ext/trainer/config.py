@@ -142,6 +142,9 @@ class MethodConfig:
     mix: weight of the mixture, in [0, 1), not 0 for `jensen_shannon`; read by it and the skewed losses alone.
     chunk_tokens: positions whose logits a direct loss holds in fp32 at once, >= 1.
     guards: see GuardsConfig.
+    off_policy_share: of a step's prompts, in [0, 1), in whose place it trains on the teacher's own answers, by
+        cross-entropy: rounded down to whole prompts.
+    off_policy_data: file of them, of `verl-opd data teacher=...` or `verl-opd generate view=teacher`.
     control: breaks one thing on purpose, to show where the learning comes from: `flipped_sign` negates the advantage,
         `shuffled_teacher` permutes the teacher's log-probs among the batch's tokens, `random_teacher` takes a fixed
         random distribution, `teacher_is_student` the sampler's log-probs, `constant_negative` the advantage -coef
@@ -164,6 +167,8 @@ class MethodConfig:
     mix: float = 0.5
     chunk_tokens: int = 1024
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    off_policy_share: float = 0.0
+    off_policy_data: str = ""
     control: str = "none"
 
     @property
@@ -207,6 +212,8 @@ class MethodConfig:
                     f"method.clip={self.clip} acts on the trainer's reverse KL, and method.student_logprobs=current "
                     "takes it in the loss: leave one out"
                 )
+        if not 0.0 <= self.off_policy_share < 1.0:
+            raise ValueError(f"method.off_policy_share={self.off_policy_share} must be in [0, 1)")
         if self.control == "constant_negative" and self.coef == 0:
             raise ValueError("method.control=constant_negative takes its size from method.coef: set it above 0")
 

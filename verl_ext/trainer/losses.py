@@ -164,10 +164,10 @@ def loss_from_logits(
 def policy_loss(config: Any, model_output: dict[str, Tensor], data: Any, dp_group: Any = None) -> Any:
     """verl's loss, which reports the entropy only as what it descends: with `token-sum`, a sum over tokens."""
     loss, metrics = ppo_loss(config, model_output, data, dp_group)
-    return loss, metrics | _entropy_metric(model_output, data)
+    return loss, metrics | entropy_metric(model_output, data)
 
 
-def _entropy_metric(model_output: dict[str, Tensor], data: Any) -> dict[str, Any]:
+def entropy_metric(model_output: dict[str, Tensor], data: Any) -> dict[str, Any]:
     """Entropy of a token, nats, mean over the response tokens of the mini-batch; nothing where none was computed."""
     if "entropy" not in model_output:
         return {}
@@ -252,7 +252,7 @@ def _direct_loss(
         entropy = aggregate(entropy_BT, mask_BT, config.loss_agg_mode, **batch)
         metrics["actor/entropy_loss"] = Metric(value=entropy, aggregation=AggregationType.SUM)
         loss = loss - config.entropy_coeff * entropy
-    return loss, metrics | _entropy_metric(model_output, data) | _divergence_metrics(method, model_output, data)
+    return loss, metrics | entropy_metric(model_output, data) | _divergence_metrics(method, model_output, data)
 
 
 def _divergence_metrics(method: MethodConfig, model_output: dict[str, Tensor], data: Any) -> dict[str, Any]:

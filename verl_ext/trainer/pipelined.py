@@ -32,7 +32,7 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
         super().on_train_begin()
         if self._restored_tq_prompt_count:
             reach_stage(self.config.run_dir, f"{self._restored_tq_prompt_count} saved prompts are under way again")
-        first, size, restored = self.global_steps, self.config.data.train_batch_size, self._restored_tq_prompt_count
+        first, size, restored = self.global_steps, self._sampled_prompts, self._restored_tq_prompt_count
         self._sent_before = max(0, restored - self.pipeline.ahead * size)
         last = min(first + self.pipeline.ahead - 1, self.total_training_steps)
         for number, step in enumerate(range(first, last + 1), start=1):
@@ -49,7 +49,7 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
         """
         if self._sent_before:
             self.at("prompts")
-            missing, self._sent_before = self.config.data.train_batch_size - self._sent_before, 0
+            missing, self._sent_before = self._sampled_prompts - self._sent_before, 0
             if missing > 0:
                 self._add_prompts_to_generate(missing)
             return {}

@@ -75,6 +75,11 @@ class ReplayingTrainer(GuardedTrainer):
         return self.config.actor_rollout_ref.rollout.n
 
     @property
+    def _sampled_prompts(self) -> int:
+        """Prompts of a step of which none is replayed."""
+        return self.config.data.train_batch_size
+
+    @property
     def _replayed_prompts(self) -> int:
         """Prompts of the coming step that need not be sampled."""
         return len(self._replayed.accepted) // self._n if self._replayed is not None else 0
@@ -102,9 +107,10 @@ class ReplayingTrainer(GuardedTrainer):
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         """The prompts of the step `pipeline.ahead` steps on, less those planned to be replayed there, and in place of
         those that could not be replayed in this one."""
-        if num_prompts is None and self.memory is not None:
-            planned = self._plan(self.global_steps + self.pipeline.ahead)
-            num_prompts = self.config.data.train_batch_size - planned + self._not_replayed
+        if num_prompts is None:
+            num_prompts = self._sampled_prompts
+            if self.memory is not None:
+                num_prompts += self._not_replayed - self._plan(self.global_steps + self.pipeline.ahead)
         return super()._next_train_batch(num_prompts)
 
     def _plan(self, step: int) -> int:

@@ -51,10 +51,10 @@ class FinishReasonServer(vLLMHttpServer):
         self.engine.generate = self._noting(self.engine.generate)
 
     async def generate(
-        self, *args: Any, request_id: str, scored: dict[str, int] | None = None, **kwargs: Any
+        self, *args: Any, request_id: str, scored: dict[str, Any] | None = None, **kwargs: Any
     ) -> TokenOutput:
-        """verl's. With `scored`, `{"start": ..., "top_k": ...}`, `extra_fields["scores"]` holds the base's log-probs of
-        the prompt from its token `start` on, without any adapter (`base_teacher.py`)."""
+        """verl's. With `scored`, `{"start": ..., "top_k": ..., "adapter": ...}`, `extra_fields["scores"]` holds the
+        log-probs of the prompt from its token `start` on, of the base or with the adapter on (`base_teacher.py`)."""
         self._reasons[request_id] = None
         if scored is not None:
             self._scored[request_id] = scored
@@ -79,7 +79,7 @@ class FinishReasonServer(vLLMHttpServer):
             prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
         ) -> AsyncIterator[Any]:
             asked = self._scored.get(request_id)
-            if asked is not None:
+            if asked is not None and not asked["adapter"]:
                 kwargs["lora_request"] = None
             async for output in theirs(prompt, sampling_params, request_id, *args, **kwargs):
                 if asked is not None and output.finished and output.prompt_logprobs:

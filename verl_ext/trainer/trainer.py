@@ -15,12 +15,12 @@ from verl_ext.trainer.advantages import (
     with_controlled_teacher,
 )
 from verl_ext.trainer.failures import FILE as FAILED_ROWS
-from verl_ext.trainer.replaying import ReplayingTrainer
+from verl_ext.trainer.mixing import MixingTrainer
 
 NAME, PIPELINED, SEPARATED = (f"on_policy_distillation{kind}" for kind in ("", "_pipelined", "_separate"))
 
 
-class OnPolicyDistillationTrainer(ReplayingTrainer):
+class OnPolicyDistillationTrainer(MixingTrainer):
     """Prompts, samples, scores, advantages, update, sync: the methods below, in the order in which verl calls them.
 
     The loop is verl's (`PPOTrainer.fit`, `step`, `_step_once`); tests/contract holds this order against it.
@@ -54,7 +54,7 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         self._check_failed()
         self._check_unscored([note["teacher_error"] for note in notes])
         self._note_fresh(batch, samples, fresh)
-        samples = self._under_this_student(batch, samples)
+        samples = self._without_taught(batch, self._under_this_student(batch, samples))
         step = self.global_steps - 1
         taught = with_controlled_teacher(samples, self.method.control, step=step, vocabulary=len(self.tokenizer))
         sampled = taught if len(fresh) == len(batch) else taught.select(fresh)
@@ -63,9 +63,9 @@ class OnPolicyDistillationTrainer(ReplayingTrainer):
         guarded, found = guard(taught, self.method.guards, step=step)
         metrics.update(found if sampled is taught else guard(sampled, self.method.guards, step=step)[1])
         if guarded.mask_BT is not samples.mask_BT:
-            store_mask(batch, guarded)
+            store_mask(batch, self._with_taught(batch, guarded))
         has_token = guarded.mask_BT.bool().any(-1).tolist()
-        self._trains = any(has_token)
+        self._trains = any(has_token) or bool(self._taught_places(batch))
         self.account.use([batch.keys[row] for row in fresh], [has_token[row] for row in fresh])
         self._store_weights(batch, samples)
         self._advantages_BT, found = advantages(guarded, self.method)

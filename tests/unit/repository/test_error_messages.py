@@ -77,7 +77,6 @@ INNER = {
     "{} {} for {} tokens": "samples.py makes all of them of one answer",
     "a teacher's prompt is empty, or an id is outside 0..{}": "the checks refuse both",
     "no {}": "entries.py's reader says of which line",
-    "{}={}: model_type {}: the planner knows {}": "a note beside a plan without figures",
     "its prompt has {} tokens, {} of them cached": "served.py says whose answer it is, and asks again",
     "{}, in the weight sync of step {}, from which nothing is saved": "surviving.py's own words go before it",
     "nothing to draw: every value is 0": "gate.py does not ask an empty buffer",

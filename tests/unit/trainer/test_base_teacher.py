@@ -84,7 +84,7 @@ def test_a_sample_is_one_prompt_and_a_masked_token_has_no_score():
     found = score(own, ScoreRequest([4, 5], [7, 8], [0, 1], top_k=2))
     (request,) = client.requests
     assert request["prompt_ids"] == [4, 5, 7, 8]
-    assert request["scored"] == {"start": 2, "top_k": 2}
+    assert request["scored"] == {"start": 2, "top_k": 2, "adapter": False}
     assert request["sampling_params"] == {"max_tokens": 1, "temperature": 1.0}
     np.testing.assert_array_equal(found.logprobs, np.array([0.0, -0.3], np.float32))
     np.testing.assert_array_equal(found.top_ids, [[0, 0], [8, 9]])
@@ -103,6 +103,15 @@ def test_what_vllm_gave_up_for_a_weight_sync_is_asked_again():
     own = scorer(client)
     assert score(own, ScoreRequest([4, 5], [7, 8])).logprobs.tolist() == pytest.approx([-2.0, -0.3])
     assert (own.metrics()["retries"], client.open) == (1, 0)
+
+
+def test_a_refreshed_teacher_is_the_student_as_it_is():
+    client = Client(answer(**scores_of(PLACES, [4, 5, 7, 8], start=2, top_k=0)))
+    score(scorer(client, refresh_every=1), ScoreRequest([4, 5], [7, 8]))
+    assert client.requests[0]["scored"]["adapter"] is True
+    for mode, steps in (("base", 2), ("managed", 1)):
+        with pytest.raises(ValueError, match=rf"teacher\.refresh_every: {steps} must be 0, or 1 with mode=base"):
+            TeacherConfig(mode=mode, model_path="base", device="cpu", refresh_every=steps)
 
 
 def test_an_answer_of_no_token_asks_nobody():

@@ -17,6 +17,7 @@ from verl_ext.trainer.queue_writer import OLD, ROLLOUT
 from verl_ext.trainer.replay.storage import Rows, spans
 
 FIELDS = ["input_ids", "response_mask", ROLLOUT, "teacher_logprobs", "rm_scores"]
+REPLAYED = "replayed"
 TOP_FIELDS = ["teacher_top_ids", "teacher_top_logprobs"]
 
 
@@ -58,14 +59,16 @@ def take(batch: Any, places: Sequence[int], truncated: Sequence[bool], *, top: b
     return rows.select(sorted(range(len(rows)), key=lambda row: of_rows[row].tobytes()))
 
 
-def put(rows: Rows, partition_id: str) -> KVBatchMeta:
-    """Rows under new keys, with the fields and tags that verl's step reads, and the tag `replayed`."""
+def put(rows: Rows, partition_id: str, tag: str = REPLAYED) -> KVBatchMeta:
+    """Rows under new keys, with the fields and tags that verl's step reads, and the tag `tag`, which their keys begin
+    with (less its underscores: verl takes a key apart at those)."""
+    prefix = tag.replace("_", "")
     ends = np.cumsum(rows.lengths_B, dtype=np.int64)
     keys, fields, tags = [], [], []
     for row, end in enumerate(ends.tolist()):
         length, prompt = int(rows.lengths_B[row]), int(rows.prompt_lengths_B[row])
         begin, response = end - length, slice(end - length + prompt, end)
-        uid, ids = f"replayed{uuid.uuid4().hex}", rows.token_ids_N[begin:end].long()
+        uid, ids = f"{prefix}{uuid.uuid4().hex}", rows.token_ids_N[begin:end].long()
         mask = rows.mask_N[response].long()
         rewards = torch.zeros(length - prompt)
         rewards[-1:] = float(rows.rewards_B[row])
@@ -98,7 +101,7 @@ def put(rows: Rows, partition_id: str) -> KVBatchMeta:
                 "global_steps": int(rows.last_versions_B[row]) + 1,
                 "min_global_steps": int(rows.first_versions_B[row]),
                 "max_global_steps": int(rows.last_versions_B[row]),
-                "replayed": True,
+                tag: True,
             }
         )
     tq.kv_batch_put(keys=keys, partition_id=partition_id, fields=list_of_dict_to_tensordict(fields), tags=tags)
