@@ -114,4 +114,4 @@ trl: .venv-trl/.ready ## TRL beside .venv, for benchmarks/sft_step.py and vs_trl
 	@touch $@
 
 clean: ## remove both environments and every output
-	rm -rf .venv .venv-teacher .venv-trl .venv-browser outputs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-teacher .venv-trl .venv-gguf .venv-browser outputs .pytest_cache .ruff_cache .import_linter_cache

@@ -28,6 +28,7 @@ from verl_ext.run.file_hashes import same_weights
 from verl_ext.run.files import RESOLVED, replacing
 from verl_ext.run.models import cached
 from verl_ext.run.visible import print, visible
+from verl_ext.student.gguf import TYPES, check_converter, write_gguf
 from verl_ext.student.model_card import is_folder, write_cards
 from verl_ext.student.push import repositories
 from verl_ext.student.weights import note_largest_weight
@@ -184,10 +185,12 @@ def export_and_push(options: argparse.Namespace) -> None:
         raise ValueError("--public and --replace say how to push: add --push OWNER/NAME")
     base, run_dir = base_of(checkpoint, options.base), run_of(checkpoint)
     check_checkpoint(checkpoint)
+    script = check_converter(options.converter) if options.gguf else None
+    folders = ["student", *(["adapter"] if is_lora(checkpoint) else []), *(["gguf"] if script else [])]
     targets = {}
     if options.push:
         how = {"public": options.public, "replace": options.replace}
-        targets = repositories(options.push, adapter=is_lora(checkpoint), **how)
+        targets = repositories(options.push, folders, **how)
         if run_dir is None:
             raise ValueError(
                 f"--push {options.push}: {checkpoint} has no config.yaml above it for a model card; keep both"
@@ -197,6 +200,8 @@ def export_and_push(options: argparse.Namespace) -> None:
     for target in targets.values():
         target.open()
     export_checkpoint(checkpoint, base, out)
+    if script is not None:
+        write_gguf(script, out / "student", options.gguf, out / "gguf")
     if run_dir is not None:
         write_cards(run_dir, out, step_of(checkpoint) or step_of(checkpoint.parent), base)
     for folder, target in targets.items():
@@ -272,8 +277,10 @@ def main() -> None:
     parser.add_argument(
         "--base", default="", help="the model that was trained, where it was moved since: folder or name"
     )
+    parser.add_argument("--gguf", nargs="+", choices=TYPES, help="also gguf/student-TYPE.gguf, for llama.cpp")
+    parser.add_argument("--converter", type=Path, help="with --gguf: llama.cpp's convert_hf_to_gguf.py")
     parser.add_argument(
-        "--push", metavar="OWNER/NAME", help="upload student/ to the hub, adapter/ as OWNER/NAME-adapter; private"
+        "--push", metavar="OWNER/NAME", help="upload student/ to the hub, adapter/ and gguf/ as OWNER/NAME-...; private"
     )
     parser.add_argument("--public", action="store_true", help="with --push: for anybody to read")
     parser.add_argument("--replace", action="store_true", help="with --push: over what the repository holds")

@@ -76,12 +76,14 @@ the two, and so changes both. Give the head its own first (the run's folder `stu
         model.config.tie_word_embeddings = False
     merged = PeftModel.from_pretrained(model, ".").merge_and_unload()"""
 UNREMARKABLE = (None, 0, 0.0, "none", "")
+KINDS = {"student": "whole model", "adapter": "PEFT adapter", "gguf": "GGUF of the whole model"}
+"""Folders with a card -> what they hold."""
 EVALUATED = ("base", "base_prompted", "teacher", "student")
 PACKAGES = ("verl-opd", "verl", "torch", "transformers")
 
 
 def write_cards(run_dir: Path, out: Path | None = None, step: int | None = None, base: str = "") -> None:
-    """Write `README.md` beside the weights of `student` and `adapter`, whichever there are.
+    """Write `README.md` beside the weights of each of KINDS that there is.
 
     `out`: their folder, None for the run's own; `step`: of their checkpoint, None for the newest; `base`: the model
     that was trained, where it is not at the run's `student.path` any more.
@@ -93,11 +95,11 @@ def write_cards(run_dir: Path, out: Path | None = None, step: int | None = None,
     evaluation = json.loads(file.read_text()) if file.is_file() else {}
     if evaluation.get("step") != last_step(rows):
         evaluation = {}  # of weights that have been trained since
-    for kind in ("student", "adapter"):
+    for kind in KINDS:
         if (out / kind).is_dir():
             changes = changes_of(run_dir, (ON_POLICY if is_on_policy(config) else SFT).values())
             warning = warning_of(out / kind)
-            text = card(config, rows, evaluation, adapter=kind == "adapter", changes=changes, warning=warning)
+            text = card(config, rows, evaluation, kind=kind, changes=changes, warning=warning)
             write_atomically(out / kind / "README.md", text)
 
 
@@ -131,27 +133,27 @@ def card(
     rows: Sequence[Row],
     evaluation: Mapping[str, Any],
     *,
-    adapter: bool,
+    kind: str,
     changes: Mapping[str, str] = MappingProxyType({}),
     warning: str = "",
 ) -> str:
-    """The card's text. `evaluation`: an eval.json of these weights, or empty; `changes`: by setting, from and to;
-    `warning`: what comes before all else."""
+    """The card's text. `kind`: of KINDS; `evaluation`: an eval.json of these weights, or empty; `changes`: by setting,
+    from and to; `warning`: what comes before all else."""
     from huggingface_hub import ModelCardData
 
     base = str(config.student.path)
     head = ModelCardData(
         base_model=None if is_folder(base) else base,  # the hub refuses a card that names a folder
-        library_name="peft" if adapter else "transformers",
+        library_name={"student": "transformers", "adapter": "peft", "gguf": "gguf"}[kind],
         pipeline_tag="text-generation",
         tags=["distillation", "on-policy-distillation" if is_on_policy(config) else "sft"],
     )
-    kind = "PEFT adapter" if adapter else "whole model"
+    adapter = kind == "adapter"
     parts = [
         f"---\n{head.to_yaml()}\n---",
-        f"# {plain(config.trainer.experiment_name)}: {kind}\n\nMade with verl-opd; the licence is the base's.",
+        f"# {plain(config.trainer.experiment_name)}: {KINDS[kind]}\n\nMade with verl-opd; the licence is the base's.",
         *([warning] if warning else []),
-        "## Serve it\n\nFrom this folder:\n\n" + indented("\n".join(serve_lines(base, rank(config), adapter))),
+        "## Serve it\n\nFrom this folder:\n\n" + indented("\n".join(serve_lines(base, rank(config), kind))),
         *([MERGE.format(base=json.dumps(base))] if adapter and merges_head(config) else []),
         table("Settings", settings(config)),
     ]
@@ -183,10 +185,12 @@ def rank(config: DictConfig) -> int:
     return int(model.lora_rank)
 
 
-def serve_lines(base: str, lora_rank: int, adapter: bool, folder: str = ".") -> list[str]:
-    """Commands that serve what is in `folder`."""
+def serve_lines(base: str, lora_rank: int, kind: str, folder: str = ".") -> list[str]:
+    """Commands that serve what is in `folder`, one of KINDS."""
     base, folder = shlex.quote(visible(base).replace("\n", "\\n")), shlex.quote(folder)
-    if not adapter:
+    if kind == "gguf":
+        return [f"llama-server --jinja -m {folder}/student-*.gguf"]
+    if kind == "student":
         return [f"vllm serve {folder}", f"python -m sglang.launch_server --model-path {folder}"]
     return [
         f"vllm serve {base} --enable-lora --max-lora-rank {lora_rank} --lora-modules student={folder}",

@@ -4,14 +4,17 @@ The token is found by huggingface_hub alone (`HF_TOKEN`, `hf auth login`): nothi
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from verl_ext.run.models import is_hub_name
 
 GIT_ATTRIBUTES = ".gitattributes"
 """The hub puts it into a repository that it makes."""
+SUFFIXES = {"student": "", "adapter": "-adapter", "gguf": "-GGUF"}
+"""Of the repository, by exported folder."""
 WORDS = 300
 """Characters of what the hub says that an error shows."""
 
@@ -101,18 +104,17 @@ class Repository:
             raise ValueError(f"{what}: the upload ended early ({why}); the same command starts it again") from None
 
 
-def repositories(name: str, *, adapter: bool, public: bool, replace: bool) -> dict[str, Repository]:
-    """Exported folder -> where it goes: the model to `name`, an adapter beside it, for a repository is one model.
+def repositories(name: str, folders: Sequence[str], *, public: bool, replace: bool) -> dict[str, Repository]:
+    """Exported folder -> where it goes: `student` to `name`, others beside it, for a repository is one model.
 
     Raises:
         ValueError: if the hub takes no such name.
     """
-    names = {"student": name} | ({"adapter": f"{name}-adapter"} if adapter else {})
-    return {folder: Repository(each, public, replace) for folder, each in names.items()}
+    return {folder: Repository(name + SUFFIXES[folder], public, replace) for folder in folders}
 
 
-def _refusal(error: "HfHubHTTPError") -> str:  # noqa: F821  imported where it is needed
-    """Why the hub says no, and the fix."""
+def _refusal(error: Any) -> str:
+    """Why the hub says no, and the fix. `error`: HfHubHTTPError."""
     status, said = error.response.status_code, _line(error.server_message or str(error))
     if status == 401:
         return "the hub does not know the token; set HF_TOKEN to a valid one (it comes before `hf auth login`)"

@@ -111,7 +111,7 @@ def test_what_the_hub_refuses_is_one_line_before_anything_is_exported(
 @pytest.mark.parametrize("name", ["student", "alice/a/b", "alice/..", "alice/stu dent", "../x", "https://hub/alice/x"])
 def test_a_name_that_is_none_is_refused(hub, name):
     with pytest.raises(ValueError, match="is no name that the hub takes: give OWNER/NAME"):
-        push.repositories(name, adapter=True, public=False, replace=False)
+        push.repositories(name, ["student", "adapter"], public=False, replace=False)
     assert hub.asked == []
 
 
