@@ -39,7 +39,7 @@ class Reading:
 
 
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_ECHOED = re.compile(r"(?:\s*[/|]\s*\w+)*\W*[:?]\s*\w|\s+(?:is|are|were|do|does|can|would|both)\b")
+_ECHOED = re.compile(r"(?:\s*[/|]\s*\w+)*\W*[:?]\s*\w|\s+\w")
 _LEAD = set("*_`~#\"'“”\u2018\u2019\u201a„«»\u2039\u203a「」『』【】《》()[]{}|:\\•·▪◦‣●→⇒")
 _CLOSERS = re.compile(r"[*_`~\"'“”\u2019»\u203a」』】》)\]}|]*")
 _ALTERNATIVE = re.compile(

@@ -43,10 +43,10 @@ _DOUBTED = re.compile(r"\b(?:could|might|may|maybe|perhaps|possibly|vielleicht|k
 _TURN = re.compile(r"\b(?:wait|actually|correction|hmm|rather|instead|on second thought)\b", re.IGNORECASE)
 _NO = re.compile(rf"{MARKS}no\b", re.IGNORECASE)
 _CONCLUDES = re.compile(
-    r"\b(?:overall|all in all|in short|in sum|so|therefore|thus|hence|final\w*|conclu\w*|answer|label|classif\w*|"
-    r"category|verdict|rating|score|winner|result|prediction|output|decision|summary|ultimately|balance|reflection|"
-    r"second thought|the end|as a whole|best|most|correct|(?:but|rather|instead|actually),? (?:it|this|that)|daher|"
-    r"also|insgesamt|donc|sondern)\b|[因所总]",
+    r"\b(?:I['\u2019]d|I would|I['\u2019]ll|overall|all in all|in short|in sum|so|therefore|thus|hence|final\w*|"
+    r"conclu\w*|answer|label|classif\w*|category|verdict|rating|score|winner|result|prediction|output|decision|"
+    r"summary|ultimately|balance|reflection|second thought|the end|as a whole|best|most|correct|(?:but|rather|"
+    r"instead|actually),? (?:it|this|that)|daher|also|insgesamt|donc|sondern)\b|[因所总]",
     re.IGNORECASE,
 )
 _FILLER = (
@@ -59,12 +59,12 @@ _OBJECT = r"(?:it|this|that|them|him|her|(?:the|this|that)\s+(?:\w+\s+)?\w+)"
 _LED = re.compile(
     r"(?:\b(?:is|(?<!I )(?<!we )(?<!you )would|are|was|were|be|being|it['\u2019]?s|that['\u2019]?s|(?<!such )as|"
     r"under|(?:is|\w+ed|written|spoken) (?:in|by)|recommend(?: to)?|into|say|choose|chose|pick|select|answer|"
-    r"go (?:with|for)|conclude|means|remains|so|therefore|thus|hence|just|but|overall|rather|instead|ultimately|"
-    r"assign|has|belongs? to|falls? in|fits?(?: best)?(?: in)?|corresponds? to|deserves?|worth|gets?|earns?|"
-    r"receives?|merits?|award|points? to|matches|expresses|conveys|indicates|suggests|shows|found \w+|(?:I|"
-    r"we) (?:sense|feel|hear|detect|see|read)|more of|(?:example|instance|case|expression|sense|feeling|tone|score|"
-    r"rating|level|category|label|one) of|ist|est|es|é|è|sondern|also|daher|donc|(?:is|are|was|be|been) (?:rated|"
-    r"labell?ed|classified|considered|deemed|called|seen|regarded)(?: as)?|"
+    r"go (?:with|for)|settle (?:on|for)|conclude|means|remains|so|therefore|thus|hence|just|but|overall|rather|"
+    r"instead|ultimately|assign|has|belongs? to|falls? in|fits?(?: best)?(?: in)?|corresponds? to|deserves?|worth|"
+    r"gets?|earns?|receives?|merits?|award|points? to|matches|expresses|conveys|indicates|suggests|shows|found \w+|"
+    r"(?:I|we) (?:sense|feel|hear|detect|see|read)|more of|(?:example|instance|case|expression|sense|feeling|tone|"
+    r"score|rating|level|category|label|one) of|ist|est|es|é|è|sondern|also|daher|donc|(?:is|are|was|be|"
+    r"been) (?:rated|labell?ed|classified|considered|deemed|called|seen|regarded)(?: as)?|"
     rf"(?:rat|giv|call|label|consider|deem|scor|mark|mak|plac|assign)\w*\s+{_OBJECT}(?:\s+as)?)(?![\w'\u2019])|"
     rf"^{MARKS}(?:\w+\s+){{0,3}}\w+\s*[-\u2013\u2014]|[:=→>：]|[是为為属于於は])[,:]?\s*{_FILLER}",
     re.IGNORECASE,
@@ -104,8 +104,8 @@ _DECIDES = re.compile(r"\b(?:I|we)(?:['\u2019]d| would| will| have to| must)\s+$
 _DECIDED = re.compile(r"\s+(?:this|it)\b", re.IGNORECASE)
 """`I would approve this.`"""
 _OTHER_BEHIND = re.compile(
-    r"\s+(?:is|are|was|were|has|have|to (?:say|tell|know|judge|determine))\b|"
-    r",\s+(?:I['\u2019 ](?!guess|think|believe|suppose|d say|m afraid)|let\b)",
+    r"\s+(?:is|are|was|were|has|have|to (?:say|tell|know|judge|determine))\b|,\s+(?:I['\u2019 ](?!guess|think|"
+    r"believe|suppose|d say|m afraid)|let\b)",
     re.IGNORECASE,
 )
 """`The patient's health is failing`, `as an AI, I can't know`."""
