@@ -9,17 +9,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.arms.kl_direct import direct, support
 from benchmarks.arms.kl_estimators import (
     ESTIMATORS,
     OFF_POLICY,
     REPLAY,
-    direct,
     full_baseline,
     grouped,
     off_policy,
     population_baseline,
     sampled,
-    support,
     tool_gradient,
 )
 from benchmarks.arms.kl_laboratory import (
@@ -107,6 +106,7 @@ def claims(world: World, rows: list[dict]) -> list[tuple[str, float, float]]:
     gap = {tail: mass_gap(world, kind="forward_kl", tail=tail) for tail in (True, False)}
     noise = row["direct reverse KL"]["noise"] / row["sampled, discount 0 (Tinker)"]["noise"]
     tails = left["direct reverse KL, top-k and tail"] / left["direct reverse KL, top-k, no tail"]
+    divided = left["+ samples in the tail, student's"] / left["direct reverse KL, top-k and tail"]
     return [
         *exact,
         ("group baseline with itself, 2 rows: gradient off half of the sequence's", shrunk, EXACT),
@@ -114,6 +114,7 @@ def claims(world: World, rows: list[dict]) -> list[tuple[str, float, float]]:
         ("top-k KL as an advantage: share of the KL that descent removes", 1 - unlearned, EXACT),
         ("direct forward KL: mass outside the top-k, error with tail / without", gap[True] / gap[False], 0.1),
         ("direct reverse KL over top-k: KL left with tail / without", tails, 0.5),
+        ("reverse KL left, student's top-k and samples in the tail / teacher's top-k and tail", divided, 0.5),
         ("tool's token, discount 1: gradient of fixed / strict", tool_gradient("fixed") / tool_gradient("strict"), 0.0),
         ("expected reverse KL baseline, V = 16: largest variance ratio", max(variance_ratios(16, with_expected)), 1.0),
         ("direct / sampled reverse KL: noise of a row", noise, 1.0),

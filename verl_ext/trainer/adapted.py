@@ -40,7 +40,7 @@ ANSWER_TIMEOUT_S = 10.0
 UPDATE_FIELDS = (
     *("input_ids", "position_ids", "prompts", "responses", "response_mask", "loss_mask", "multi_modal_inputs"),
     *("old_log_probs", "advantages", "returns", "ref_log_prob", "rollout_is_weights", "rollout_log_probs"),
-    *("teacher_top_ids", "teacher_top_logprobs", "routed_experts", OFF_POLICY),
+    *("teacher_top_ids", "teacher_top_logprobs", "teacher_logprobs", "routed_experts", OFF_POLICY),
 )
 """Of a sample, as many as there are: what verl's engine and losses, and ours, read in an update."""
 
