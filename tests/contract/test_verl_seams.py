@@ -382,6 +382,10 @@ async def test_the_most_likely_tokens_come_with_the_answers_that_ask_for_them(mo
             pass
         return TokenOutput(token_ids=[7], extra_fields={})
 
+    source = inspect.getsource(vLLMHttpServer.generate)
+    assert "sampling_params = SamplingParams(max_tokens=max_tokens, **sampling_params)" in source
+    assert "log_probs = [logprobs[token_ids[i]].logprob" in source
+    assert "output_kind" not in source  # so that an answer's last output holds all of it
     monkeypatch.setattr(vLLMHttpServer, "generate", of_verl)
     given = {"logprobs": True, "temperature": 1.0}
     plain = await server.generate(request_id="plain", sampling_params=given)
@@ -392,10 +396,6 @@ async def test_the_most_likely_tokens_come_with_the_answers_that_ask_for_them(mo
     assert with_likely.extra_fields.pop(LOGPROBS).tolist() == [[-0.5]]
     assert given == {"logprobs": True, "temperature": 1.0}
     assert (server._reasons, server._likely) == ({}, {})
-    source = inspect.getsource(vLLMHttpServer.generate)
-    assert "sampling_params = SamplingParams(max_tokens=max_tokens, **sampling_params)" in source
-    assert "log_probs = [logprobs[token_ids[i]].logprob" in source
-    assert "output_kind" not in source  # so that an answer's last output holds all of it
 
 
 async def test_what_is_scored_is_read_by_the_base_alone():

@@ -57,7 +57,11 @@ METRICS = (
         "(sum w)^2 / (n sum w^2) of the importance weights, over micro-batches",
     ),
     Name("actor/divergence", NATS, "divergence of a direct loss at a position"),
-    Name("actor/expected_reverse_kl", NATS, "reverse KL expected at a position, from the tokens of the support and their tail"),
+    Name(
+        "actor/expected_reverse_kl",
+        NATS,
+        "reverse KL expected at a position, from the tokens of the support and their tail",
+    ),
     Name("actor/student_mass", SHARE, "the student's probability of the support (`method.support`)"),
     Name("actor/teacher_mass", SHARE, "the teacher's probability of it"),
     Name("actor/perf/max_memory_allocated_gb", GIB, "most memory that torch had in use on the trainer's device"),

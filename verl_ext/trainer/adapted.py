@@ -213,7 +213,7 @@ class AdaptedTrainer(StoppableTrainer):
         self._set_loss(functools.partial(loss_from_logits, method=self.method))
         update = self.actor_rollout_wg.update_actor
 
-        only = self.method.is_direct and not self.method.off_policy_share
+        only = self.method.is_direct and not (self.method.off_policy_share or self.method.tail_samples)
 
         def update_from_logits(batch: Any) -> Any:
             # Without `distillation_only` verl also makes the log-probs of the sampled tokens.
