@@ -9,17 +9,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.arms.kl_direct import K, direct, support
 from benchmarks.arms.kl_estimators import (
     ESTIMATORS,
     OFF_POLICY,
     REPLAY,
-    direct,
     full_baseline,
     grouped,
     off_policy,
     population_baseline,
     sampled,
-    support,
     tool_gradient,
 )
 from benchmarks.arms.kl_laboratory import (
@@ -107,6 +106,7 @@ def claims(world: World, rows: list[dict]) -> list[tuple[str, float, float]]:
     gap = {tail: mass_gap(world, kind="forward_kl", tail=tail) for tail in (True, False)}
     noise = row["direct reverse KL"]["noise"] / row["sampled, discount 0 (Tinker)"]["noise"]
     tails = left["direct reverse KL, top-k and tail"] / left["direct reverse KL, top-k, no tail"]
+    divided = left["+ samples in the tail, student's"] / left["direct reverse KL, top-k and tail"]
     return [
         *exact,
         ("group baseline with itself, 2 rows: gradient off half of the sequence's", shrunk, EXACT),
@@ -114,6 +114,7 @@ def claims(world: World, rows: list[dict]) -> list[tuple[str, float, float]]:
         ("top-k KL as an advantage: share of the KL that descent removes", 1 - unlearned, EXACT),
         ("direct forward KL: mass outside the top-k, error with tail / without", gap[True] / gap[False], 0.1),
         ("direct reverse KL over top-k: KL left with tail / without", tails, 0.5),
+        ("reverse KL left, student's top-k and samples in the tail / teacher's top-k and tail", divided, 0.5),
         ("tool's token, discount 1: gradient of fixed / strict", tool_gradient("fixed") / tool_gradient("strict"), 0.0),
         ("expected reverse KL baseline, V = 16: largest variance ratio", max(variance_ratios(16, with_expected)), 1.0),
         ("direct / sampled reverse KL: noise of a row", noise, 1.0),
@@ -137,6 +138,7 @@ def print_tables(world: World, rows: list[dict]) -> list[dict]:
         off_rows.append({"name": name, "off": off, "noise": draws.variance() ** 0.5 / float(aim_P.norm())})
         print(f"| {name} | {'0' if off < EXACT else f'{off:.2f}'} | {off_rows[-1]['noise']:.2f} |")
     off_rows += replay_rows(world)
+    print_supports()
     print("\n| baseline | V | variance with / without, six worlds |\n|---|---|---|")
     arms = [("expected reverse KL", vocabulary, with_expected) for vocabulary in (4, 8, 16, 32)]
     arms += [(f"group of {size}, leave one out", 3, partial(with_group, size=size)) for size in (2, 3, 4, 5)]
@@ -145,6 +147,22 @@ def print_tables(world: World, rows: list[dict]) -> list[dict]:
         ratios = variance_ratios(vocabulary, estimator)
         print(f"| {name} | {vocabulary} | {', '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return off_rows
+
+
+def print_supports() -> None:
+    """What exact descent leaves by support in other worlds too, and how much of itself the student has in its top-k."""
+    print("\n| world | start | student's mass in its top-k | teacher's top-k and tail | student's | whole vocabulary |")
+    print("|---|---|---|---|---|---|")
+    for seed in range(5):
+        world = make_world(8, 2, seed)
+        mass = float(world.student_SV.softmax(-1).topk(K).values.sum(-1).mean())
+        settings = {"kind": "reverse_kl", "tail": True}
+        left = [
+            descend(world, partial(direct, over=over, **settings), steps=STEPS, learning_rate=LEARNING_RATE)
+            for over in ("teacher", "student", "vocabulary")
+        ]
+        cells = [float(sequence_kl(world, world.student_SV)), mass, *left]
+        print(f"| {seed} | {' | '.join(f'{cell:.2g}' for cell in cells)} |")
 
 
 def replay_rows(world: World) -> list[dict]:

@@ -25,6 +25,8 @@ from verl_ext.run.files import write_json
 from verl_ext.teacher.config import TeacherConfig
 
 TOP_K = "method.top_k=32"
+STUDENTS = ("method.support=student", "method.top_k=16")
+"""vLLM gives 20 of its most likely tokens where nobody asks for more."""
 DECOUPLED = "algorithm.rollout_correction.bypass_mode=false"
 FOUR_UPDATES = "actor_rollout_ref.actor.ppo_mini_batch_size=8"
 """Of 32 prompts: the later updates of a step are off-policy, which is where policy losses differ."""
@@ -49,6 +51,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "forward_kl_no_tail": ("method.loss=forward_kl", TOP_K, "method.tail=false"),
     "forward_kl_whole_vocabulary": ("method.loss=forward_kl", "method.top_k=-1"),
     "reverse_kl_direct": ("method.loss=reverse_kl", TOP_K),
+    "reverse_kl_student": ("method.loss=reverse_kl", *STUDENTS),
+    "reverse_kl_student_tail": ("method.loss=reverse_kl", "method.tail_samples=true", *STUDENTS),
     "jensen_shannon": ("method.loss=jensen_shannon", TOP_K),
     "skewed_forward_kl": ("method.loss=skewed_forward_kl", "method.mix=0.1", TOP_K),
     "skewed_reverse_kl": ("method.loss=skewed_reverse_kl", "method.mix=0.1", TOP_K),

@@ -6,12 +6,12 @@ from functools import partial
 
 import torch
 
+from benchmarks.arms.kl_direct import direct, direct_and_sampled_tail, rows_of, support
 from benchmarks.arms.kl_laboratory import (
     Draws,
     Estimator,
     World,
     all_groups,
-    direct_rows,
     gradient,
     make_world,
     policy_gradient_rows,
@@ -30,25 +30,11 @@ from verl_ext.method.policy_loss import importance_sampling_loss, ppo_clip_loss,
 from verl_ext.method.reverse_kl import reverse_kl_advantage
 from verl_ext.trainer.replay.buffer import PRIORITY_FLOOR
 
-K = 3
-"""Entries of the top-k supports."""
-
-
-def rows_of(world: World, logits_SV: torch.Tensor, rows_NP: torch.Tensor) -> Draws:
-    """One draw is one sequence."""
-    return Draws(sequence_probs(world, logits_SV), rows_NP)
-
 
 def logprob_pair(world: World, logits_SV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The three positional arguments of `reverse_kl_advantage`, (N, T)."""
     rollout_NT = token_logprobs(world, logits_SV.log_softmax(-1))
     return rollout_NT, token_logprobs(world, world.teacher_SV), world.mask_NT
-
-
-def support(world: World) -> tuple[torch.Tensor, torch.Tensor]:
-    """The teacher's top-k ids and log-probs of every state, both (S, K)."""
-    top = world.teacher_SV.topk(K, dim=-1)
-    return top.indices, top.values
 
 
 def full_baseline(world: World, logits_SV: torch.Tensor) -> torch.Tensor:
@@ -129,18 +115,6 @@ def own_teacher(world: World, logits_SV: torch.Tensor) -> Draws:
     rollout_NT, _, mask_NT = logprob_pair(world, logits_SV)
     advantages_NT = reverse_kl_advantage(rollout_NT, student_as_teacher(rollout_NT), mask_NT)
     return rows_of(world, logits_SV, policy_gradient_rows(world, logits_SV, advantages_NT))
-
-
-def direct(world: World, logits_SV: torch.Tensor, *, kind: str, tail: bool, k: int | None = K) -> Draws:
-    """A divergence descended directly; over the whole vocabulary where `k` is None."""
-
-    def loss_S(leaf_SV: torch.Tensor) -> torch.Tensor:
-        ids_SK, teacher_SK = support(world)
-        if k is None:
-            ids_SK, teacher_SK = torch.arange(leaf_SV.shape[1]).expand_as(leaf_SV), world.teacher_SV
-        return topk_divergence(leaf_SV, ids_SK, teacher_SK, kind=kind, mix=0.5, tail=tail).divergence_N
-
-    return rows_of(world, logits_SV, direct_rows(world, logits_SV, loss_S))
 
 
 def estimate_as_loss(world: World, logits_SV: torch.Tensor, *, kind: str) -> Draws:
@@ -239,10 +213,15 @@ ESTIMATORS = (
     Entry("+ the same, before the sum", "states", baseline_before_sum),
     Entry("+ group baseline, leave one out, rows", "sequence", partial(grouped, leave_one_out=True, tokens=False)),
     Entry("+ group baseline with itself, rows", "", partial(grouped, leave_one_out=False, tokens=False)),
-    Entry("direct reverse KL", "states", partial(direct, kind="reverse_kl", tail=True, k=None)),
+    Entry("direct reverse KL", "states", partial(direct, kind="reverse_kl", tail=True, over="vocabulary")),
     Entry("direct reverse KL, top-k and tail", "", partial(direct, kind="reverse_kl", tail=True)),
+    Entry("+ samples in the tail", "states", partial(direct_and_sampled_tail, over="teacher")),
+    Entry(
+        "direct reverse KL, student's top-k and tail", "", partial(direct, kind="reverse_kl", tail=True, over="student")
+    ),
+    Entry("+ samples in the tail, student's", "states", partial(direct_and_sampled_tail, over="student")),
     Entry("direct reverse KL, top-k, no tail", "", partial(direct, kind="reverse_kl", tail=False)),
-    Entry("direct forward KL", "", partial(direct, kind="forward_kl", tail=True, k=None)),
+    Entry("direct forward KL", "", partial(direct, kind="forward_kl", tail=True, over="vocabulary")),
     Entry("direct forward KL, top-k and tail", "", partial(direct, kind="forward_kl", tail=True)),
     Entry("direct forward KL, top-k, no tail", "", partial(direct, kind="forward_kl", tail=False)),
     Entry("k1 as a loss", "nothing", partial(estimate_as_loss, kind="k1")),

@@ -30,12 +30,13 @@ from verl.utils.config import validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.rollout.llm_server import LLMServerClient
-from verl.workers.rollout.replica import RolloutReplicaRegistry, get_rollout_replica_class
+from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput, get_rollout_replica_class
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from verl.workers.utils.losses import ppo_loss
+from vllm import SamplingParams
 
 from verl_ext.trainer import (
     adapted,
@@ -52,6 +53,7 @@ from verl_ext.trainer import (
     trainer,
 )
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
+from verl_ext.trainer.support import ASKED, IDS, LOGPROBS
 
 
 def test_the_version_these_tests_were_written_for():
@@ -353,11 +355,47 @@ async def test_each_answers_own_reason_is_noted_and_strangers_are_not():
             yield SimpleNamespace(request_id=request_id, outputs=[SimpleNamespace(finish_reason=reason)])
 
     server = object.__new__(sampler.FinishReasonServer)  # the rest of it needs an engine
-    server._reasons, server._scored = {"ours": None}, {}
+    server._reasons, server._scored, server._likely = {"ours": None}, {}, {}
     generate = server._noting(answers)
     for request_id, reason in (("ours", "length"), ("over HTTP", "stop")):
         assert len([output async for output in generate(reason, None, request_id)]) == 2
     assert server._reasons == {"ours": "length"}
+
+
+async def test_the_most_likely_tokens_come_with_the_answers_that_ask_for_them(monkeypatch):
+    """verl asks vLLM for the sampled token alone, and reads no other."""
+    places = [{7: SimpleNamespace(rank=9, logprob=-5.0), 3: SimpleNamespace(rank=1, logprob=-0.5)}]
+    asked = []
+
+    async def answers(prompt, sampling_params, request_id):
+        del prompt
+        asked.append(sampling_params.logprobs)
+        outputs = [SimpleNamespace(finish_reason="length", logprobs=places)]
+        yield SimpleNamespace(request_id=request_id, outputs=outputs)
+
+    server = object.__new__(sampler.FinishReasonServer)  # the rest of it needs an engine
+    server._reasons, server._scored, server._likely = {}, {}, {}
+
+    async def of_verl(_self, *, request_id, sampling_params):
+        words = SamplingParams(logprobs=0 if sampling_params.pop("logprobs") else None, **sampling_params)
+        async for _ in server._noting(answers)(None, words, request_id):
+            pass
+        return TokenOutput(token_ids=[7], extra_fields={})
+
+    source = inspect.getsource(vLLMHttpServer.generate)
+    assert "sampling_params = SamplingParams(max_tokens=max_tokens, **sampling_params)" in source
+    assert "log_probs = [logprobs[token_ids[i]].logprob" in source
+    assert "output_kind" not in source  # so that an answer's last output holds all of it
+    monkeypatch.setattr(vLLMHttpServer, "generate", of_verl)
+    given = {"logprobs": True, "temperature": 1.0}
+    plain = await server.generate(request_id="plain", sampling_params=given)
+    with_likely = await server.generate(request_id="likely", sampling_params=given | {ASKED: 1})
+    assert asked == [0, 1]
+    assert plain.extra_fields == {"finish_reason": "length"}
+    assert with_likely.extra_fields.pop(IDS).tolist() == [[3]]
+    assert with_likely.extra_fields.pop(LOGPROBS).tolist() == [[-0.5]]
+    assert given == {"logprobs": True, "temperature": 1.0}
+    assert (server._reasons, server._likely) == ({}, {})
 
 
 async def test_what_is_scored_is_read_by_the_base_alone():
@@ -375,7 +413,7 @@ async def test_what_is_scored_is_read_by_the_base_alone():
         )
 
     server = object.__new__(sampler.FinishReasonServer)  # the rest of it needs an engine
-    server._reasons, server._scored = {"ours": None}, {"ours": {"start": 1, "top_k": 0}}
+    server._reasons, server._scored, server._likely = {"ours": None}, {"ours": {"start": 1, "top_k": 0}}, {}
     words = {"prompt": None, "sampling_params": None, "lora_request": "the adapter", "priority": 0}
     for request_id in ("ours", "another"):
         assert len([output async for output in server._noting(answers)(request_id=request_id, **words)]) == 1

@@ -192,6 +192,7 @@ def at_work(pair: Pair) -> list[str]:
 
 HELD: list[IO[str]] = []
 NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
+STUDENTS = ("method.loss=reverse_kl", "method.top_k=8", "method.support=student")
 BROKEN = [
     (
         "secrets",
@@ -279,6 +280,37 @@ BROKEN = [
             *("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8", "method.loss=forward_kl", "method.top_k=32"),
         ),
         r"method\.top_k=32: with teacher\.mode=base vLLM gives at most 20 a position",
+    ),
+    ("method", words(*STUDENTS, "method.tail=false"), r"method\.tail=false drops.*set it to true"),
+    (
+        "method",
+        words(*STUDENTS, "method.support_tokens=2"),
+        r"support_tokens=2 is less than method\.top_k=8: set at le",
+    ),
+    (
+        "method",
+        words("method.support=student"),
+        r"method\.support=student with method\.top_k=0: set method\.top_k to 1",
+    ),
+    (
+        "method",
+        words("method.tail_samples=true"),
+        r"tail_samples=true with method\.loss=policy_gradient .*set method\.l",
+    ),
+    (
+        "support",
+        words(*STUDENTS, "method.top_k=32"),
+        r"method\.top_k=32: with method\.support=student vLLM gives at most 20 a position; set \+\S+=32, or a smaller",
+    ),
+    (
+        "support",
+        words(*STUDENTS, "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent"),
+        r"default_agent_loop=tool_agent: with method\.support=student only single_turn_agent .*; set that",
+    ),
+    (
+        "support",
+        words(*STUDENTS, "teacher.mode=base", "actor_rollout_ref.model.lora_rank=8"),
+        r"teacher\.mode=base: vLLM scores no tokens that it is given.*set teacher\.mode=managed",
     ),
     ("pipeline", words("pipeline.max_staleness=2"), r"pipeline\.max_staleness=2.*set that mode, or leave them out"),
     (

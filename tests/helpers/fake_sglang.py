@@ -55,7 +55,7 @@ class FakeSGLang:
         probe = canary_span(self.vocabulary).ids
         return [ids for body in self.requests for ids in body["input_ids"] if ids != probe]
 
-    def answer(self, ids: list[int], start: int, top_k: int) -> dict[str, Any]:
+    def answer(self, ids: list[int], start: int, top_k: int, named: list[int]) -> dict[str, Any]:
         echo = [0 if token == self.vocabulary - 1 else token for token in ids]  # the quirk of the real server
         entries = [[None, echo[start], None]]
         entries += [[logprob_of(ids, i) - self.model, echo[i], None] for i in range(start + 1, len(ids))]
@@ -63,6 +63,11 @@ class FakeSGLang:
         if top_k:
             rows = len(ids) - 1 - start
             meta["input_top_logprobs"] = [None, *([[-1.0 - k, k, None] for k in range(top_k)] for _ in range(rows))]
+        if named:
+            rows = [
+                [[logprob_of([*ids[:i], token], i), token, None] for token in named] for i in range(start + 1, len(ids))
+            ]
+            meta["input_token_ids_logprobs"] = [None, *rows]
         return {"text": "", "meta_info": meta}
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
@@ -74,9 +79,10 @@ class FakeSGLang:
         try:
             await asyncio.sleep(self.delay_s)
             top_k = body.get("top_logprobs_num", [0] * len(body["input_ids"]))
-            answers = [
-                self.answer(*each) for each in zip(body["input_ids"], body["logprob_start_len"], top_k, strict=True)
-            ]
+            named = body.get("token_ids_logprob", [[]] * len(body["input_ids"]))
+            assert isinstance(named[0], list)  # else SGLang takes it for every sequence's list
+            each = zip(body["input_ids"], body["logprob_start_len"], top_k, named, strict=True)
+            answers = [self.answer(*one) for one in each]
             if any(self.refuses in ids for ids in body["input_ids"]):
                 return web.Response(status=400, text="too long")
             if self.faults:

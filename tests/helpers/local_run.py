@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -40,6 +41,7 @@ from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.pipelined import PipelinedTrainer
 from verl_ext.trainer.presence import Presence
 from verl_ext.trainer.runner import plain_class
+from verl_ext.trainer.support import ASKED, IDS, LOGPROBS
 from verl_ext.trainer.trainer import OnPolicyDistillationTrainer
 
 LABELS = ("de", "en", "fr")
@@ -131,10 +133,14 @@ class Sampler:
         first = self.weights - self.lag.get(number, 0)
         versions = {"global_steps": self.weights, "min_global_steps": first, "max_global_steps": self.weights}
         parts = [[self.weights, len(ids)]] if first == self.weights else [[first, 1], [self.weights, len(ids) - 1]]
+        likely = {}
+        if columns := sampling_params.get(ASKED):  # token 10, which the answers of all positions share, and some more
+            tokens = [[10, *(11 + (place + column) % 7 for column in range(columns - 1))] for place in range(len(ids))]
+            likely = {IDS: np.array(tokens, np.int32), LOGPROBS: np.log(np.full((len(ids), columns), 0.5 / columns))}
         return TokenOutput(
             token_ids=list(ids),
             log_probs=[-draw.random() for _ in ids],
-            extra_fields={**versions, "finish_reason": reason, "tokens_by_version": parts},
+            extra_fields={**likely, **versions, "finish_reason": reason, "tokens_by_version": parts},
         )
 
 

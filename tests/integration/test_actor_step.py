@@ -25,6 +25,8 @@ STEPS = 2  # the second one sees both moments of Adam and a ratio other than 1
 ROWS = [(3, "xxxx"), (5, "xx.xxx"), (2, "x"), (4, "xxx.x"), (6, "xxx"), (3, "....."), (2, "xxxxxx"), (4, "xx")]
 """Prompt tokens, and the response: `x` sampled, `.` masked (a tool's answer, an unscored sample)."""
 TOP_K = 5
+NO_TOKEN = -1e4
+"""Nats, where the support has no entry (id -1): no mass, and no NaN."""
 MICRO_BATCHES = {
     "one_row": {"ppo_micro_batch_size_per_gpu": 1},
     "four_rows": {"ppo_micro_batch_size_per_gpu": 4},
@@ -33,6 +35,7 @@ MICRO_BATCHES = {
 METHODS = {
     "tinker": {},
     "forward_kl": {"loss": "forward_kl", "top_k": TOP_K},
+    "students_support": {"loss": "reverse_kl", "top_k": TOP_K, "support": "student", "tail_samples": True},
     "expected_baseline": {"baseline": "expected_reverse_kl", "top_k": TOP_K, "coef": 0.5},
 }
 SCENARIOS = [("tinker", micro) for micro in MICRO_BATCHES] + [(method, "four_rows") for method in METHODS][1:]
@@ -47,6 +50,7 @@ class Row:
     advantages_T: torch.Tensor
     top_ids_TK: torch.Tensor
     top_logprobs_TK: torch.Tensor
+    teacher_T: torch.Tensor
 
 
 def make_rows(vocabulary: int) -> list[Row]:
@@ -56,10 +60,14 @@ def make_rows(vocabulary: int) -> list[Row]:
         length = len(response)
         teacher_TV = torch.randn(length, vocabulary, generator=draw).mul(3).log_softmax(-1)
         top_logprobs_TK, top_ids_TK = teacher_TV.topk(TOP_K)
+        prompt_T, response_T = (torch.randint(vocabulary, (size,), generator=draw) for size in (prompt, length))
+        response_T[0] = top_ids_TK[0, 1]  # a token of the support
+        top_ids_TK[0, -1], top_logprobs_TK[0, -1] = -1, NO_TOKEN
         rows.append(
             Row(
-                prompt_T=torch.randint(vocabulary, (prompt,), generator=draw),
-                response_T=torch.randint(vocabulary, (length,), generator=draw),
+                prompt_T=prompt_T,
+                response_T=response_T,
+                teacher_T=teacher_TV.gather(1, response_T[:, None])[:, 0],
                 mask_T=torch.tensor([token == "x" for token in response]).long(),
                 rollout_T=-5.5 - torch.rand(length, generator=draw),
                 advantages_T=torch.randn(length, generator=draw),
@@ -89,7 +97,9 @@ def row_loss(model: Any, row: Row, method: str) -> torch.Tensor:
         return torch.zeros(())
     logprobs_TV = response_logprobs(model, row)[keep]
     if method != "tinker":
-        student_TS = with_rest(logprobs_TV.gather(1, row.top_ids_TK[keep].long()))
+        ids_TK = row.top_ids_TK[keep].long()
+        student_TK = logprobs_TV.gather(1, ids_TK.clamp_min(0)).masked_fill(ids_TK < 0, NO_TOKEN)
+        student_TS = with_rest(student_TK)
         teacher_TS = with_rest(row.top_logprobs_TK[keep])
     if method == "forward_kl":
         return (teacher_TS.exp() * (teacher_TS - student_TS)).sum()
@@ -98,6 +108,12 @@ def row_loss(model: Any, row: Row, method: str) -> torch.Tensor:
         expected_T = (student_TS.exp() * (student_TS - teacher_TS)).sum(-1)
         advantages_T = advantages_T + METHODS[method]["coef"] * expected_T.detach()
     chosen_T = logprobs_TV.gather(1, row.response_T[keep][:, None])[:, 0]
+    if method == "students_support":
+        tail_T = (student_TS - teacher_TS)[:, -1]
+        charge_T = (chosen_T - row.teacher_T[keep] - tail_T).detach()
+        charge_T[(ids_TK == row.response_T[keep][:, None]).any(-1)] = 0.0
+        buckets = (student_TS.exp() * (student_TS - teacher_TS)).sum()
+        return buckets + (torch.exp(chosen_T - row.rollout_T[keep]) * charge_T).sum()
     return -(torch.exp(chosen_T - row.rollout_T[keep]) * advantages_T).sum()
 
 
@@ -137,6 +153,8 @@ def to_batch(rows: list[Row], request: dict[str, Any]) -> Any:
         "advantages": [row.advantages_T for row in rows],
         "teacher_top_ids": [row.top_ids_TK for row in rows],
         "teacher_top_logprobs": [row.top_logprobs_TK for row in rows],
+        "rollout_log_probs": [row.rollout_T for row in rows],
+        "teacher_logprobs": [row.teacher_T for row in rows],
     }
     nested = {key: torch.nested.as_nested_tensor(value, layout=torch.jagged) for key, value in fields.items()}
     return tu.get_tensordict(nested, non_tensor_dict=request)
@@ -165,7 +183,7 @@ def run_scenario(method: str, micro: str, request: dict[str, Any], rank: int, ra
         {
             "calculate_entropy": True,
             "distillation_use_topk": settings.needs_student_logits,
-            "distillation_only": settings.is_direct,
+            "distillation_only": settings.is_direct and not settings.tail_samples,
             "global_batch_size": len(rows),
             "mini_batch_size": len(rows),
             "epochs": STEPS,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -156,6 +157,44 @@ async def test_top_k_equals_transformers(server: SGLangServer, tiny_qwen3: Path)
     of_top = logprobs_RV.gather(1, torch.from_numpy(score.top_ids).long())
     torch.testing.assert_close(torch.from_numpy(score.top_logprobs), of_top, atol=TOLERANCE, rtol=0)
     assert [sorted(score.top_ids[i].tolist()) for i in (0, 2, 3)] == [list(range(VOCAB))] * 3
+
+
+async def test_named_tokens_equal_transformers_at_each_position(server: SGLangServer, tiny_qwen3: Path) -> None:
+    """Beside requests that name none; over chunks of the prompt; the vocabulary's last id among them."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
+    draw = np.random.default_rng(0)
+    requests = []
+    for number, (prompt, response) in enumerate(random_sequences(12, seed=6)):
+        ids = np.array([draw.choice(VOCAB, 5, replace=False) for _ in response], np.int32)
+        ids[0, 0], ids[-1, 1] = VOCAB - 1, -1
+        mask = [int(i != 1) for i in range(len(response))]
+        requests.append(ScoreRequest(prompt, response, mask, support_ids=ids if number % 3 else None))
+    async with open_pool(server, prime=True) as pool:
+        outcomes = await pool.score(requests)
+    largest = 0.0
+    for request, outcome in zip(requests, outcomes, strict=True):
+        score = scored(outcome)
+        ids, logprobs = score.top_ids, score.top_logprobs
+        if request.support_ids is None:
+            assert ids is None
+            continue
+        assert ids is not None
+        assert logprobs is not None
+        with torch.no_grad():
+            tokens = torch.tensor([[*request.prompt_ids, *request.response_ids]])
+            wanted = model(tokens).logits[0, len(request.prompt_ids) - 1 : -1].log_softmax(-1)
+        for position, keep in enumerate(request.response_mask or ()):
+            for column, token in enumerate(request.support_ids[position] if keep else ()):
+                assert ids[position, column] == token
+                if token < 0:
+                    assert logprobs[position, column] == -np.inf
+                else:
+                    largest = max(largest, abs(float(logprobs[position, column] - wanted[position, token])))
+            if not keep:
+                assert not ids[position].any()
+                assert not logprobs[position].any()
+    print(f"\ngreatest difference to transformers {largest:.2e} nats")
+    assert 0 < largest < TOLERANCE
 
 
 async def test_long_and_edge_requests(server: SGLangServer, tiny_qwen3: Path) -> None:

@@ -15,7 +15,7 @@ Memory beside inputs and gradients: one chunk in fp32, in half precision on CUDA
 tensor cores), the gradient of the hidden states in fp32, and O(N K). Products accumulate in fp32: half inputs on CUDA
 through `out_dtype`, elsewhere widened block by block. Autocast is off inside, so that it cannot round the logits.
 
-An id outside [0, V) makes its token NaN; to raise, the device would have to be waited for.
+An id of V or more makes its token NaN; to raise, the device would have to be waited for. One below 0 is no entry.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from verl_ext.method.divergence import EXCLUDED_LOGIT, TokenDivergence, bucket_divergence, wide
+from verl_ext.method.divergence import EXCLUDED_LOGIT, TokenDivergence, bucket_divergence, present, wide
 
 
 def _exclude_(logits_Nb: torch.Tensor, ids_NK: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,6 +135,7 @@ class _BucketsOfHidden(torch.autograd.Function):
                 )
                 buckets_NS = share_NS if buckets_NS is None else _merge(buckets_NS, share_NS)
         assert buckets_NS is not None
+        buckets_NS[:, :-1].masked_fill_(ids_NK < 0, EXCLUDED_LOGIT)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, ids_NK, buckets_NS[:, -1:].clone())
         return buckets_NS
 
@@ -179,6 +180,7 @@ class _BucketsOfLogits(torch.autograd.Function):
             for rows in _row_chunks(logits_NV.shape[0], chunk_tokens)
         ]
         buckets_NS = torch.cat(shares)
+        buckets_NS[:, :-1].masked_fill_(ids_NK < 0, EXCLUDED_LOGIT)
         ctx.save_for_backward(logits_NV, ids_NK, buckets_NS[:, -1:].clone())
         ctx.chunk_tokens, ctx.temperature = chunk_tokens, temperature
         return buckets_NS
@@ -233,7 +235,7 @@ def chunked_topk_divergence(
     Args:
         hidden_ND: the student's last hidden states, (N, D); fp64, fp32 or half.
         weight_VD: of the language-model head, whole on this rank, (V, D); its gradient has its dtype.
-        support_ids_NK: distinct token ids in every row, (N, K).
+        support_ids_NK: distinct token ids in every row, (N, K); below 0: no entry, with K < V.
         teacher_logprobs_NK: the teacher's log-probs of these ids at the same temperature, nats, (N, K); constants.
         kind: one of `divergence.KINDS`.
         mix: weight of the mixture, see `divergence.KINDS`.
@@ -247,7 +249,8 @@ def chunked_topk_divergence(
     """
     _check(chunk_tokens, temperature)
     buckets_NS = _BucketsOfHidden.apply(hidden_ND, weight_VD, bias, support_ids_NK, chunk_tokens, temperature)
-    return _loss(buckets_NS, weight_VD.shape[0], teacher_logprobs_NK, kind=kind, mix=mix, tail=tail)
+    teacher_NK = present(teacher_logprobs_NK, support_ids_NK)
+    return _loss(buckets_NS, weight_VD.shape[0], teacher_NK, kind=kind, mix=mix, tail=tail)
 
 
 def chunked_from_logits(
@@ -267,7 +270,8 @@ def chunked_from_logits(
     """
     _check(chunk_tokens, temperature)
     buckets_NS = _BucketsOfLogits.apply(logits_NV, support_ids_NK, chunk_tokens, temperature)
-    return _loss(buckets_NS, logits_NV.shape[1], teacher_logprobs_NK, kind=kind, mix=mix, tail=tail)
+    teacher_NK = present(teacher_logprobs_NK, support_ids_NK)
+    return _loss(buckets_NS, logits_NV.shape[1], teacher_NK, kind=kind, mix=mix, tail=tail)
 
 
 def _loss(

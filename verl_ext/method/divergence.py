@@ -7,6 +7,8 @@ A support of top-k entries does not sum to one. `tail=True` adds the rest of the
 the loss stays a divergence, is at most the full one (data-processing inequality) and equals it at K = V.
 `tail=False` sums over the support alone, as verl's `forward_kl_topk` does: no longer a divergence (it may be negative),
 and it cannot see where the student puts the remaining mass.
+
+An id below 0 is no entry: a row's support is smaller by it, and what the token would have had is in the tail.
 """
 
 import math
@@ -46,6 +48,8 @@ class TokenDivergence(NamedTuple):
     """The student's probability of the support, [0, 1], detached."""
     teacher_mass_N: torch.Tensor
     """The teacher's probability of the support, [0, 1], detached."""
+    tail_reverse_kl_N: torch.Tensor
+    """log q - log p of the tail as one entry, nats, detached; 0 where the support is the vocabulary."""
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
@@ -127,11 +131,19 @@ def bucket_logits(student_logits_NV: torch.Tensor, support_ids_NK: torch.Tensor)
     1 - sum, the tail keeps its value and gradient where the support holds all but 1e-7 of the mass.
     """
     logits_NV = wide(student_logits_NV)
-    support_NK = logits_NV.gather(1, support_ids_NK)
+    at_NK, absent_NK = support_ids_NK.clamp_min(0), support_ids_NK < 0
+    support_NK = logits_NV.gather(1, at_NK).masked_fill(absent_NK, EXCLUDED_LOGIT)
     if support_ids_NK.shape[1] == logits_NV.shape[1]:
         return support_NK
-    tail_N1 = logits_NV.scatter(1, support_ids_NK, EXCLUDED_LOGIT).logsumexp(1, keepdim=True)
+    # A minimum: what stands for no entry is clamped onto a token that it must leave alone.
+    bound_NK = torch.where(absent_NK, torch.inf, EXCLUDED_LOGIT).to(logits_NV.dtype)
+    tail_N1 = logits_NV.scatter_reduce(1, at_NK, bound_NK, "amin").logsumexp(1, keepdim=True)
     return torch.cat((support_NK, tail_N1), dim=1)
+
+
+def present(teacher_logprobs_NK: torch.Tensor, support_ids_NK: torch.Tensor) -> torch.Tensor:
+    """The teacher's log-probs, at least fp32, detached; -inf where an id stands for no entry, whatever is there."""
+    return wide(teacher_logprobs_NK).detach().masked_fill(support_ids_NK < 0, -torch.inf)
 
 
 def bucket_divergence(
@@ -145,12 +157,14 @@ def bucket_divergence(
     teacher_NK = wide(teacher_logprobs_NK).detach()
     teacher_NS = teacher_NK if bucket_logits_NS.shape[1] == k else with_tail(teacher_NK)
     student_NS = bucket_logits_NS.log_softmax(-1)
+    tail_N = student_NS.detach()[:, k:].sum(-1) - teacher_NS[:, k:].sum(-1)  # of one entry or of none
     pair = (student_NS, teacher_NS) if tail else (student_NS[:, :k], teacher_NK)
     return TokenDivergence(
         divergence_N=divergence(*pair, kind=kind, mix=mix),
         expected_reverse_kl_N=divergence(student_NS.detach(), teacher_NS, kind="reverse_kl", mix=0.0),
         student_mass_N=student_NS.detach()[:, :k].exp().sum(-1),
         teacher_mass_N=teacher_NK.exp().sum(-1),
+        tail_reverse_kl_N=tail_N,
     )
 
 
@@ -169,7 +183,7 @@ def topk_divergence(
 
     Args:
         student_logits_NV: with gradient, (N, V).
-        support_ids_NK: distinct token ids in every row, (N, K).
+        support_ids_NK: distinct token ids in every row, (N, K); below 0: no entry, with K < V.
         teacher_logprobs_NK: the teacher's log-probs of these ids, normalised over V, nats, (N, K); constants.
         kind: one of `KINDS`.
         mix: weight of the mixture, see `KINDS`.
@@ -179,4 +193,4 @@ def topk_divergence(
         ValueError: on an unknown kind, a weight out of range or shapes that differ.
     """
     buckets = bucket_logits(student_logits_NV, support_ids_NK)
-    return bucket_divergence(buckets, teacher_logprobs_NK, kind=kind, mix=mix, tail=tail)
+    return bucket_divergence(buckets, present(teacher_logprobs_NK, support_ids_NK), kind=kind, mix=mix, tail=tail)

@@ -35,6 +35,33 @@ def importance_sampling_loss(
     return -importance_ratio(logprobs, rollout_logprobs) * advantages
 
 
+def tail_sample_loss(
+    logprobs: torch.Tensor,
+    rollout_logprobs: torch.Tensor,
+    teacher_logprobs: torch.Tensor,
+    tail_reverse_kl: torch.Tensor,
+    in_tail: torch.Tensor,
+) -> torch.Tensor:
+    """Per-token loss of how the tail of a support is divided, (B, T), from the samples that fell there; 0 elsewhere.
+
+    With the tail T as one entry (`divergence.topk_divergence`, `reverse_kl`), the chain rule of the KL leaves
+
+        q_T KL(q(.|T) || p(.|T)) = E_q[1(y in T) c(y)],   c(y) = log q(y)/p(y) - log q_T/p_T   (nats)
+
+    of the whole vocabulary's reverse KL. Its gradient is E_q[1(y in T) c(y) grad log q(y)], since the mean of what c
+    itself adds is 0. So this loss beside that divergence has the value and the gradient of the whole reverse KL in
+    expectation, whatever the support, if it does not depend on the token that was sampled.
+
+    Args:
+        logprobs, rollout_logprobs: as in `importance_sampling_loss`.
+        teacher_logprobs: of the sampled tokens, nats, (B, T).
+        tail_reverse_kl: log q_T/p_T as the divergence beside it has it, nats, (B, T), no gradient.
+        in_tail: the sampled token is outside the support, bool, (B, T).
+    """
+    charge_BT = torch.where(in_tail, logprobs.detach() - teacher_logprobs - tail_reverse_kl, 0.0)
+    return importance_sampling_loss(logprobs, rollout_logprobs, -charge_BT)
+
+
 def ppo_clip_loss(
     logprobs: torch.Tensor,
     rollout_logprobs: torch.Tensor,

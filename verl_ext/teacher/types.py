@@ -39,6 +39,13 @@ class ScoreRequest:
     """Which teacher scores it, where there are several."""
     top_k: int = 0
     """Also the teacher's K most likely tokens at every wanted position; 0 asks for none."""
+    support_ids: np.ndarray | None = None
+    """In place of the teacher's own most likely tokens, these: int32, (R, K), distinct in a row; -1 asks for none."""
+
+    @property
+    def columns(self) -> int:
+        """K: tokens a position beside the response's own."""
+        return self.top_k if self.support_ids is None else self.support_ids.shape[1]
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,9 @@ class Score:
     logprobs: np.ndarray
     """Log-probs of the response tokens, float32, (R,)."""
     top_ids: np.ndarray | None = None
-    """Ids of the K most likely tokens, most likely first, int32, (R, K)."""
+    """Ids of the K most likely tokens, most likely first, or the request's `support_ids`, int32, (R, K)."""
     top_logprobs: np.ndarray | None = None
-    """Their log-probs, float32, (R, K)."""
+    """Their log-probs, float32, (R, K); -inf where the request asks for no token (-1)."""
     from_store: bool = field(default=False, compare=False)
     """True if no server was asked."""
 

@@ -40,7 +40,7 @@ ANSWER_TIMEOUT_S = 10.0
 UPDATE_FIELDS = (
     *("input_ids", "position_ids", "prompts", "responses", "response_mask", "loss_mask", "multi_modal_inputs"),
     *("old_log_probs", "advantages", "returns", "ref_log_prob", "rollout_is_weights", "rollout_log_probs"),
-    *("teacher_top_ids", "teacher_top_logprobs", "routed_experts", OFF_POLICY),
+    *("teacher_top_ids", "teacher_top_logprobs", "teacher_logprobs", "routed_experts", OFF_POLICY),
 )
 """Of a sample, as many as there are: what verl's engine and losses, and ours, read in an update."""
 
@@ -213,7 +213,7 @@ class AdaptedTrainer(StoppableTrainer):
         self._set_loss(functools.partial(loss_from_logits, method=self.method))
         update = self.actor_rollout_wg.update_actor
 
-        only = self.method.is_direct and not self.method.off_policy_share
+        only = self.method.is_direct and not (self.method.off_policy_share or self.method.tail_samples)
 
         def update_from_logits(batch: Any) -> Any:
             # Without `distillation_only` verl also makes the log-probs of the sampled tokens.

@@ -36,6 +36,8 @@ from verl_ext.trainer.report_config import ReportConfig
 from verl_ext.trainer.runner import plain_class
 from verl_ext.trainer.sample_fields import cut_off, logprobs_or_zeros, top_fields
 from verl_ext.trainer.shared_calls import share_calls
+from verl_ext.trainer.support import ASKED, in_students_support
+from verl_ext.trainer.support_config import STUDENT
 
 # Of its own: verl renders prompts in the loop's default threads, and the verifier compares one pair at a time.
 MATH_THREAD = ThreadPoolExecutor(1)
@@ -99,6 +101,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         )
         method = settings_of(self.config.method, MethodConfig)
         self.top_k, self.labels = method.top_k, method.labels
+        self.named_tokens = method.support_tokens if method.support == STUDENT else 0
         if self.top_k < 0:
             self.top_k = len(self.tokenizer)
         self.kept = KeptAnswers(settings_of(self.config.report, ReportConfig), len(self.tokenizer))
@@ -175,6 +178,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         if self.config.seeded_rollout and not trajectory["validate"]:
             sample = f"{self.config.data.seed}/{trajectory['step']}/{kwargs['index']}/{kwargs['session_id']}"
             sampling_params = sampling_params | {"seed": zlib.crc32(sample.encode())}
+        if self.named_tokens and not trajectory["validate"]:
+            sampling_params = sampling_params | {ASKED: self.top_k}
         self._begun[kwargs["uid"]][kwargs["session_id"]] = time.time()
         with failures_noted(self.config.run_dir, kwargs, trajectory), self._counted("student"):
             if agent_name != "single_turn_agent" or trace:
@@ -232,7 +237,9 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             if self.kept.wants(sample_kwargs):
                 await self.kept.keep(sample_kwargs, output, self._request, self._score)
             return
-        request = self._request(sample_kwargs, response_ids, output.response_mask, self.top_k)
+        request, counts = self._request(sample_kwargs, response_ids, output.response_mask, self.top_k), {}
+        if self.named_tokens:
+            request, counts = in_students_support(request, output, self.named_tokens)
         start, sampled = time.time(), sum(output.response_mask)
         with self._counted("teacher"):
             outcome = await self._score(request)
@@ -252,7 +259,7 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             "teacher": request.teacher,
             "teacher_tokens": len(request.prompt_ids) + len(response_ids),
             # What the scorer did since the last sample; the trainer adds them up.
-            "teacher_metrics": self.teacher.metrics(),
+            "teacher_metrics": self.teacher.metrics() | counts,
         }
 
     async def _score(self, request: ScoreRequest) -> Score | TeacherError:

@@ -13,6 +13,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_ext.trainer.shared_calls import SamplerLost
+from verl_ext.trainer.support import joined
 
 ABORTED = ("aborted", "abort")
 GOES_FIRST = -1
@@ -83,6 +84,7 @@ def merged(parts: list[TokenOutput]) -> TokenOutput:
     fields = last.extra_fields | {"tokens_by_version": versions or [[last.extra_fields["global_steps"], 0]]}
     if len(parts) == 1:
         return last.model_copy(update={"extra_fields": fields})
+    fields |= joined([part.extra_fields for part in parts])
     full = last.stop_reason in ABORTED
     fields |= {
         "min_global_steps": first.extra_fields["global_steps"],

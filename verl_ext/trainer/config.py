@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_ext.run.settings import one_of, settings_of, within
+from verl_ext.trainer.support_config import TEACHER, check_support
 
 POLICY_GRADIENT = "policy_gradient"
 DIRECT_LOSSES = ("forward_kl", "reverse_kl", "jensen_shannon", "skewed_forward_kl", "skewed_reverse_kl")
@@ -137,8 +138,12 @@ class MethodConfig:
     policy_loss: see PolicyLossConfig.
     task_reward: see TaskRewardConfig.
     labels: see LabelReadingConfig.
-    top_k: teacher's most likely tokens a position, >= 1; 0 asks for none; -1 for the whole vocabulary (small ones).
+    top_k: most likely tokens a position, >= 1; 0 asks for none; -1 for the whole vocabulary (small ones).
+    support: whose most likely tokens those are, the `teacher`'s or the `student`'s, as its sampler has them.
+    support_tokens: with support=student, different tokens of a response that the teacher is asked for, at least top_k;
+        a server answers all of them at each position. What else the support names is left to the tail.
     tail: a direct loss counts the rest of the vocabulary as one more token. False may be negative.
+    tail_samples: with loss=reverse_kl, sampled tokens in the tail stand for how it is divided (docs/method.md).
     mix: weight of the mixture, in [0, 1), not 0 for `jensen_shannon`; read by it and the skewed losses alone.
     chunk_tokens: positions whose logits a direct loss holds in fp32 at once, >= 1.
     guards: see GuardsConfig.
@@ -163,7 +168,10 @@ class MethodConfig:
     task_reward: TaskRewardConfig = field(default_factory=TaskRewardConfig)
     labels: LabelReadingConfig = field(default_factory=LabelReadingConfig)
     top_k: int = 0
+    support: str = TEACHER
+    support_tokens: int = 256
     tail: bool = True
+    tail_samples: bool = False
     mix: float = 0.5
     chunk_tokens: int = 1024
     guards: GuardsConfig = field(default_factory=GuardsConfig)
@@ -192,9 +200,11 @@ class MethodConfig:
         within("method.discount", self.discount, 0.0, 1.0)
         within("method.chunk_tokens", self.chunk_tokens, 1, float("inf"))
         within("method.top_k", self.top_k, WHOLE_VOCABULARY, float("inf"))
+        within("method.support_tokens", self.support_tokens, 1, float("inf"))
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"method.clip={self.clip} must be > 0 nats, or null for no bound")
         self._check_mix()
+        check_support(self)
         if self.is_direct:
             self._check_direct()
         elif self.needs_student_logits:

@@ -28,6 +28,7 @@ from verl_ext.method.policy_loss import (
     aggregate,
     importance_sampling_loss,
     ppo_clip_loss,
+    tail_sample_loss,
     truncated_importance_sampling_loss,
 )
 from verl_ext.method.reverse_kl import advantage_of, charge
@@ -140,7 +141,8 @@ def loss_from_logits(
     Args:
         config: verl's actor configuration.
         model_output: second call: per-position outputs, the first call's among them.
-        data: the micro-batch, with nested `input_ids`, `response_mask`, `teacher_top_ids`, `teacher_top_logprobs`.
+        data: the micro-batch, with nested `input_ids`, `response_mask`, `teacher_top_ids`, `teacher_top_logprobs`; with
+            `method.tail_samples` also `responses`, `rollout_log_probs`, `teacher_logprobs`.
         student_logits: first call: (1, P, V), with gradient.
 
     Returns:
@@ -243,6 +245,8 @@ def _direct_loss(
     batch = {key: data[key] for key in ("dp_size", "batch_num_tokens", "global_batch_size")}
     batch["loss_scale_factor"] = config.loss_scale_factor
     divergence_BT = no_padding_2_padding(model_output["divergence"], data)
+    if method.tail_samples:
+        divergence_BT = divergence_BT + within_tail(model_output, data, mask_BT)
     if "rollout_is_weights" in data:  # of replayed rows (`ReplayingTrainer`)
         divergence_BT = divergence_BT * data["rollout_is_weights"].to_padded_tensor(0.0)
     loss = method.coef * aggregate(divergence_BT, mask_BT, config.loss_agg_mode, **batch)
@@ -253,6 +257,20 @@ def _direct_loss(
         metrics["actor/entropy_loss"] = Metric(value=entropy, aggregation=AggregationType.SUM)
         loss = loss - config.entropy_coeff * entropy
     return loss, metrics | entropy_metric(model_output, data) | _divergence_metrics(method, model_output, data)
+
+
+def within_tail(model_output: dict[str, Tensor], data: Any, mask_BT: Tensor) -> Tensor:
+    """What a sampled token outside the support adds to the loss of its position (`method.tail_samples`), (B, T)."""
+    width = mask_BT.shape[1]  # verl's synthetic padding samples keep rows beyond their tokens
+    ids_BTK = data["teacher_top_ids"].to_padded_tensor(-1)[:, :width]
+    tokens_BT = data["responses"].to_padded_tensor(0)[:, :width]
+    return tail_sample_loss(
+        no_padding_2_padding(model_output["log_probs"], data),
+        data["rollout_log_probs"].to_padded_tensor(0.0)[:, :width],
+        data["teacher_logprobs"].to_padded_tensor(0.0)[:, :width],
+        no_padding_2_padding(model_output["tail_reverse_kl"], data),
+        mask_BT & (ids_BTK != tokens_BT[..., None]).all(-1),
+    )
 
 
 def _divergence_metrics(method: MethodConfig, model_output: dict[str, Tensor], data: Any) -> dict[str, Any]:

@@ -23,10 +23,10 @@ def logprobs_or_zeros(outcome: Score | TeacherError, request: ScoreRequest) -> t
 
 
 def top_fields(outcome: Score | TeacherError, request: ScoreRequest) -> dict[str, torch.Tensor]:
-    """The K most likely tokens and their log-probs in nats, (R, K) each; nothing where none were asked for."""
-    if not request.top_k:
+    """The K tokens asked for and their log-probs in nats, (R, K) each; nothing where none were asked for."""
+    if not request.columns:
         return {}
-    shape = (len(request.response_ids), request.top_k)
+    shape = (len(request.response_ids), request.columns)
     ids, logprobs = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)
     if isinstance(outcome, Score):
         assert outcome.top_ids is not None

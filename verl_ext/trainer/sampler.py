@@ -20,6 +20,7 @@ from verl_ext.trainer.base_teacher import scores_of
 from verl_ext.trainer.early import EarlyActor
 from verl_ext.trainer.presence import LOOK_S
 from verl_ext.trainer.shared_calls import Answering, Answers, Requests, SamplerLost
+from verl_ext.trainer.support import ASKED, likely_of
 from verl_ext.trainer.vllm_door import middleware_of
 
 
@@ -31,6 +32,8 @@ class FinishReasonServer(vLLMHttpServer):
         self._reasons: dict[str, str | None] = {}
         self._scored: dict[str, Any] = {}
         """By request: what is to be scored of its prompt; once it ended, the scores."""
+        self._likely: dict[str, Any] = {}
+        """By request: how many of the most likely tokens are wanted with each sampled one; then vLLM's log-probs."""
         self._answering = Answering(self.generate)
 
     async def begin(self, client: str, requests: Requests) -> None:
@@ -54,18 +57,26 @@ class FinishReasonServer(vLLMHttpServer):
         self, *args: Any, request_id: str, scored: dict[str, Any] | None = None, **kwargs: Any
     ) -> TokenOutput:
         """verl's. With `scored`, `{"start": ..., "top_k": ..., "adapter": ...}`, `extra_fields["scores"]` holds the
-        log-probs of the prompt from its token `start` on, of the base or with the adapter on (`base_teacher.py`)."""
+        log-probs of the prompt from its token `start` on, of the base or with the adapter on (`base_teacher.py`). Where
+        the sampling parameters ask for them, the most likely tokens are in the extra fields too (`support.py`)."""
         self._reasons[request_id] = None
+        kwargs["sampling_params"] = params = dict(kwargs["sampling_params"])
+        likely = params.pop(ASKED, 0)
+        if likely:
+            self._likely[request_id] = likely
         if scored is not None:
             self._scored[request_id] = scored
-            kwargs["sampling_params"] = kwargs["sampling_params"] | {"prompt_logprobs": scored["top_k"]}
+            params["prompt_logprobs"] = scored["top_k"]
         try:
             output = await super().generate(*args, request_id=request_id, **kwargs)
         except EngineDeadError as error:
             raise SamplerLost(str(error)) from error
         finally:
             reason, scores = self._reasons.pop(request_id), self._scored.pop(request_id, None)
+            logprobs = self._likely.pop(request_id, None)
         output.extra_fields["finish_reason"] = reason or "abort"
+        if likely:
+            output.extra_fields |= likely_of(logprobs if output.token_ids else None, likely)
         if scored is not None:
             for of_verl in ("prompt_ids", "prompt_logprobs"):  # every position's, a list each
                 output.extra_fields.pop(of_verl, None)
@@ -81,6 +92,8 @@ class FinishReasonServer(vLLMHttpServer):
             asked = self._scored.get(request_id)
             if asked is not None and not asked["adapter"]:
                 kwargs["lora_request"] = None
+            if request_id in self._likely:
+                sampling_params.logprobs = self._likely[request_id]
             async for output in theirs(prompt, sampling_params, request_id, *args, **kwargs):
                 if asked is not None and output.finished and output.prompt_logprobs:
                     self._scored[output.request_id] = scores_of(
@@ -88,6 +101,8 @@ class FinishReasonServer(vLLMHttpServer):
                     )
                 if output.request_id in self._reasons and output.outputs:
                     self._reasons[output.request_id] = output.outputs[0].finish_reason
+                    if output.request_id in self._likely:
+                        self._likely[output.request_id] = output.outputs[0].logprobs
                 yield output
 
         return generate

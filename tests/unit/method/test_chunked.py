@@ -205,3 +205,19 @@ def test_bad_settings_are_refused(changed, message):
         chunked_topk_divergence(hidden_ND, weight_VD, ids_NK, teacher_NK, **how)
     with pytest.raises(ValueError, match=message):
         chunked_from_logits(hidden_ND @ weight_VD.T, ids_NK, teacher_NK, **how)
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_entries_of_no_token_are_those_of_the_naive_form(kind, chunk_tokens):
+    leaves, ids_NK, teacher_NK = problem(8)
+    hidden_ND, weight_VD, bias_V = leaves
+    ids_NK[1, 0] = ids_NK[3, 2] = -1
+    ids_NK[5] = -1  # nothing but a tail
+    how = {"kind": kind, "mix": 0.3, "tail": True}
+    expected = topk_divergence(logits_of(leaves), ids_NK, teacher_NK, **how)
+    chunks = {"chunk_tokens": chunk_tokens}
+    found = chunked_topk_divergence(hidden_ND, weight_VD, ids_NK, teacher_NK, bias=bias_V, **how, **chunks)
+    assert_same(found, expected, leaves)
+    assert_same(chunked_from_logits(logits_of(leaves), ids_NK, teacher_NK, **how, **chunks), expected, leaves)
+    torch.testing.assert_close(found.divergence_N[5], torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)

@@ -250,3 +250,46 @@ def test_shapes_that_would_broadcast_are_refused():
     buckets = bucket_logits(student, teacher.topk(3).indices)
     with pytest.raises(ValueError, match="must share one"):
         bucket_divergence(buckets, teacher[:1, :3], kind="forward_kl", mix=0.0, tail=True)
+
+
+def test_the_students_support_by_hand():
+    # q = (1/2, 1/4, 1/8, 1/8), p = (1/8, 1/8, 1/4, 1/2); the student's most likely token and its tail.
+    student, teacher = logs([0.5, 0.25, 0.125, 0.125]), logs([0.125, 0.125, 0.25, 0.5])
+    found = topk_divergence(student, torch.tensor([[0]]), teacher[:, :1], kind="reverse_kl", mix=0.0, tail=True)
+    assert found.divergence_N.item() == pytest.approx(0.5 * math.log(4) + 0.5 * math.log(4 / 7))
+    assert found.tail_reverse_kl_N.item() == pytest.approx(math.log(4 / 7))
+    assert (found.student_mass_N.item(), found.teacher_mass_N.item()) == pytest.approx((0.5, 0.125))
+    whole = topk_divergence(student, torch.tensor([[0, 1, 2, 3]]), teacher, kind="reverse_kl", mix=0.0, tail=True)
+    # 1/2 log 4 + 1/4 log 2 + 1/8 log 1/2 + 1/8 log 1/4
+    assert whole.divergence_N.item() == pytest.approx(LN2 * (1 + 1 / 4 - 1 / 8 - 1 / 4))
+    assert whole.tail_reverse_kl_N.item() == 0.0
+
+
+@FEW
+@given(seed=SEEDS, k=st.integers(1, 9))
+def test_over_the_students_own_tokens_too_it_is_at_most_the_whole_one_and_that_at_the_whole_vocabulary(seed, k):
+    student, teacher = pair(seed)
+    full_N = divergence(student.log_softmax(-1), teacher, kind="reverse_kl", mix=0.0)
+    ids_NK = student.detach().topk(k).indices
+    found_N = topk_divergence(
+        student, ids_NK, teacher.gather(1, ids_NK), kind="reverse_kl", mix=0.0, tail=True
+    ).divergence_N
+    assert (found_N <= full_N + 1e-12).all()
+    if k == 9:
+        torch.testing.assert_close(found_N, full_N)
+        ours, exact = (torch.autograd.grad(x.sum(), student, retain_graph=True)[0] for x in (found_N, full_N))
+        torch.testing.assert_close(ours, exact)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_entry_of_no_token_is_a_support_without_it(kind):
+    student, teacher = pair(7)
+    ids_NK = student.detach().topk(4).indices
+    less = topk_divergence(student, ids_NK[:, 1:], teacher.gather(1, ids_NK[:, 1:]), kind=kind, mix=0.3, tail=True)
+    there = teacher.gather(1, ids_NK)
+    ids_NK[:, 0] = -1  # token 0 must stay in the tail, and what the teacher is said to think of -1 counts for nothing
+    found = topk_divergence(student, ids_NK, there, kind=kind, mix=0.3, tail=True)
+    for left, right in zip(found, less, strict=True):
+        torch.testing.assert_close(left, right)
+    ours, theirs = (torch.autograd.grad(x.divergence_N.sum(), student, retain_graph=True)[0] for x in (found, less))
+    torch.testing.assert_close(ours, theirs)

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
+from verl_ext.method.divergence import topk_divergence
 from verl_ext.method.policy_loss import (
     AGGREGATIONS,
     aggregate,
     importance_sampling_loss,
     ppo_clip_loss,
+    tail_sample_loss,
     truncated_importance_sampling_loss,
 )
 
@@ -107,3 +109,36 @@ def test_a_missing_global_denominator_is_refused_not_guessed(how):
 def test_bad_settings_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(1, 1))
+
+
+def test_samples_in_the_tail_and_the_buckets_are_the_whole_reverse_kl_on_average():
+    """Over every token that could be sampled: value and gradient of the exact KL, of whichever sampler."""
+    draw = torch.Generator().manual_seed(0)
+    logits, teacher_V, older_V = torch.randn(3, 8, generator=draw, dtype=torch.float64).mul(2).unbind()
+    teacher_V, older_V = teacher_V.log_softmax(-1), older_V.log_softmax(-1)
+    logits.requires_grad_()
+    student_V = logits.log_softmax(-1)
+    ids = torch.tensor([[5, 2, -1]])
+    buckets = topk_divergence(logits[None], ids, teacher_V[None, ids[0]], kind="reverse_kl", mix=0.0, tail=True)
+    in_tail_V = torch.tensor([token not in (5, 2) for token in range(8)])
+    tail = buckets.tail_reverse_kl_N.expand(8)
+    exact = (student_V.exp() * (student_V - teacher_V)).sum()
+    (wanted_V,) = torch.autograd.grad(exact, logits, retain_graph=True)
+    for sampler_V in (student_V.detach(), older_V):
+        loss_V = tail_sample_loss(student_V, sampler_V, teacher_V, tail, in_tail_V)
+        assert not loss_V[~in_tail_V].any()
+        mean = buckets.divergence_N[0] + (sampler_V.exp() * loss_V).sum()
+        assert mean.item() == pytest.approx(exact.item())
+        (found_V,) = torch.autograd.grad(mean, logits, retain_graph=True)
+        torch.testing.assert_close(found_V, wanted_V)
+
+
+def test_a_sample_in_the_tail_by_hand():
+    # log q = -2, log p = -5, and as one entry the tail is 1 nat likelier to the student: 2 nats, at a ratio of 2.
+    logprobs = torch.tensor([[-2.0, -2.0]], requires_grad=True)
+    rollout, teacher = torch.full((1, 2), -2.0 - math.log(2)), torch.full((1, 2), -5.0)
+    loss = tail_sample_loss(logprobs, rollout, teacher, torch.ones(1, 2), torch.tensor([[True, False]]))
+    loss.sum().backward()
+    assert_rows(loss.detach(), [[4.0, 0.0]])
+    assert logprobs.grad is not None
+    assert_rows(logprobs.grad, [[4.0, 0.0]])

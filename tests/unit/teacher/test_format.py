@@ -48,6 +48,7 @@ def test_the_key_tells_every_part_from_the_next() -> None:
         dataclasses.replace(base, response_mask=[0]),
         dataclasses.replace(base, top_k=4),
         dataclasses.replace(base, top_k=0),
+        *(dataclasses.replace(base, top_k=0, support_ids=np.array([ids], np.int32)) for ids in ([5], [6], [5, 6])),
     ]
     keys = {score_key("f", request) for request in [base, *others]} | {score_key("g", base)}
     assert len(keys) == len(others) + 2

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import web
 from fake_sglang import (
@@ -16,13 +18,14 @@ from fake_sglang import (
     edit,
     expected,
     hang,
+    logprob_of,
     open_pool,
     score,
     serve,
     status,
 )
 
-from verl_ext.teacher.client.http import largest_answer
+from verl_ext.teacher.client.http import ENTRY_BYTES, largest_answer
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherResponseError, TeacherUnavailableError
@@ -252,3 +255,79 @@ async def test_a_key_does_not_follow_to_another_server(server: FakeSGLang, monke
     assert isinstance(outcome, TeacherResponseError)
     assert "307" in str(outcome)
     assert not other.requests
+
+
+SUPPORT = np.array([[6, 2, 49], [1, 2, 3], [8, 2, -1], [9, 40, 0]], np.int32)
+"""Of the response 6 7 8 9, with `MASK`: the second token is a tool's."""
+MASK = [1, 0, 1, 1]
+
+
+async def test_named_tokens_come_per_wanted_token_beside_those_who_name_none(server: FakeSGLang) -> None:
+    async with open_pool(server, prime=True) as pool:
+        await pool.prime(ScoreRequest(PROMPT, []))
+        naming = ScoreRequest(PROMPT, RESPONSE, MASK, support_ids=SUPPORT)
+        plain, found = await pool.score([ScoreRequest(PROMPT, RESPONSE), naming])
+    assert plain.top_ids is None
+    assert plain.logprobs.tolist() == pytest.approx(expected(PROMPT, RESPONSE))
+    assert found.top_ids.tolist() == [[6, 2, 49], [0, 0, 0], [8, 2, -1], [9, 40, 0]]
+    for position, row in enumerate(found.top_logprobs.tolist()):
+        ids = PROMPT + RESPONSE[:position]
+        wanted = [-np.inf if token < 0 else logprob_of([*ids, token], len(ids)) for token in SUPPORT[position]]
+        assert row == pytest.approx(wanted if MASK[position] else [0, 0, 0])
+    bodies = [body["token_ids_logprob"] for body in server.requests if "token_ids_logprob" in body]
+    named = [ids for body in bodies for ids in body if ids]
+    assert named == [[0, 2, 6, 8, 9, 40, 49]]  # the tool's position names none
+
+
+def named_fault(change: Any) -> Any:
+    return lambda _request, answer: change(answer["meta_info"])
+
+
+def shifted(meta: dict) -> None:
+    rows = meta["input_token_ids_logprobs"]
+    rows[1:] = [*rows[2:], rows[1]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda meta: meta.pop("input_token_ids_logprobs"), "no readable log-probs of 7 named tokens"),
+        (lambda meta: meta["input_token_ids_logprobs"].pop(), "has not the 7 named tokens at 4 positions"),
+        (lambda meta: meta["input_token_ids_logprobs"][2].reverse(), "has not the 7 named tokens"),
+        (lambda meta: meta["input_token_ids_logprobs"][1][0].__setitem__(1, 0.5), "has not the 7 named tokens"),
+        (lambda meta: meta["input_token_ids_logprobs"][1].__setitem__(0, None), "no readable log-probs"),
+        (lambda meta: meta["input_token_ids_logprobs"][1][0].__setitem__(0, None), "named log-prob nan .* not finite"),
+        (lambda meta: meta["input_token_ids_logprobs"][1][0].__setitem__(0, 0.5), "named log-prob 0.5 .* above 0"),
+        (shifted, "named too has log-probs .* nats apart"),
+    ],
+)
+async def test_an_answer_that_is_not_of_the_named_tokens_is_none(server: FakeSGLang, fault: Any, message: str) -> None:
+    server.faults = [named_fault(fault)]
+    async with open_pool(server, max_retries=0) as pool:
+        outcome = await score(pool, PROMPT, RESPONSE, response_mask=MASK, support_ids=SUPPORT)
+    assert isinstance(outcome, TeacherError)
+    assert re.search(message, str(outcome)), outcome
+
+
+async def test_edges_of_named_tokens(server: FakeSGLang) -> None:
+    async with open_pool(server) as pool:
+        outcome = await score(pool, PROMPT, RESPONSE, response_mask=[0, 0, 0, 0], support_ids=SUPPORT)
+        assert (outcome.top_ids.tolist(), outcome.top_logprobs.tolist()) == ([[0] * 3] * 4, [[0] * 3] * 4)
+        nothing = np.full((4, 1), -1, np.int32)
+        assert (await score(pool, PROMPT, RESPONSE, support_ids=nothing)).top_logprobs.tolist() == [[-np.inf]] * 4
+        sent = len(server.requests)
+        with pytest.raises(ValueError, match="support token 50 is outside the teacher's vocabulary of 50"):
+            await score(pool, PROMPT, RESPONSE, support_ids=SUPPORT + 1)
+        with pytest.raises(ValueError, match="support token -2 is outside"):
+            await score(pool, PROMPT, RESPONSE, support_ids=SUPPORT - 1)
+        with pytest.raises(ValueError, match=r"support_ids of shape \(3, 3\) for 4 response tokens"):
+            await score(pool, PROMPT, RESPONSE, support_ids=SUPPORT[:3])
+        with pytest.raises(ValueError, match="top_k=2 beside support_ids"):
+            await score(pool, PROMPT, RESPONSE, support_ids=SUPPORT, top_k=2)
+    assert len(server.requests) == sent
+
+
+def test_an_answer_may_be_as_long_as_its_named_tokens_make_it() -> None:
+    plain = {"input_ids": [[1] * 10, [2] * 5]}
+    more = largest_answer(plain | {"token_ids_logprob": [[1, 2, 3], []]}) - largest_answer(plain)
+    assert more == 10 * 3 * ENTRY_BYTES

@@ -1,5 +1,7 @@
 """What a sample is when it reaches the queue: our worker under verl's, with verl's own loop, queue and trainer."""
 
+import math
+
 import pytest
 import torch
 from fake_sglang import logprob_of
@@ -9,6 +11,7 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl_ext.data.rows import MATH
 from verl_ext.trainer.agent_loop import DistillationAgentLoopManager, DistillationAgentLoopWorker
 from verl_ext.trainer.runner import plain_class
+from verl_ext.trainer.support import ASKED, IDS
 
 ANSWERS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
 
@@ -247,3 +250,44 @@ def test_another_loop_than_the_single_turn_one_goes_verls_way_and_is_scored_too(
 def test_verls_manager_starts_our_workers(run_config):
     manager = DistillationAgentLoopManager(run_config, llm_client=None)
     assert plain_class(manager.agent_loop_workers_class) is DistillationAgentLoopWorker
+
+
+SUPPORT = ("method.loss=reverse_kl", "method.top_k=3", "method.support=student", "method.tail_samples=true")
+
+
+def test_the_teacher_is_asked_for_the_students_tokens_and_what_the_bound_leaves_out_is_counted(make_run):
+    run = make_run(*SUPPORT, "method.support_tokens=4")
+    run.sampler.answers = [[5, 6, 7], [8, 9, 10]]
+    run.fit()
+    assert [request.get(ASKED) for request in run.sampler.requests] == [3] * 4
+    assert not any("top_logprobs_num" in body for body in run.teacher.requests)
+    for sample in run.samples:
+        # The sampler names 10 11 12, 10 12 13, 10 13 14: of five, 4 stay, and of two that are as likely the smaller id.
+        assert sample["teacher_top_ids"].tolist() == [[10, 11, 12], [10, 12, 13], [10, 13, -1]]
+        teachers = chat(run, f"{TEACHER_PROMPT}text {sample['index']}")
+        ids = [*teachers, *sample["responses"].tolist()]
+        for position, (tokens, logprobs) in enumerate(
+            zip(sample["teacher_top_ids"].tolist(), sample["teacher_top_logprobs"].tolist(), strict=True)
+        ):
+            at = len(teachers) + position
+            wanted = [-math.inf if token < 0 else logprob_of([*ids[:at], token], at) for token in tokens]
+            assert logprobs == pytest.approx(wanted)
+        assert IDS not in sample["extra_fields"]  # which nobody reads after it
+    (metrics,) = run.metrics
+    assert (metrics["teacher/support_tokens"], metrics["teacher/support_left_out"]) == (4 * 4, 4 * 1)
+
+
+def test_a_loop_that_loses_the_students_tokens_fails_its_samples_in_words(make_run):
+    run = make_run(*SUPPORT)
+    generate = run.sampler.generate
+
+    async def without(**request):
+        output = await generate(**request)
+        if request["prompt_ids"] == run.sampler.requests[0]["prompt_ids"]:
+            output.extra_fields.pop(IDS)
+        return output
+
+    run.sampler.generate = without
+    run.fit()
+    assert len(run.failures) > 0
+    assert all("take single_turn_agent, or method.support=teacher" in failure["cause"] for failure in run.failures)

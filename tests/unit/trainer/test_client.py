@@ -9,6 +9,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from verl_ext.trainer.client import GOES_FIRST, ResumingClient
 from verl_ext.trainer.shared_calls import SamplerLost
+from verl_ext.trainer.support import IDS, LOGPROBS
 
 
 def part(tokens: list[int], version: int, reason: str, **more) -> TokenOutput:
@@ -97,3 +98,14 @@ async def test_an_answer_whose_server_is_gone_stays_under_way():
     assert len(client.requests) == 2
     assert not asked.done()
     asked.cancel()
+
+
+def test_the_parts_of_an_answer_bring_their_most_likely_tokens_with_them():
+    parts = [part([3, 4], 5, "abort"), part([], 6, "abort"), part([6], 7, "stop")]
+    for one in parts:
+        rows = len(one.token_ids)
+        one.extra_fields[IDS] = np.array([[token, 9] for token in one.token_ids], np.int32).reshape(rows, 2)
+        one.extra_fields[LOGPROBS] = np.full((rows, 2), -0.1 * one.extra_fields["global_steps"], np.float32)
+    fields = Client(*parts).answer().extra_fields
+    assert fields[IDS].tolist() == [[3, 9], [4, 9], [6, 9]]
+    assert fields[LOGPROBS][:, 0].tolist() == pytest.approx([-0.5, -0.5, -0.7])

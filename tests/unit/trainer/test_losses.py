@@ -232,3 +232,23 @@ def test_mixture_and_tail_are_the_methods(mix, tail):
     student, teacher = (x if tail else x[:-1] for x in distributions(logits_1PV[0, 2], data, 0))
     mixture = (mix * teacher.exp() + (1 - mix) * student.exp()).log()
     torch.testing.assert_close(found, (teacher.exp() * (teacher - mixture)).sum())
+
+
+def test_a_sampled_token_outside_the_support_is_charged_for_how_the_tail_is_divided(actor):
+    """By the student of the update, whose ratio is 2 at the first token: 2 x (-1 + log 2 + 3 - 0.5) of the first row,
+    1 x (-1 + 4 - 0.5) of the last; the second token is in the support, the masked one counts for nothing."""
+    data = micro_batch()
+    data["rollout_log_probs"] = data["old_log_probs"]
+    data["teacher_logprobs"] = nested([[-3.0, -3.0, 7.0], [-4.0, 9.0, -4.0]])  # a padding sample keeps rows to spare
+    ids = [[[1, 2, -1], [5, 2, 3], [0, 0, 0]], [[7, 0, 2], [0, 0, 0], [1, 2, 3]]]  # responses 4 5 and 7 8 9
+    data["teacher_top_ids"] = nested([torch.tensor(row, dtype=torch.int32) for row in ids])
+    twice = at_positions([-1.0 + math.log(2), -1.0], [-1.0, -1.0, -1.0])
+    tail = at_positions([0.5, 0.5], [0.5, 0.5, 0.5])
+    method = MethodConfig(loss="reverse_kl", top_k=TOP_K, coef=2.0, tail_samples=True)
+    loss, metrics = loss_of(actor, method, data, log_probs=twice, tail_reverse_kl=tail)
+    charged = 2 * (-1.0 + math.log(2) + 3.0 - 0.5) + (-1.0 + 4.0 - 0.5)
+    assert loss == pytest.approx(2.0 * (3.75 + charged))
+    assert metrics["actor/divergence"] == pytest.approx(3.75 / 4)  # of the buckets alone
+    data["rollout_is_weights"] = nested([[0.5, 0.5], [2.0, 2.0, 2.0]])
+    weighed = 0.5 * (0.75 + 2 * (1.5 + math.log(2))) + 2.0 * (3.0 + 2.5)
+    assert loss_of(actor, method, data, log_probs=twice, tail_reverse_kl=tail)[0] == pytest.approx(2.0 * weighed)

@@ -315,7 +315,12 @@ def test_the_reference_pulls_the_student_back(make_run):
 
 
 @pytest.mark.parametrize(
-    ("method", "only"), [(["method.loss=forward_kl"], True), (["method.baseline=expected_reverse_kl"], False)]
+    ("method", "only"),
+    [
+        (["method.loss=forward_kl"], True),
+        (["method.loss=reverse_kl", "method.tail_samples=true"], False),
+        (["method.baseline=expected_reverse_kl"], False),
+    ],
 )
 def test_a_method_that_reads_the_students_logits_gives_the_actor_its_loss_and_asks_for_them(make_run, method, only):
     run = make_run(*method, "method.top_k=3").fit()

@@ -97,7 +97,10 @@ class SGLangHttp:
 def largest_answer(body: dict[str, Any]) -> int:
     """Bytes of the largest answer that SGLang can give to the body of a request."""
     tops = body.get("top_logprobs_num", [0] * len(body["input_ids"]))
-    entries = sum(len(ids) * (1 + top) for ids, top in zip(body["input_ids"], tops, strict=True))
+    named = body.get("token_ids_logprob", [[]] * len(tops))
+    entries = sum(
+        len(ids) * (1 + top + len(more)) for ids, top, more in zip(body["input_ids"], tops, named, strict=True)
+    )
     return BESIDE_BYTES + len(body["input_ids"]) * SEQUENCE_BYTES + entries * ENTRY_BYTES
 
 

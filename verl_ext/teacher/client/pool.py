@@ -190,6 +190,8 @@ class TeacherPool:
             )
         if not 0 <= request.top_k <= self.vocab_size:
             raise ValueError(f"top_k={request.top_k} is outside 0..{self.vocab_size}, the teacher's vocabulary")
+        if request.support_ids is not None:
+            self._check_support(request, request.support_ids)
         for name, ids in (("prompt", request.prompt_ids), ("response", request.response_ids)):
             if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
                 position, bad = next((i, token) for i, token in enumerate(ids) if not 0 <= token < self.vocab_size)
@@ -198,14 +200,26 @@ class TeacherPool:
                     f"{self.vocab_size}: teacher and student must share a tokenizer"
                 )
 
+    def _check_support(self, request: ScoreRequest, ids_RK: np.ndarray) -> None:
+        if request.top_k:
+            raise ValueError(f"top_k={request.top_k} beside support_ids: ask for the teacher's tokens or name some")
+        if ids_RK.ndim != 2 or len(ids_RK) != len(request.response_ids):
+            raise ValueError(f"support_ids of shape {ids_RK.shape} for {len(request.response_ids)} response tokens")
+        if ids_RK.size and not (ids_RK.min() >= -1 and ids_RK.max() < self.vocab_size):
+            worst = ids_RK.min() if ids_RK.min() < -1 else ids_RK.max()
+            raise ValueError(
+                f"support token {worst} is outside the teacher's vocabulary of {self.vocab_size}: teacher and student "
+                "must share a tokenizer"
+            )
+
 
 def _empty_score(request: ScoreRequest) -> Score:
     """The score of a request that wants no token."""
     rows = len(request.response_ids)
     return Score(
         logprobs=np.zeros(rows, np.float32),
-        top_ids=np.zeros((rows, request.top_k), np.int32) if request.top_k else None,
-        top_logprobs=np.zeros((rows, request.top_k), np.float32) if request.top_k else None,
+        top_ids=np.zeros((rows, request.columns), np.int32) if request.columns else None,
+        top_logprobs=np.zeros((rows, request.columns), np.float32) if request.columns else None,
     )
 
 

@@ -17,6 +17,7 @@ from verl_ext.teacher.types import Score, ScoreRequest, TeacherResponseError
 
 MAX_LOGPROB = 1e-4  # nats; a log-prob is <= 0, log-softmax in fp32 may round a little above
 CANARY_TOKENS = 12
+SAME_LOGPROB = 1e-3  # nats; one token's log-prob, asked for in two ways
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,31 @@ def build_body(spans: Sequence[Span], requests: Sequence[ScoreRequest | None]) -
             "return_flat_raw_top_logprobs": True,
             "return_flat_raw_top_logprobs_b64": True,
         }
+    named = [[] if request is None else named_tokens(request) for request in requests]
+    if any(named):
+        # The first must be a list: SGLang takes a list whose first entry is none for every sequence's.
+        body["token_ids_logprob"] = named
     return body
+
+
+def named_tokens(request: ScoreRequest) -> list[int]:
+    """What a request's `support_ids` name at any wanted position, ascending: SGLang takes one list a sequence."""
+    if request.support_ids is None:
+        return []
+    ids_nK = request.support_ids if request.response_mask is None else request.support_ids[_wanted(request)]
+    return np.unique(ids_nK[ids_nK >= 0]).tolist()
+
+
+def _wanted(request: ScoreRequest) -> np.ndarray:
+    """Of every response token, whether its log-prob is wanted, (R,)."""
+    mask = request.response_mask
+    return np.ones(len(request.response_ids), bool) if mask is None else np.asarray(mask, bool)
 
 
 def read_score(meta: dict[str, Any], span: Span, request: ScoreRequest, vocab_size: int) -> Score:
     """The answer to one request. Raises TeacherResponseError if it is not an answer to what was sent."""
     rows = len(request.response_ids)
-    wanted = np.ones(rows, bool) if request.response_mask is None else np.asarray(request.response_mask, bool)
+    wanted = _wanted(request)
     place = slice(span.first, span.last + 1)
 
     def spread(values: np.ndarray) -> np.ndarray:
@@ -93,6 +112,9 @@ def read_score(meta: dict[str, Any], span: Span, request: ScoreRequest, vocab_si
     if request.top_k:
         ids, values = _read_top(meta, span, request.top_k, vocab_size)
         top_ids, top_logprobs = spread(ids), spread(values)
+    elif request.support_ids is not None:
+        values = _read_support(meta, span, request, logprobs[place])
+        top_ids, top_logprobs = spread(request.support_ids[place].astype(np.int32)), spread(values)
     return Score(logprobs, top_ids, top_logprobs)
 
 
@@ -145,6 +167,38 @@ def _read_top(meta: dict[str, Any], span: Span, top_k: int, vocab_size: int) -> 
     if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
         raise TeacherResponseError("a top token is outside the vocabulary")
     return ids, _checked(values, shape, "top log-prob")
+
+
+def _read_support(meta: dict[str, Any], span: Span, request: ScoreRequest, sampled_n: np.ndarray) -> np.ndarray:
+    """Log-probs of the request's `support_ids` from `span.first` to `span.last`, (tokens, K).
+
+    `sampled_n`: those of the response's own tokens there. Where one is among the named, both must agree, which an
+    answer that is off by a position would not.
+    """
+    place = slice(span.first, span.last + 1)
+    assert request.support_ids is not None
+    support_nK, own_n = request.support_ids[place], np.asarray(request.response_ids[place])
+    named = named_tokens(request)
+    if not named:
+        return np.full(support_nK.shape, -np.inf, np.float32)
+    try:
+        nested = meta["input_token_ids_logprobs"][1:]
+        ids = [[entry[1] for entry in row] for row in nested]
+        values = [[entry[0] for entry in row] for row in nested]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise TeacherResponseError(f"no readable log-probs of {len(named)} named tokens: {error!r}") from error
+    if ids != [named] * len(own_n):
+        raise TeacherResponseError(f"the answer has not the {len(named)} named tokens at {len(own_n)} positions")
+    values_nU = _checked(values, (len(own_n), len(named)), "named log-prob")
+
+    def column(ids: np.ndarray) -> np.ndarray:
+        return np.searchsorted(named, ids).clip(max=len(named) - 1)
+
+    both_n = (np.asarray(named)[column(own_n)] == own_n) & _wanted(request)[place]
+    gap_n = np.abs(values_nU[np.arange(len(own_n)), column(own_n)] - sampled_n)[both_n]
+    if gap_n.size and gap_n.max() > SAME_LOGPROB:
+        raise TeacherResponseError(f"a sampled token that is named too has log-probs {gap_n.max():.2g} nats apart")
+    return np.where(support_nK < 0, np.float32(-np.inf), np.take_along_axis(values_nU, column(support_nK), axis=1))
 
 
 def _checked(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

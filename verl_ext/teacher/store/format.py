@@ -30,13 +30,15 @@ def score_key(fingerprint_id: str, request: ScoreRequest) -> bytes:
     A mask of None is the mask of all ones. `request.teacher` is a local name and does not count: the fingerprint does.
     """
     wanted = [1] * len(request.response_ids) if request.response_mask is None else request.response_mask
-    parts = (
+    parts: tuple[bytes, ...] = (
         fingerprint_id.encode(),
         _int64(request.prompt_ids),
         _int64(request.response_ids),
         np.asarray(wanted, dtype=bool).tobytes(),
         _int64([request.top_k]),
     )
+    if request.support_ids is not None:  # as a part more, so that the keys of other requests stay what they were
+        parts = (*parts, np.asarray(request.support_ids, dtype="<i4").tobytes())
     digest = hashlib.sha256(MAGIC + bytes([FORMAT_VERSION]))
     for part in parts:
         digest.update(COUNT.pack(len(part)))
