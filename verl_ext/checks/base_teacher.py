@@ -41,8 +41,8 @@ def check_base_teacher(config: DictConfig, teachers: Mapping[str, TeacherConfig]
             )
     if config.replay.share and any(teacher.refresh_every for teacher in ours):
         raise ValueError(
-            f"replay.share={config.replay.share} with teacher.refresh_every=1: a stored score is of a teacher that has "
-            "moved on; leave one out"
+            f"replay.share={config.replay.share} with teacher.refresh_every=1: a stored score is that of a teacher "
+            "that has moved on; leave one out"
         )
     most = OmegaConf.select(config, MAX_LOGPROBS) or MOST_LIKELY
     if most >= 0 and not 0 <= top_k <= most:

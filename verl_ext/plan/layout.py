@@ -120,7 +120,7 @@ def pools(run: Run, hardware: HardwareConfig) -> list[Pool]:
     student = {phase: merge(parts, on_device) for phase, parts in _student(run, hardware).items()}
     host = {phase: merge(parts, on_host) for phase, parts in _host(run).items()}
     name = "trainer + vLLM" if not run.rollout.devices else "trainer"
-    if hardware.teacher == "shared":
+    if hardware.teacher == "shared" or run.teacher.in_sampler:
         student, name = {phase: merge(student[phase], teacher[phase]) for phase in PHASES}, f"{name} + teacher"
     if hardware.unified_memory:
         student = {phase: merge(student[phase], host[phase]) for phase in PHASES}
@@ -128,7 +128,7 @@ def pools(run: Run, hardware: HardwareConfig) -> list[Pool]:
     if run.rollout.devices:
         vllm = {phase: merge(memory.rollout_awake(run, size)) for phase in PHASES}
         found.append(Pool("vLLM", run.rollout.devices, hardware.capacity, vllm))
-    if hardware.teacher == "own":
+    if hardware.teacher == "own" and not run.teacher.in_sampler:
         found.append(Pool("teacher", run.teacher.tp * run.teacher.dp, hardware.capacity, teacher))
     if not hardware.unified_memory:
         found.append(Pool("main memory", 1, int(hardware.host_memory_gib * GIB), host))
@@ -199,7 +199,7 @@ def _devices(run: Run, hardware: HardwareConfig) -> list[str]:
             f"trainer.nnodes={trainer.nodes}, trainer.n_gpus_per_node={trainer.ranks_per_node}: {hardware.name} has "
             f"{hardware.nodes} nodes of {hardware.devices_per_node}"
         )
-    needed, sampling = teacher.tp * teacher.dp, run.rollout.devices
+    needed, sampling = 0 if teacher.in_sampler else teacher.tp * teacher.dp, run.rollout.devices
     if hardware.teacher != "own" and trainer.ranks + sampling > hardware.devices:
         found.append(
             f"pipeline.placement=separate: {trainer.ranks} for the trainer and {sampling} for vLLM are more than "
@@ -245,7 +245,7 @@ def _caches(run: Run, hardware: HardwareConfig) -> list[str]:
         )
     cache = memory.teacher_static(run, size)["teacher KV cache"]
     one_sequence = run.trainer.longest * memory.kv_bytes(run.teacher_shape, run.teacher.tp)
-    if hardware.teacher != "elsewhere" and cache < one_sequence:
+    if hardware.teacher != "elsewhere" and not run.teacher.in_sampler and cache < one_sequence:
         found.append(
             f"teacher.mem_fraction_static={run.teacher.memory_fraction}: leaves {cache / GIB:.1f} GiB for the "
             f"teacher's KV cache beside its weights, one sequence takes {one_sequence / GIB:.1f}"

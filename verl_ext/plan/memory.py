@@ -9,7 +9,6 @@ kernel, half precision and experts, and all engines' workspaces.
 from verl_ext.plan.hardware import GIB
 from verl_ext.plan.run import Run
 from verl_ext.run.model_shape import ModelShape
-from verl_ext.teacher.config import BASE
 
 Parts = dict[str, int]
 """Bytes by what they are for."""
@@ -147,7 +146,7 @@ def rollout_asleep(run: Run, device_memory: int) -> Parts:
 def teacher_static(run: Run, device_memory: int) -> Parts:
     """SGLang's weights and KV cache on one device. The cache may be negative: the weights exceed the share."""
     teacher, shape = run.teacher, run.teacher_shape
-    if teacher.mode == BASE:  # vLLM's weights and cache
+    if teacher.in_sampler:  # vLLM's weights and cache
         return {"teacher weights": 0, "teacher KV cache": 0, "teacher workspace": 0}
     weights = stored_bytes(shape, teacher.weight_bytes, fp8=teacher.quantized) // teacher.tp
     wanted = teacher.max_total_tokens * kv_bytes(shape, teacher.tp) * teacher.weight_bytes // 2

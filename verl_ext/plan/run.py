@@ -7,6 +7,7 @@ from omegaconf import DictConfig, ListConfig
 
 from verl_ext.plan.shape import UnknownModelError, load_shape
 from verl_ext.run.model_shape import ModelShape
+from verl_ext.teacher.config import BASE
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
 REPLAYED_TOKEN_BYTES, REPLAYED_TOP_BYTES, REPLAYED_INDEX_BYTES = 13, 8, 5
@@ -90,6 +91,11 @@ class Teacher:
     memory_fraction: float
     """Share of a device for weights and KV cache."""
     max_total_tokens: int
+
+    @property
+    def in_sampler(self) -> bool:
+        """It is the student's base, whose weights and cache are vLLM's."""
+        return self.mode == BASE
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ METRICS = (
         SHARE,
         "(sum w)^2 / (n sum w^2) of the importance weights, over micro-batches",
     ),
+    Name("actor/off_policy_nll", NATS, "cross-entropy of the teacher's own answers, mean over their tokens"),
     Name("actor/divergence", NATS, "divergence of a direct loss at a position"),
     Name(
         "actor/expected_reverse_kl",
@@ -121,6 +122,9 @@ METRICS = (
     Name("training/off_policy/evicted_samples", "prompts", "dropped for their age in this step"),
     Name("training/off_policy/evicted_samples_staleness/<statistic>", VERSIONS, "age of those"),
     Name("training/rollout_failure/evicted_samples", "prompts", "failed, and replaced by others"),
+    Name("off_policy/rows", SAMPLES, "teacher's own answers that were trained on (`method.off_policy_share`)"),
+    Name("off_policy/tokens", TOKENS, "of these answers"),
+    Name("off_policy/passes", COUNT, "over the file of these answers, since the run began"),
     Name("replay/drawn", SAMPLES, "drawn from the buffer for this step"),
     Name("replay/trained", SAMPLES, "of these, trained on"),
     Name("replay/refused_<reason>", SAMPLES, "drawn, or offered, and not taken, by reason"),

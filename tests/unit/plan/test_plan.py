@@ -347,6 +347,22 @@ def test_an_adapter_is_merged_into_the_base_in_fp32_whatever_was_trained():
     assert (whole, lora) == (2 * RUN.student.total, 4 * RUN.student.total)
 
 
+def test_the_base_as_its_own_teacher_takes_no_device_and_no_second_copy():
+    """Scoring makes logits where vLLM is; a server of the same model would hold weights and a cache besides."""
+    alone = changed(changed(RUN, "trainer", ranks_per_node=1, shards=1, lora_rank=32), "teacher", tp=1, dp=1)
+    alone = dataclasses.replace(alone, teacher_shape=alone.student)
+    for machine in (SHARED, NODE):
+        served = changed(alone, "teacher", quantized=False, shares_device=machine is SHARED)
+        own = changed(served, "teacher", mode="base", shares_device=False)
+        assert problems(own, machine) == []
+        assert [pool.name for pool in pools(own, machine)] == ["trainer + vLLM + teacher", "main memory"]
+        assert {pool.phases["update"].get("teacher weights", 0) for pool in pools(own, machine)} == {0}
+        taken = [
+            sum(pool.phases["score"].get("teacher weights", 0) for pool in pools(run, machine)) for run in (served, own)
+        ]
+        assert taken == [2 * RUN.student.total, 0]
+
+
 def test_unified_memory_is_counted_once():
     unified = dataclasses.replace(SHARED, unified_memory=True)
     alone = changed(changed(RUN, "trainer", ranks_per_node=1, shards=1), "teacher", mode="external", tp=1, dp=1)
