@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arms.runs import report
-from benchmarks.arms.scoring_arms import Model, Outcome, SGLangArms, Workload, write_model
+from benchmarks.arms.scoring_arms import Model, Outcome, ServerArms, Workload, write_model
 from benchmarks.arms.verl_teacher import VerlTeacher
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
@@ -120,7 +120,7 @@ async def run_model(model: Model, rounds: int, folder: Path) -> list[dict]:
         server = stack.enter_context(SGLangServer(config, path / "sglang.log"))
         server.wait_ready()  # before vLLM, which could take the port that SGLang binds last
         verl = await stack.enter_async_context(VerlTeacher(path, MAX_MODEL_LEN, path / "vllm.log"))
-        sglang = SGLangArms(server, model.vocab_size)
+        sglang = ServerArms(server, model.vocab_size)
         arms: dict[str, Arm] = dict(zip(ARMS, (sglang.ours, sglang.from_zero, verl.score), strict=True))
         for arm in arms.values():  # first-call costs belong to no round
             await arm(WARM_UP.requests(model.vocab_size, seed=0))

@@ -37,6 +37,7 @@ from verl_ext.sampling.served import read_answer
 from verl_ext.sampling.types import Answer, SamplingConfig
 from verl_ext.teacher.client.protocol import prompt_span, read_cached_tokens, read_metas, read_score, span_of
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.engines.known import engine_of
 from verl_ext.teacher.store.fingerprint import TeacherFingerprint
 from verl_ext.teacher.store.format import CorruptScoreError, decode_score, encode_score
 from verl_ext.teacher.store.probe_record import ProbeRecord
@@ -113,6 +114,14 @@ def replies(data: bytes, _scratch: Path) -> object:
     assert all(np.isfinite(score.logprobs).all() and score.logprobs.shape == (4,) for score in found)
     assert prompt_span(REQUEST.prompt_ids)
     return [read_cached_tokens(meta) for meta in metas]
+
+
+def vllm_replies(data: bytes, _scratch: Path) -> object:
+    span, engine = span_of(REQUEST), engine_of("vllm")
+    assert span is not None
+    found = [engine.score(answer, span, REQUEST, VOCABULARY) for answer in engine.answers(data)]
+    assert all(np.isfinite(score.logprobs).all() and score.logprobs.shape == (4,) for score in found)
+    return found
 
 
 def openai(data: bytes, _scratch: Path) -> object:
@@ -217,7 +226,12 @@ META = {
     "input_top_logprobs": [None, *([[-1.0, 1, None], [-2.0, 2, None]] for _ in range(4))],
     "cached_tokens": 2,
 }
-FINGERPRINT = TeacherFingerprint("ab", None, "float32", "auto", "0.5.21")
+VLLM_PLACES = [
+    {str(token): {"logprob": -3.5, "rank": 9}, "1": {"logprob": -0.5, "rank": 1}, "2": {"logprob": -1.5, "rank": 2}}
+    for token in (4, 5, 6, 7, 8, 9)
+]
+VLLM_CHOICE = {"index": 0, "text": "a", "prompt_logprobs": [None, *VLLM_PLACES]}
+FINGERPRINT = TeacherFingerprint("ab", None, "float32", "auto", "sglang", "0.5.21")
 OPENAI = {"choices": [{"message": {"content": "en"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}
 MADE = {"settings": {"seed": 1, "hub": {"path": "a"}}, "files": {"made.txt": "0" * 64}}
 STEP = {"step": 1, "stages": [["a", 1.0], ["end", 2.0]], "student": [[1.0, 2.0]], "teacher": []}
@@ -256,6 +270,7 @@ PARSERS: Mapping[str, Parser] = {
     "metrics": Parser(in_file("metrics.jsonl", read_metrics), (lines({"step": 1, "a": 1.5}, {"step": 2}) + b'{"st',)),
     "timeline": Parser(in_file("timeline.jsonl", read_timeline), (lines(STEP) + b'{"st',)),
     "SGLang's replies": Parser(replies, (json.dumps([{"meta_info": META}]).encode(),), share=2),
+    "vLLM's replies": Parser(vllm_replies, (json.dumps({"choices": [VLLM_CHOICE]}).encode(),), share=2),
     "OpenAI's replies": Parser(openai, (json.dumps(OPENAI).encode(),)),
     "store values": Parser(store_value, (encode_score(KEY, SCORE), encode_score(KEY, Score(SCORE.logprobs)))),
     "store file": Parser(store_file, (sqlite_seed(),), share=0.02),

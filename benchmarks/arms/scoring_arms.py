@@ -1,4 +1,4 @@
-"""The arms of `teacher_scoring.py` on SGLang: the same sequences scored by our pool, and from position 0.
+"""The arms of `teacher_scoring.py` and `teacher_engines.py`: the same sequences by our pool, and from position 0.
 
 verl_teacher.py has the third, verl's own.
 
@@ -19,6 +19,7 @@ import orjson
 import psutil
 
 from verl_ext.teacher.client.pool import TeacherPool
+from verl_ext.teacher.engines.known import engine_of
 from verl_ext.teacher.server.process import SGLangServer, group_members
 from verl_ext.teacher.types import Score, ScoreRequest
 
@@ -109,8 +110,8 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t0", pad_token="t1").save_pretrained(folder)
 
 
-class SGLangArms:
-    """Both ways to ask one SGLang server; each call begins with an empty prefix cache."""
+class ServerArms:
+    """Both ways to ask one server; each call begins with an empty prefix cache. From zero: of SGLang."""
 
     def __init__(self, server: SGLangServer, vocab_size: int) -> None:
         self.server = server
@@ -162,8 +163,10 @@ class SGLangArms:
         return Outcome(seconds, logprobs, own_cpu() - client_cpu, cpu_of_group(self._group) - server_cpu)
 
     async def _flush(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=30)
-        url = f"{self.server.url}/flush_cache?timeout=10"  # seconds that it waits for an idle scheduler
+        timeout, path = aiohttp.ClientTimeout(total=30), engine_of(self.server.config.engine).flush_path
+        if path is None:
+            return
+        url = f"{self.server.url}{path}?timeout=10"  # seconds that it waits for an idle scheduler
         async with aiohttp.ClientSession(timeout=timeout) as session, session.post(url) as answer:
             answer.raise_for_status()
 

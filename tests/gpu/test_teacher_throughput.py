@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
 def measure(machine, folder: Path, precision: str, log: Path) -> dict[str, dict[str, float]]:
     """Median seconds of both arms by workload."""
-    from benchmarks.arms.scoring_arms import SGLangArms, Workload
+    from benchmarks.arms.scoring_arms import ServerArms, Workload
     from verl_ext.teacher.config import TeacherConfig
     from verl_ext.teacher.server.process import SGLangServer
     from verl_ext.teacher.teachers import vocab_size_of
@@ -29,7 +29,7 @@ def measure(machine, folder: Path, precision: str, log: Path) -> dict[str, dict[
     found: dict[str, dict[str, float]] = {}
     with SGLangServer(TeacherConfig(**machine.teacher_settings(folder, precision, context_length=2048)), log) as server:
         server.wait_ready(300)
-        sglang = SGLangArms(server, vocab_size)
+        sglang = ServerArms(server, vocab_size)
         for name, lengths in LENGTHS.items():
             workload = Workload(*lengths)
             requests = workload.requests(vocab_size, seed=1)

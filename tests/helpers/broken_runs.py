@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import IO
 
 from fake_sglang import FakeSGLang
+from fake_vllm import FakeVLLM
 from model_pair import Pair
 from saved_checkpoints import SHARD, save
 from tiny_student import ROW
+
+from verl_ext.run.models import load_tokenizer
 
 
 def teacher(change: Callable[[Path], None]) -> Callable[[Pair], list[str]]:
@@ -159,6 +162,20 @@ def served(*, right_model: bool, **info: str) -> Callable[[Pair], list[str]]:
     return override
 
 
+def served_by_vllm(*more: str, right_model: bool = True) -> Callable[[Pair], list[str]]:
+    """An external vLLM as it is started by default."""
+
+    def override(pair: Pair) -> list[str]:
+        tokenizer = load_tokenizer(str(pair.student))
+        fake = FakeVLLM(vocabulary=2, tokenize=lambda text: tokenizer.encode(text, add_special_tokens=False))
+        if right_model:
+            fake.info["data"][0]["root"] = str(pair.student)
+        pair.serve(fake)
+        return ["teacher.engine=vllm", "teacher.mode=external", f"teacher.urls=[{fake.url}]", *more]
+
+    return override
+
+
 def begun_otherwise(pair: Pair) -> list[str]:
     """A folder that holds another run, which has a checkpoint."""
     run_dir = pair.scratch / "run"
@@ -299,6 +316,11 @@ BROKEN = [
     ),
     (
         "support",
+        words(*STUDENTS, "teacher.engine=vllm"),
+        r"teacher\.engine=vllm: vLLM scores no tokens that it is given.*set teacher\.engine=sglang, or method\.supp",
+    ),
+    (
+        "support",
         words(*STUDENTS, "method.top_k=32"),
         r"method\.top_k=32: with method\.support=student vLLM gives at most 20 a position; set \+\S+=32, or a smaller",
     ),
@@ -434,6 +456,11 @@ BROKEN = [
     ("exposure", words("teacher.host=0.0.0.0"), r"teacher\.host=0\.0\.0\.0 lets other machines in"),
     ("interpreter", words("teacher.python=/nowhere/python"), r"teacher\.python=/nowhere/python.*make setup"),
     (
+        "interpreter",
+        words("teacher.engine=vllm", "teacher.python=/bin/false"),
+        r"teacher\.python: /bin/false cannot tell its vLLM's version .* or give the python of one that has vLLM",
+    ),
+    (
         "teacher weights",
         teacher(changed_config(quantization_config={"quant_method": "fp8"})),
         r"teacher\.model_path: .* holds fp8 weights.*teacher\.device=cuda",
@@ -488,6 +515,16 @@ BROKEN = [
         "served model",
         served(right_model=True, dtype="bfloat16"),
         r"teacher\.dtype=float32: http://\S+ serves in bfloat16, .*; set",
+    ),
+    (
+        "served model",
+        served_by_vllm(right_model=False),
+        r"http://\S+ serves /models/teacher, and teacher\.model_path=.*; give teacher\.model_path",
+    ),
+    (
+        "teacher engine",
+        served_by_vllm("method.loss=forward_kl", "method.top_k=32"),
+        r"method\.top_k=32: .*greater than max allowed: 20.*; start the server so .*--max-logprobs 32\), or lower",
     ),
     ("served tokenizer", served(right_model=True), r"makes other tokens than student\.path's of 17 of 17 texts"),
     (

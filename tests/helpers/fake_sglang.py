@@ -70,6 +70,14 @@ class FakeSGLang:
             meta["input_token_ids_logprobs"] = [None, *rows]
         return {"text": "", "meta_info": meta}
 
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/generate", self.generate),
+            web.post("/v1/tokenize", self.tokens),
+            web.get("/model_info", self.tell),
+            web.get("/server_info", self.tell),
+        ]
+
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
@@ -128,10 +136,7 @@ def edit(change: Callable[[list[list[Any]]], Any]) -> Fault:
 
 async def serve(fake: FakeSGLang) -> web.AppRunner:
     app = web.Application()
-    app.router.add_post("/generate", fake.generate)
-    app.router.add_post("/v1/tokenize", fake.tokens)
-    app.router.add_get("/model_info", fake.tell)
-    app.router.add_get("/server_info", fake.tell)
+    app.add_routes(fake.routes())
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

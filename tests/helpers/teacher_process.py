@@ -12,8 +12,10 @@ from pathlib import Path
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        entries = [[None if i == 0 else -1.0, token, None] for i, token in enumerate(body["input_ids"])]
-        self.answer(json.dumps({"meta_info": {"input_token_logprobs": entries}}))
+        entries = [
+            [[None if i == 0 else -1.0, token, None] for i, token in enumerate(ids)] for ids in body["input_ids"]
+        ]
+        self.answer(json.dumps([{"meta_info": {"input_token_logprobs": each}} for each in entries]))
 
     def do_GET(self) -> None:
         self.answer("# TYPE sglang:x gauge\nsglang:x 3.0\n")

@@ -10,7 +10,7 @@ from verl_ext.teacher.store.fingerprint import TeacherFingerprint
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherUnavailableError
 
 VOCAB = 64
-FINGERPRINT = TeacherFingerprint("m", None, "float32", "auto", "0.5.21")
+FINGERPRINT = TeacherFingerprint("m", None, "float32", "auto", "sglang", "0.5.21")
 
 
 class TransformersScorer:

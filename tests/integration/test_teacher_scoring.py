@@ -1,4 +1,4 @@
-"""A real SGLang server on the CPU: its log-probs against transformers, and that nothing of it stays behind."""
+"""Real servers on the CPU, SGLang's and vLLM's: log-probs against transformers, and that nothing stays behind."""
 
 import contextlib
 import dataclasses
@@ -33,17 +33,23 @@ ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-4  # nats, fp32
 VOCAB = 258
 API_KEY = "a-secret-for-the-test"
+PATHS = {"sglang": ["/generate"], "vllm": ["/v1/completions", "/tokenize", "/health"]}
 Sequences = list[tuple[list[int], list[int]]]
 
 
-@pytest.fixture(scope="module")
-def server(tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServer]:
+@pytest.fixture(scope="module", params=["sglang", "vllm"])
+def server(
+    request: pytest.FixtureRequest, tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SGLangServer]:
+    # So that a longer prompt is scored in chunks.
+    chunked = {"sglang": ["--chunked-prefill-size", "128"], "vllm": ["--max-num-batched-tokens", "128"]}
     config = TeacherConfig(
         model_path=str(tiny_qwen3),
-        python=teacher_python,
+        engine=request.param,
+        python=teacher_python if request.param == "sglang" else sys.executable,
         startup_timeout_s=240,
         context_length=1024,
-        extra_args=["--chunked-prefill-size", "128"],  # so that a longer prompt is scored in chunks
+        extra_args=chunked[request.param],
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(config.api_key_env, API_KEY)
@@ -126,7 +132,7 @@ async def test_every_path_equals_transformers_and_a_shift_does_not(
     print(f"\n{len(found)} log-probs, greatest difference to transformers {difference:.2e} nats, {metrics}")
     assert difference < TOLERANCE
     assert greatest_difference(found[1:], expected[:-1]) > 100 * TOLERANCE  # one position off would be seen
-    if settings["prime"]:
+    if settings["prime"] and server.config.engine == "sglang":
         assert metrics["cached_tokens"] > 0.6 * prompt_tokens
 
 
@@ -217,13 +223,25 @@ async def test_long_and_edge_requests(server: SGLangServer, tiny_qwen3: Path) ->
 async def test_api_key_is_needed_and_shows_nowhere(server: SGLangServer) -> None:
     for given in (None, "", "Bearer wrong", f"Bearer {API_KEY}0", API_KEY):
         wrong = {} if given is None else {"Authorization": given}
-        request = urllib.request.Request(f"{server.url}/generate", b"{}", wrong)
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(request, timeout=10)
+        for path in PATHS[server.config.engine]:
+            request = urllib.request.Request(f"{server.url}{path}", b"{}", wrong)
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(request, timeout=10)
     assert API_KEY not in server.log_path.read_text()
     assert server._process is not None
     for pid in group_members(server._process.pid):
         assert API_KEY not in Path(f"/proc/{pid}/cmdline").read_text()
+        assert API_KEY not in Path(f"/proc/{pid}/environ").read_text()
+
+
+async def test_a_server_loads_no_adapter_while_it_runs(server: SGLangServer) -> None:
+    if server.config.engine == "sglang":
+        pytest.skip("SGLang loads adapters only where it was started with --enable-lora")
+    request = urllib.request.Request(
+        f"{server.url}/v1/load_lora_adapter", b"{}", {"Authorization": f"Bearer {API_KEY}"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(request, timeout=10)
 
 
 def test_port_in_use_is_said_before_starting(server: SGLangServer, tmp_path: Path) -> None:
@@ -236,7 +254,7 @@ def test_stop_leaves_no_process(server: SGLangServer) -> None:
     """Last user of the shared server."""
     assert server._process is not None
     group = server._process.pid
-    assert len(group_members(group)) >= 4  # guard, server, scheduler, detokenizer
+    assert len(group_members(group)) >= 4  # guard, server, and what that starts
     started = time.monotonic()
     server.stop()
     assert group_members(group) == []

@@ -13,7 +13,8 @@ from verl_ext.run.models import chat_text, context_length, end_tokens, may_know,
 from verl_ext.teacher.config import BASE
 
 KEPT_BACK = 7
-"""Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py)."""
+"""Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py).
+vLLM: 1."""
 ANSWER = "answer"
 FP32_BYTES = 4
 SHARED_MEMORY = "/dev/shm"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from verl_ext.checks.agreement import (
 from verl_ext.checks.check import Check
 from verl_ext.checks.config import DoctorConfig, Tolerance
 from verl_ext.checks.context import COLUMNS, Context
-from verl_ext.checks.finding import FAIL, WARN, Finding, refused
+from verl_ext.checks.finding import FAIL, OK, WARN, Finding, refused
 from verl_ext.checks.machine import measure_memory
 from verl_ext.checks.record import check_record
 from verl_ext.checks.reference import Rollout, sample_with_transformers, transformers_logprobs, weights_bytes
@@ -33,6 +34,7 @@ from verl_ext.sampling.types import EngineConfig, Request, SamplingConfig
 from verl_ext.sampling.vllm import VllmSampler
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.engines.known import engine_of
 from verl_ext.teacher.server.supervisor import serving_teacher
 from verl_ext.teacher.teachers import teacher_of_row, vocab_size_of
 from verl_ext.teacher.types import Scorer, ScoreRequest, TeacherError
@@ -193,9 +195,12 @@ async def repeated_scoring(asked: Asked) -> Finding:
 
 async def prefix_cache(asked: Asked) -> Finding:
     """The same requests with a flushed and with a primed cache."""
-    case = asked.case
-    trial = await cached_and_uncached(asked.make_pool, case.probes, asked.urls, asked.teacher.api_key_env)
-    fix = "cached prompts give other log-probs: teacher.extra_args=[--disable-radix-cache], and report it to SGLang"
+    case, engine = asked.case, engine_of(asked.teacher.engine)
+    if engine.flush_path is None:
+        return Finding(OK, f"{engine.title} reads none while it scores; what that costs: teacher engine")
+    flush_urls = [urljoin(url, engine.flush_path) for url in asked.urls]
+    trial = await cached_and_uncached(asked.make_pool, case.probes, flush_urls, asked.teacher.api_key_env)
+    fix = "cached prompts give other log-probs: teacher.extra_args=[--disable-radix-cache], and report it"
     finding = judge_noise([trial.uncached, trial.cached], case.tolerance, fix)
     shares = {"uncached_share": trial.uncached_share, "cached_share": trial.cached_share}
     seen = f"{trial.cached_share:.0%} of the tokens cached against {trial.uncached_share:.0%}: {finding.seen}"

@@ -16,8 +16,9 @@ from verl_ext.run.models import check_model
 from verl_ext.run.resume import check_ranks, check_resume, resume_of
 from verl_ext.run.settings import check_given, settings_of
 from verl_ext.teacher.client.pool import TeacherPool
-from verl_ext.teacher.config import BASE, TeacherConfig
+from verl_ext.teacher.config import BASE, DEFAULT_ENGINE, TeacherConfig
 from verl_ext.teacher.server.process import check_quantized_weights
+from verl_ext.teacher.store.fingerprint import version_of_engine
 from verl_ext.teacher.teachers import teacher_of_row
 from verl_ext.teacher.types import TeacherError
 from verl_ext.trainer.config import check_method
@@ -155,14 +156,16 @@ def exposure(context: Context, name: str) -> str:
 
 
 def interpreter(context: Context, name: str) -> str:
-    """The teacher environment's interpreter exists, where a server is started."""
+    """The teacher environment's interpreter exists, and has an engine that is not the default's."""
     if not _is_started(teacher := context.teachers[name]):
         return "no server is started"
     if shutil.which(Path(teacher.python).expanduser().absolute()) is None:
         raise ValueError(
             f"teacher.python={teacher.python}: no such interpreter; `make setup` (GPUs: `make setup-gpu`) creates it"
         )
-    return teacher.python
+    if teacher.engine == DEFAULT_ENGINE:  # whose interpreter is the default too
+        return teacher.python
+    return f"{teacher.python}, {teacher.engine} {version_of_engine(teacher.python, teacher.engine)}"
 
 
 def quantized_weights(context: Context, name: str) -> str:

@@ -59,7 +59,7 @@ async def fingerprint_now(teacher: TeacherConfig, urls: Sequence[str]) -> Teache
     """Of the files of a managed teacher; of an external one what it says, and its files where they are here too."""
     if teacher.mode == "managed":
         return fingerprint_of_files(teacher, model_folder(teacher))
-    served = await served_fingerprint(urls, teacher.api_key_env)
+    served = await served_fingerprint(urls, teacher)
     folder = Path(teacher.model_path or "").expanduser()
     return replace(served, model=hash_of_model(folder)) if folder.is_dir() else served
 

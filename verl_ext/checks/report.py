@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from verl_ext.checks.finding import Finding
 from verl_ext.run.environment import installed, machine
-from verl_ext.teacher.store.fingerprint import sglang_version_of
+from verl_ext.teacher.store.fingerprint import version_of_engine
 
 HIDDEN = "<hidden>"
 SECRET = re.compile(
@@ -55,12 +55,13 @@ def _short(finding: Finding) -> str:
 
 
 def versions(config: DictConfig) -> dict[str, str]:
-    """Of what computes, by package, the teacher's SGLang too; the commit, where this is a checkout."""
+    """Of what computes, by package, the teacher's engine too; the commit, where this is a checkout."""
+    teacher = config.teacher
     try:
-        sglang = sglang_version_of(config.teacher.python)
+        engine = version_of_engine(teacher.python, teacher.engine)
     except ValueError as error:
-        sglang = str(error)
-    return installed() | {"sglang": sglang}
+        engine = str(error)
+    return installed() | {f"teacher's {teacher.engine}": engine}
 
 
 def settings_without_secrets(config: DictConfig) -> Iterator[tuple[str, str]]:

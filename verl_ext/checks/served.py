@@ -8,7 +8,9 @@ from verl_ext.checks.context import Context
 from verl_ext.checks.finding import OK, WARN, Finding
 from verl_ext.run.file_hashes import same_weights
 from verl_ext.run.models import chat_text
-from verl_ext.teacher.client.served import Served, ServerInfo
+from verl_ext.teacher.client.served import ServerInfo
+from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.engines.engine import Served
 from verl_ext.teacher.types import TeacherError, TeacherResponseError
 
 NOT_OURS = "not asked: no server of others is"
@@ -25,7 +27,7 @@ def model(context: Context, name: str) -> Finding:
     if teacher.mode != "external" or teacher.store_mode == "replay":
         return Finding(OK, NOT_OURS)
     try:
-        served = {url: asyncio.run(_served(url, teacher.api_key_env)) for url in teacher.urls}
+        served = {url: asyncio.run(_served(url, teacher)) for url in teacher.urls}
     except TeacherResponseError as error:
         return Finding(WARN, str(error), "make sure yourself that it serves teacher.model_path")
     except TeacherError as error:
@@ -51,8 +53,8 @@ def model(context: Context, name: str) -> Finding:
     return Finding(OK, f"{first[0]}, weights {first[1]}", numbers={url: vars(found) for url, found in served.items()})
 
 
-async def _served(url: str, api_key_env: str) -> Served:
-    async with ServerInfo(url, api_key_env) as server:
+async def _served(url: str, teacher: TeacherConfig) -> Served:
+    async with ServerInfo(url, teacher) as server:
         return await server.served()
 
 
@@ -83,7 +85,7 @@ def tokenizer(context: Context, name: str) -> Finding:
     wanted = [own.encode(text, add_special_tokens=False) for text in texts]
     for url in teacher.urls:
         try:
-            found = asyncio.run(_tokenize(url, teacher.api_key_env, texts))
+            found = asyncio.run(_tokenize(url, teacher, texts))
         except TeacherError as error:
             fix = "start the server with its tokenizer, or make sure yourself that it is the student's"
             return Finding(WARN, f"{error}: its tokenizer cannot be compared", fix)
@@ -96,6 +98,6 @@ def tokenizer(context: Context, name: str) -> Finding:
     return Finding(OK, f"makes the student's tokens of {len(texts)} texts")
 
 
-async def _tokenize(url: str, api_key_env: str, texts: list[str]) -> list[list[int]]:
-    async with ServerInfo(url, api_key_env) as server:
+async def _tokenize(url: str, teacher: TeacherConfig, texts: list[str]) -> list[list[int]]:
+    async with ServerInfo(url, teacher) as server:
         return await server.tokenize(texts)

@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 from verl_ext.checks.base_teacher import MAX_LOGPROBS, MOST_LIKELY
 from verl_ext.checks.context import Context
 from verl_ext.teacher.config import BASE
+from verl_ext.teacher.engines.known import engine_of
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.support_config import STUDENT
 
@@ -33,5 +34,10 @@ def support(context: Context) -> str:
             raise ValueError(
                 "teacher.mode=base: vLLM scores no tokens that it is given, which method.support=student needs; set "
                 "teacher.mode=managed, or method.support=teacher"
+            )
+        if not (engine := engine_of(teacher.engine)).scores_named_tokens:
+            raise ValueError(
+                f"teacher.engine={teacher.engine}: {engine.title} scores no tokens that it is given, which "
+                "method.support=student needs; set teacher.engine=sglang, or method.support=teacher"
             )
     return f"the student's {method.top_k} most likely tokens"

@@ -5,7 +5,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from urllib.parse import urljoin
 
 import aiohttp
 import numpy as np
@@ -44,7 +43,7 @@ async def repeated(scorer: Scorer, requests: Sequence[ScoreRequest], repeats: in
 
 
 async def flush(urls: Sequence[str], api_key_env: str) -> None:
-    """Empty every server's prefix cache. Raises TeacherError if one has not done it after 10 seconds.
+    """Empty every prefix cache by a POST to `urls`. Raises TeacherError if one is not empty after 10 seconds.
 
     SGLang refuses with 400 while it works, and for a moment after it gave its last answer.
     """
@@ -54,14 +53,14 @@ async def flush(urls: Sequence[str], api_key_env: str) -> None:
             deadline = time.monotonic() + FLUSH_TIMEOUT_S
             while (refusal := await _flush_once(session, url)) is not None:
                 if time.monotonic() > deadline:
-                    raise TeacherError(f"{url}/flush_cache {refusal}")
+                    raise TeacherError(f"{url} {refusal}")
                 await asyncio.sleep(FLUSH_PAUSE_S)
 
 
 async def _flush_once(session: aiohttp.ClientSession, url: str) -> str | None:
     """Why the server did not flush; None if it did."""
     try:
-        async with session.post(urljoin(url, "/flush_cache")) as response:
+        async with session.post(url) as response:
             return None if response.status == 200 else f"answered {response.status}"
     except (aiohttp.ClientError, TimeoutError) as error:
         return f"{type(error).__name__}: {error}"
@@ -82,7 +81,7 @@ class CacheTrial:
 async def cached_and_uncached(
     make_scorer: MakeScorer, requests: Sequence[ScoreRequest], urls: Sequence[str], api_key_env: str
 ) -> CacheTrial:
-    """Flush before every single request; then flush once, prime every prompt and score all."""
+    """Flush, at `urls`, before every single request; then flush once, prime every prompt and score all."""
     scorer, uncached = make_scorer(), []
     try:
         for request in requests:

@@ -28,7 +28,7 @@ EAGER_LOGITS, COMPILED_LOGITS, LOGITS_WITHOUT_ENTROPY = 7, 4, 5
 FUSED_CHUNK, FUSED_COPIES = 512, 6
 """Tokens of a chunk of verl's fused log-prob kernel (FusedLinearForPPO), and its fp32 (chunk, vocabulary) tensors."""
 SCORED_TOKENS = 2048
-"""Tokens whose logits SGLang holds at once while scoring (its chunk; 0.5.17 on)."""
+"""Tokens whose logits a server holds at once while scoring: SGLang's chunk (0.5.17 on), vLLM's as we start it."""
 PREFILL_TOKENS = 8192
 """Tokens that an engine prefills at once."""
 
@@ -144,7 +144,7 @@ def rollout_asleep(run: Run, device_memory: int) -> Parts:
 
 
 def teacher_static(run: Run, device_memory: int) -> Parts:
-    """SGLang's weights and KV cache on one device. The cache may be negative: the weights exceed the share."""
+    """Weights and KV cache of its server on one device. The cache may be negative: the weights exceed the share."""
     teacher, shape = run.teacher, run.teacher_shape
     if teacher.in_sampler:  # vLLM's weights and cache
         return {"teacher weights": 0, "teacher KV cache": 0, "teacher workspace": 0}
@@ -152,13 +152,14 @@ def teacher_static(run: Run, device_memory: int) -> Parts:
     wanted = teacher.max_total_tokens * kv_bytes(shape, teacher.tp) * teacher.weight_bytes // 2
     context = 0
     if teacher.device == "cuda":
-        wanted = min(wanted, int(teacher.memory_fraction * device_memory) - weights)
+        left = int(teacher.memory_fraction * device_memory) - weights
+        wanted = left if teacher.fills_share else min(wanted, left)
         context = ENGINE_CONTEXT
     return {"teacher weights": weights, "teacher KV cache": wanted, "teacher workspace": context}
 
 
 def teacher_scoring(run: Run, device_memory: int) -> Parts:
-    """SGLang while it scores."""
+    """The teacher's server while it scores."""
     parts = teacher_static(run, device_memory)
     tokens = min(PREFILL_TOKENS, run.teacher.max_total_tokens)
     parts["teacher workspace"] += _workspace(run.teacher_shape, tokens, min(SCORED_TOKENS, tokens), run.teacher.tp)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, ListConfig
 from verl_ext.plan.shape import UnknownModelError, load_shape
 from verl_ext.run.model_shape import ModelShape
 from verl_ext.teacher.config import BASE
+from verl_ext.teacher.engines.known import engine_of
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
 REPLAYED_TOKEN_BYTES, REPLAYED_TOP_BYTES, REPLAYED_INDEX_BYTES = 13, 8, 5
@@ -76,10 +77,12 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The SGLang server."""
+    """The server that scores."""
 
     path: str
     mode: str
+    fills_share: bool
+    """Its KV cache takes what is left of its share of a GPU, whatever `max_total_tokens` is: vLLM."""
     shares_device: bool
     """A managed server on the trainer's device."""
     device: str
@@ -224,6 +227,7 @@ def read_run(config: DictConfig) -> Run:
         teacher=Teacher(
             path=teacher.model_path,
             mode=teacher.mode,
+            fills_share=engine_of(teacher.engine).fills_share,
             shares_device=teacher.share_device,
             device=teacher.device,
             tp=teacher.tp,

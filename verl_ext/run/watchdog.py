@@ -214,13 +214,13 @@ def dump_stacks(processes: Mapping[int, str], folder: Path) -> None:
 
 
 def python_processes() -> dict[int, str]:
-    """Of a run, below this process: those of Ray's actors, of vLLM and of SGLang, by id."""
+    """Of a run, below this process: those of Ray's actors, of vLLM and of a teacher's server, by id."""
     found = {os.getpid(): "driver"}
     for process in psutil.Process().children(recursive=True):
         try:
             title = " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
-        if title.startswith(("ray::", "VLLM::", "sglang::")) and not title.startswith("ray::IDLE"):
+        if title.startswith(("ray::", "VLLM::", "sglang::", "teacher::")) and not title.startswith("ray::IDLE"):
             found[process.pid] = title.split(" ")[0].split(".")[0]
     return found

@@ -1,1 +1,1 @@
-"""The teacher: an SGLang server that scores every token the student sampled."""
+"""The teacher: a server, SGLang or vLLM, that scores every token the student sampled."""

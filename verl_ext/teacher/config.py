@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 
 from verl_ext.run.api_key import check_key_name, strong_key
-from verl_ext.teacher.server_options import check_extra_args
+from verl_ext.teacher.server_options import OPTIONS, check_extra_args
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MANAGED, EXTERNAL, BASE = "managed", "external", "base"
 MODES = (MANAGED, EXTERNAL, BASE)
+ENGINES = tuple(OPTIONS)
+DEFAULT_ENGINE = "sglang"
 DEVICES = ("cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = (None, "fp8")
@@ -17,9 +19,9 @@ STORE_MODES = ("read_write", "replay")
 def usual_probe_tolerance(dtype: str, quantization: str | None) -> float:
     """Nats at the worst token of a fixed sequence by which one model may differ from itself, at this precision.
 
-    In float32 SGLang and transformers agree to 2e-6 on the demo's model, and 0.1 % noise in any one of its norms moves
-    it by 5e-5 or more. Below that precision rounding alone gives about 0.1; the rest is room for mixtures of experts,
-    whose routing depends on the batch.
+    In float32 SGLang, vLLM and transformers agree to 2e-6 on the demo's model, and 0.1 % noise in any one of its norms
+    moves it by 5e-5 or more. Below that precision rounding alone gives about 0.1; the rest is room for mixtures of
+    experts, whose routing depends on the batch.
     """
     return 1e-4 if dtype == "float32" and quantization is None else 0.5
 
@@ -49,6 +51,8 @@ class TeacherConfig:
     mode: str = MANAGED
     """`managed`: we start and stop the server. `external`: servers that already run, see `urls`. `base`: no server; the
     student's base in the sampler's memory scores, adapter off (`update=lora`, training alone)."""
+    engine: str = DEFAULT_ENGINE
+    """What scores: `sglang`, or `vllm`, which reads each sample's whole prompt again, whatever `prime` says."""
     refresh_every: int = 0
     """Steps after which the teacher of `mode=base` becomes what the student is: 0, never; 1, always: the student itself
     scores, adapter on, under the teacher's prompt. An older adapter is not kept."""
@@ -60,7 +64,8 @@ class TeacherConfig:
     model_path: str | None = None
     """Folder or Hugging Face name of the teacher. Needed when `mode=managed`."""
     python: str = ".venv-teacher/bin/python"
-    """Interpreter of the teacher's own environment (its pins and verl's do not mix)."""
+    """Interpreter of the teacher's own environment (its pins and verl's do not mix), which has `engine`. On a CPU the
+    trainer's own, `.venv/bin/python`, has vLLM."""
     host: str = "127.0.0.1"
     """Address the managed server listens on. Anything but loopback exposes it, and needs an API key."""
     port: int = 0
@@ -76,7 +81,8 @@ class TeacherConfig:
     mem_fraction_static: float = 0.5
     """Share of the device's memory for weights plus KV cache, 0 < x < 1. The rest is for other processes on it."""
     max_total_tokens: int = 65536
-    """KV cache size in tokens, >= 1: bounds what is scored at once and how many prompts stay cached."""
+    """KV cache size in tokens, >= 1: bounds what is scored at once and how many prompts stay cached. vLLM on a GPU
+    fills its share of the device instead."""
     context_length: int | None = None
     """Longest prompt plus response in tokens, >= 2. None takes the model's own."""
     share_device: bool = False
@@ -89,7 +95,7 @@ class TeacherConfig:
     ray_resource: str | None = None
     """A resource of the node that a managed server runs on (`ray start --resources='{"NAME": 1}'`). None: any node."""
     extra_args: list[str] = field(default_factory=list)
-    """More words for `sglang.launch_server`, put last so that they win, e.g. `["--chunked-prefill-size", "4096"]`:
+    """More words for the engine's server, put last so that they win, e.g. `["--chunked-prefill-size", "4096"]`:
     options of speed and memory (verl_ext/teacher/server_options.py)."""
     startup_timeout_s: float = 600.0
     """Seconds until the managed server must have answered its first log-prob request, > 0."""
@@ -124,7 +130,7 @@ class TeacherConfig:
     """Port on `host` where the managed worker shows Prometheus metrics, 0 to 65535 (0 picks a free one, which
     `recipe.serve_teacher` prints). -1: none."""
     fingerprint: str | None = None
-    """Identity under which scores are stored. None: a hash of the model's files, its precision and SGLang's version.
+    """Identity under which scores are stored. None: a hash of the model's files, its precision, engine and version.
     Give one for an external server whose files are not on this machine."""
     store_path: str | None = None
     """Folder of the score store; None keeps no scores. May be shared by runs on one machine."""
@@ -140,6 +146,7 @@ class TeacherConfig:
             object.__setattr__(self, "device", device_of_machine())
         if self.dtype == "by_device":
             object.__setattr__(self, "dtype", "float32" if self.device == "cpu" else "bfloat16")
+        _require(self.engine in ENGINES, "engine", f"{self.engine!r} must be one of {', '.join(ENGINES)}")
         _require(self.mode in MODES, "mode", f"{self.mode!r} must be one of {', '.join(MODES)}")
         live = f"{self.refresh_every} must be 0, or 1 with mode=base: an adapter of earlier steps is not kept"
         _require(self.refresh_every == 0 or (self.refresh_every == 1 and self.mode == BASE), "refresh_every", live)
@@ -159,7 +166,7 @@ class TeacherConfig:
             f"true with tp x dp = {self.tp * self.dp}: one device is shared; set both to 1, or share_device=false",
         )
         check_key_name("teacher.api_key_env", self.api_key_env)
-        check_extra_args(self.extra_args)
+        check_extra_args(self.extra_args, self.engine)
         for url in self.urls:
             _require(
                 isinstance(url, str) and url.startswith(("http://", "https://")),
@@ -181,7 +188,7 @@ class TeacherConfig:
         _require(
             self.quantization is None or self.dtype != "float32",
             "dtype",
-            "float32 with quantization=fp8 is not supported by SGLang: set teacher.dtype=bfloat16",
+            "float32 with quantization=fp8 runs in no engine: set teacher.dtype=bfloat16",
         )
 
     def _check_ranges(self) -> None:

@@ -1,15 +1,29 @@
-"""What `teacher.extra_args` may hold: SGLang's options of speed and memory, by their full names.
+"""What `teacher.extra_args` may hold: the engines' options of speed and memory, by their full names.
 
-The others of its five hundred open ports (`--host`, `--grpc-port`, `--kv-events-config`), run code
-(`--trust-remote-code`, `--enable-custom-logit-processor`, `--forward-hooks`), read and write files (`--config`,
-`--chat-template`, `--crash-dump-folder`), put keys into the process list (`--api-key`) or prompts into logs
-(`--log-requests`), or change what a setting of ours says. A list of those would lack the next one.
+The others of their hundreds open ports (`--host`, `--grpc-port`, `--kv-events-config`), run code
+(`--trust-remote-code`, `--enable-custom-logit-processor`, `--forward-hooks`, `--middleware`, `--worker-cls`), read and
+write files (`--config`, `--chat-template`, `--crash-dump-folder`), put keys into the process list (`--api-key`) or
+prompts into logs (`--log-requests`), or change what a setting of ours says. A list of those would lack the next one.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-ALLOWED = (
+
+@dataclass(frozen=True)
+class Options:
+    """Of one engine's server."""
+
+    allowed: tuple[str, ...]
+    """Those of speed and memory, without `--`."""
+    ours: dict[str, str]
+    """Those that a setting of `teacher` stands for, and the setting."""
+    example: str
+    """One that is allowed."""
+
+
+SGLANG_ALLOWED = (
     *("attention-backend", "decode-attention-backend", "prefill-attention-backend", "sampling-backend"),
     *("fp8-gemm-backend", "fp4-gemm-backend", "bf16-gemm-backend", "mamba-backend", "linear-attn-backend"),
     *("moe-runner-backend", "moe-a2a-backend", "triton-attention-reduce-in-fp32"),
@@ -31,24 +45,51 @@ ALLOWED = (
     *("decode-log-interval", "tokenizer-worker-num", "detokenizer-worker-num", "weight-loader-disable-mmap"),
     *("weight-loader-prefetch-checkpoints",),
 )
-OURS = {
-    **{name: name.replace("-", "_") for name in ("host", "port", "model-path", "device", "dtype", "quantization")},
-    **{name: name.replace("-", "_") for name in ("mem-fraction-static", "max-total-tokens", "context-length")},
-    **{"tp-size": "tp", "dp-size": "dp", "api-key": "api_key_env", "trust-remote-code": "trust_remote_code"},
+VLLM_ALLOWED = (
+    *("attention-backend", "linear-backend", "moe-backend", "all2all-backend", "mamba-backend", "block-size"),
+    *("max-num-batched-tokens", "max-num-seqs", "max-num-scheduled-tokens", "long-prefill-token-threshold"),
+    *("enable-chunked-prefill", "no-enable-chunked-prefill", "async-scheduling", "no-async-scheduling"),
+    *("scheduling-policy", "stream-interval", "enforce-eager", "optimization-level", "performance-mode"),
+    *("cudagraph-capture-sizes", "max-cudagraph-capture-size", "kv-cache-dtype", "kv-cache-memory-bytes"),
+    *("cpu-offload-gb", "enable-expert-parallel", "enable-eplb", "enable-dbo", "dbo-prefill-token-threshold"),
+    *("disable-custom-all-reduce", "disable-cascade-attn", "disable-hybrid-kv-cache-manager", "numa-bind"),
+    *("safetensors-load-strategy", "max-parallel-loading-workers", "renderer-num-workers", "watermark", "seed"),
+    *("distributed-timeout-seconds", "cpu-distributed-timeout-seconds"),
+)
+_NAMED_ALIKE = {
+    **{name: name.replace("-", "_") for name in ("host", "port", "dtype", "quantization")},
+    **{"api-key": "api_key_env", "trust-remote-code": "trust_remote_code"},
 }
-"""Options that a setting of `teacher` stands for."""
+OPTIONS = {
+    "sglang": Options(
+        SGLANG_ALLOWED,
+        _NAMED_ALIKE
+        | {name: name.replace("-", "_") for name in ("model-path", "device", "mem-fraction-static", "context-length")}
+        | {"max-total-tokens": "max_total_tokens", "tp-size": "tp", "dp-size": "dp"},
+        "--chunked-prefill-size",
+    ),
+    "vllm": Options(
+        VLLM_ALLOWED,
+        _NAMED_ALIKE
+        | {"model": "model_path", "gpu-memory-utilization": "mem_fraction_static", "max-model-len": "context_length"}
+        | {"num-gpu-blocks-override": "max_total_tokens", "tensor-parallel-size": "tp", "data-parallel-size": "dp"},
+        "--max-num-seqs",
+    ),
+}
+"""By `teacher.engine`."""
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
-def check_extra_args(words: Sequence[str]) -> None:
-    """Refuse words that are none of ALLOWED with its values.
+def check_extra_args(words: Sequence[str], engine: str) -> None:
+    """Refuse words that are none of the engine's allowed options with its values.
 
-    SGLang takes any beginning of an option's name that is not another's too (`--hos`), which the list does not have.
+    The engines take any beginning of an option's name that is not another's too (`--hos`), which the lists do not have.
     Values are not shown: one may be a key.
 
     Raises:
         ValueError: naming the option and the fix.
     """
+    options = OPTIONS[engine]
     for number, word in enumerate(words):
         if not isinstance(word, str):
             raise ValueError("teacher.extra_args: one of its words is no text; write numbers in quotes")
@@ -57,13 +98,15 @@ def check_extra_args(words: Sequence[str]) -> None:
             continue
         name = word.partition("=")[0]
         option = name.removeprefix("--")
-        if name == f"--{option}" and option in ALLOWED:
+        if name == f"--{option}" and option in options.allowed:
             continue
         if is_value:
-            raise ValueError("teacher.extra_args: its first word is no option; give one, as --chunked-prefill-size")
-        if name == f"--{option}" and option in OURS:
-            raise ValueError(f"teacher.extra_args: {name} has a setting of its own; give teacher.{OURS[option]}")
+            raise ValueError(f"teacher.extra_args: its first word is no option; give one, as {options.example}")
+        if name == f"--{option}" and option in options.ours:
+            raise ValueError(
+                f"teacher.extra_args: {name} has a setting of its own; give teacher.{options.ours[option]}"
+            )
         raise ValueError(
-            f"teacher.extra_args: {name} is none of the options of speed and memory that are passed on "
+            f"teacher.extra_args: {name} is none of {engine}'s options of speed and memory that are passed on "
             "(verl_ext/teacher/server_options.py); start that server yourself and set teacher.mode=external"
         )

@@ -64,7 +64,7 @@ def identify(settings: TeacherConfig) -> dict[str, str]:
     Call it when external servers answer; of a managed teacher it reads the model's files, the first time all of them.
 
     Raises:
-        ValueError: naming the key, if the store, the model's files or SGLang cannot be read.
+        ValueError: naming the key, if the store, the model's files or the engine cannot be read.
         TeacherError: if an external server does not score.
     """
     if settings.store_path is None:

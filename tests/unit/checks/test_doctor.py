@@ -204,7 +204,7 @@ def test_precision_by_hand():
     assert "changes sign on 50.0% of 4 tokens" in warned.seen
 
 
-FINGERPRINT = TeacherFingerprint("aa" * 32, None, "float32", "auto", "0.5.21")
+FINGERPRINT = TeacherFingerprint("aa" * 32, None, "float32", "auto", "sglang", "0.5.21")
 RECORD = ProbeRecord(FINGERPRINT, ((1, 2),), ((-1.0,),))
 
 
@@ -216,8 +216,8 @@ def test_a_changed_teacher_is_told_by_hash_and_by_probe():
     by_probe = judge_record(RECORD, replace(RECORD, logprobs=((-1.5,),)), 1e-4)
     assert by_probe.verdict == FAIL
     assert "its probe is off by up to 5.0e-01 nats, allowed are 0.0001" in by_probe.seen
-    newer = judge_record(RECORD, replace(RECORD, fingerprint=replace(FINGERPRINT, sglang_version="0.6")), 1e-4)
-    assert (newer.verdict, newer.numbers["changed"]) == (OK, {"sglang_version": ("0.5.21", "0.6")})
+    newer = judge_record(RECORD, replace(RECORD, fingerprint=replace(FINGERPRINT, engine_version="0.6")), 1e-4)
+    assert (newer.verdict, newer.numbers["changed"]) == (OK, {"engine_version": ("0.5.21", "0.6")})
 
 
 def test_probe_request_splits_the_prompt():

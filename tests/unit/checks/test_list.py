@@ -143,8 +143,8 @@ def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair
     shown = by_name(look(context_of_run(compose_pair(*two))))
     assert [name for name, finding in shown.items() if finding.verdict == FAIL] == ["b: teacher model"]
     assert shown["a: vocabulary"].verdict == OK
-    skipped = ("teacher weights", "teacher tokenizer", "teacher context", "tokenizer", "chat template", "think tokens")
-    names = ", ".join(f"b: {name}" for name in (*skipped, "vocabulary", "prompts"))
+    skipped = ("teacher weights", "teacher tokenizer", "teacher context", "teacher engine", "tokenizer")
+    names = ", ".join(f"b: {name}" for name in (*skipped, "chat template", "think tokens", "vocabulary", "prompts"))
     assert shown["not looked at"].seen.startswith(f"{names}:")
 
 

@@ -50,7 +50,7 @@ def test_no_secret_is_shown(shown):
 
 def test_what_a_report_needs_is_there(shown):
     lines = [line.strip() for line in shown.splitlines()]
-    wanted = ("python: 3.", "verl: 0.9.1", "ray: ", "vllm: ", "sglang: ", "cpu: ", "memory: ", "gpu: ")
+    wanted = ("python: 3.", "verl: 0.9.1", "ray: ", "vllm: ", "teacher's sglang: ", "cpu: ", "memory: ", "gpu: ")
     for start in wanted:
         assert any(line.startswith(start) for line in lines), start
     assert "fail: models: student.path=MODEL: no such folder" in shown

@@ -1,15 +1,19 @@
 """What an external server says of itself, and when it is the teacher that the settings name."""
 
+import re
 from dataclasses import replace
 
 import pytest
+from broken_runs import served_by_vllm
 from fake_sglang import FakeSGLang
 from tiny_teacher import edit_byte
 
+from verl_ext.checks.finding import OK, WARN
 from verl_ext.checks.run import check
 from verl_ext.checks.served import is_named
+from verl_ext.checks.teacher_engine import cost
 from verl_ext.run.models import load_tokenizer
-from verl_ext.teacher.client.served import Served
+from verl_ext.teacher.engines.engine import Served
 
 
 def test_an_external_server_of_the_same_model_passes_and_one_that_cannot_say_is_a_warning(compose_pair, pair):
@@ -46,3 +50,20 @@ def test_two_folders_of_this_machine_are_compared_by_their_files(pair):
     assert is_named(str(pair.student), served)
     edit_byte(there / "model.safetensors")
     assert not is_named(str(pair.student), served)
+
+
+def test_a_vllm_server_passes_and_is_said_to_read_whole_prompts(compose_pair, pair):
+    config = compose_pair(*served_by_vllm("method.loss=forward_kl", "method.top_k=20")(pair))
+    _, line = check(config)
+    assert re.fullmatch(
+        r"warning: teacher engine: vLLM scores from the first token on: \d\.\d x the tokens that .*; shorten what.*",
+        line,
+    )
+
+
+def test_what_scoring_from_the_first_token_costs():
+    # 8 samples of 16 tokens to a prompt of 1,000: 8 x 1,016 tokens instead of 1,000 + 8 x 16
+    assert cost("vLLM", 1000, 16, 8).numbers["times"] == pytest.approx(8128 / 1128)
+    assert "7.2 x the tokens" in cost("vLLM", 1000, 16, 8).seen
+    assert (cost("vLLM", 1000, 16, 8).verdict, cost("vLLM", 64, 1024, 4).verdict) == (WARN, OK)
+    assert cost("vLLM", 1000, 16, 1).numbers["times"] == 1

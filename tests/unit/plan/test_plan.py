@@ -248,6 +248,7 @@ ROLLOUT = Rollout(
 TEACHER = Teacher(
     path="Qwen/Qwen3-30B-A3B-Instruct-2507",
     mode="managed",
+    fills_share=False,
     device="cuda",
     shares_device=False,
     tp=2,

@@ -55,7 +55,7 @@ key = open(words["--config"]).read() if "--config" in words else ""
 also = socket.create_server(({also!r}, 0))
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
-        body = json.dumps({{"meta_info": {{"input_token_logprobs": [[None, 0], [-1.0, 0]]}}}}).encode()
+        body = json.dumps([{{"meta_info": {{"input_token_logprobs": [[None, 0], [-1.0, 0]]}}}}]).encode()
         given = (self.headers["Authorization"] or "").removeprefix("Bearer ")
         self.send_response(200 if not key or json.loads(key.partition(":")[2]) == given else 401)
         self.end_headers()

@@ -3,17 +3,18 @@
 import dataclasses
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from tiny_teacher import FINGERPRINT
 
 from verl_ext.run.file_hashes import hash_of_model
-from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.config import ENGINES, TeacherConfig
 from verl_ext.teacher.store.fingerprint import (
     TeacherFingerprint,
     fingerprint_of_files,
-    sglang_version_of,
+    version_of_engine,
 )
 from verl_ext.teacher.store.identity import model_folder
 
@@ -24,7 +25,8 @@ def test_the_id_changes_with_every_field() -> None:
         "quantization": "fp8",
         "dtype": "bfloat16",
         "kv_cache_dtype": "fp8_e5m2",
-        "sglang_version": "0.5.22",
+        "engine": "vllm",
+        "engine_version": "0.5.22",
         "served_as": "path default",
         "extra_args": ("--x",),
     }
@@ -38,14 +40,23 @@ def test_the_id_changes_with_every_field() -> None:
 def test_the_fingerprint_of_a_managed_teacher(folder: Path, cache: Path, python: str) -> None:
     config = TeacherConfig(model_path=str(folder), python=python, dtype="bfloat16", extra_args=["--page-size", "1"])
     assert fingerprint_of_files(config, folder, cache) == TeacherFingerprint(
-        hash_of_model(folder, cache), None, "bfloat16", "auto", "9.9.9", extra_args=("--page-size", "1")
+        hash_of_model(folder, cache), None, "bfloat16", "auto", "sglang", "9.9.9", extra_args=("--page-size", "1")
     )
 
 
 @pytest.mark.parametrize("python", ["/no/such/python", sys.executable])
 def test_an_interpreter_without_sglang(python: str) -> None:
     with pytest.raises(ValueError, match=r"teacher\.python: .* cannot tell its SGLang's version"):
-        sglang_version_of(python)
+        version_of_engine(python, "sglang")
+
+
+def test_engines_of_the_same_files_are_two_teachers(folder: Path, cache: Path, python: str) -> None:
+    configs = [TeacherConfig(model_path=str(folder), python=python, engine=engine) for engine in ENGINES]
+    assert len({fingerprint_of_files(config, folder, cache).id for config in configs}) == 2
+
+
+def test_the_first_distribution_that_is_there_counts() -> None:
+    assert version_of_engine(sys.executable, "vllm") == version("vllm")
 
 
 def test_a_model_that_is_not_here(tmp_path: Path) -> None:

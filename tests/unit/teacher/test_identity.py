@@ -20,7 +20,8 @@ from verl_ext.teacher.store.store import ScoreStore
 from verl_ext.teacher.types import TeacherResponseError, TeacherUnavailableError
 
 SECRET = "secret-123"
-SERVED = TeacherFingerprint("", None, "float32", "auto", "0.5.21", "/models/teacher default")
+EXTERNAL = TeacherConfig(mode="external", urls=["http://unused"], api_key_env="MY_KEY")
+SERVED = TeacherFingerprint("", None, "float32", "auto", "sglang", "0.5.21", "/models/teacher default")
 
 
 async def serve(model_info: Any, server_info: Any, authorizations: list[str | None]) -> tuple[web.AppRunner, str]:
@@ -51,7 +52,7 @@ async def test_what_a_server_says_of_itself_without_its_key(monkeypatch: pytest.
     authorizations: list[str | None] = []
     runner, url = await serve(MODEL_INFO, SERVER_INFO, authorizations)
     monkeypatch.setenv("MY_KEY", SECRET)
-    found = await served_fingerprint(["http://127.0.0.1:9", f"{url}/"], "MY_KEY")  # nobody listens on the first
+    found = await served_fingerprint(["http://127.0.0.1:9", f"{url}/"], EXTERNAL)  # nobody listens on the first
     await runner.cleanup()
     assert found == SERVED
     assert authorizations == [f"Bearer {SECRET}"] * 2
@@ -74,7 +75,7 @@ async def test_servers_that_do_not_say(
     monkeypatch.setenv("MY_KEY", SECRET)
     runner, url = await serve(model_info, server_info, [])
     with pytest.raises(error, match=message) as caught:
-        await served_fingerprint([url], "MY_KEY")
+        await served_fingerprint([url], EXTERNAL)
     await runner.cleanup()
     assert SECRET not in str(caught.value) + repr(caught.value.__cause__)
 
@@ -84,7 +85,7 @@ async def test_an_external_teacher_is_recognised_by_its_probe(store: ScoreStore,
     # Below the tolerance, as between two runs of one server: the same teacher, though few floats are the same.
     near = await recognise(SERVED, TransformersScorer(with_noise(model, 1e-6)), VOCAB, store)
     far = await recognise(SERVED, TransformersScorer(with_noise(model, 1e-3)), VOCAB, store)
-    other = await recognise(dataclasses.replace(SERVED, sglang_version="0.6"), TransformersScorer(model), VOCAB, store)
+    other = await recognise(dataclasses.replace(SERVED, engine_version="0.6"), TransformersScorer(model), VOCAB, store)
     assert near == first
     assert len({first.id, far.id, other.id}) == 3
     assert list(store.teachers()) == [first.id, far.id, other.id]
@@ -98,6 +99,22 @@ async def test_an_external_teacher_is_recognised_by_its_probe(store: ScoreStore,
     assert await recognise(loose, TransformersScorer(with_noise(model, 1e-3)), VOCAB, store) == bf16
     with pytest.raises(TeacherUnavailableError):
         await recognise(SERVED, BrokenScorer(model), VOCAB, store)
+
+
+async def test_a_score_of_one_engine_is_used_under_another_where_the_probe_says_so(
+    store: ScoreStore, model: Qwen3ForCausalLM
+) -> None:
+    vllm = dataclasses.replace(SERVED, engine="vllm", engine_version="0.28.0", kv_cache_dtype="unsaid")
+    first = await recognise(SERVED, TransformersScorer(model), VOCAB, store)
+    assert await recognise(vllm, TransformersScorer(with_noise(model, 1e-6)), VOCAB, store) == first
+    other_model = await recognise(vllm, TransformersScorer(with_noise(model, 1e-3)), VOCAB, store)
+    elsewhere = dataclasses.replace(vllm, served_as="/models/other default")
+    other_path = await recognise(elsewhere, TransformersScorer(model), VOCAB, store)
+    # Below float32 rounding is as much as another model: nothing is shared between engines.
+    loose = await recognise(dataclasses.replace(SERVED, dtype="bfloat16"), TransformersScorer(model), VOCAB, store)
+    loose_vllm = await recognise(dataclasses.replace(vllm, dtype="bfloat16"), TransformersScorer(model), VOCAB, store)
+    assert len({each.id for each in (first, other_model, other_path, loose, loose_vllm)}) == 5
+    assert {other_model.engine, other_path.engine, loose_vllm.engine} == {"vllm"}
 
 
 async def test_one_door_for_every_teacher(
@@ -115,7 +132,7 @@ async def test_one_door_for_every_teacher(
     with pytest.raises(ValueError, match=r"teacher\.store_path: 0 of the 0 teachers"):
         await fingerprint_for_store(replay, store, [], None, VOCAB)
     of_files = await fingerprint_for_store(managed, store, [], None, VOCAB)
-    assert of_files.sglang_version == "9.9.9"
+    assert of_files.engine_version == "9.9.9"
     assert await fingerprint_for_store(replay, store, [], None, VOCAB) == of_files
 
     authorizations: list[str | None] = []

@@ -25,9 +25,10 @@ from fake_sglang import (
     status,
 )
 
-from verl_ext.teacher.client.http import ENTRY_BYTES, largest_answer
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.engines.sglang import SGLang
+from verl_ext.teacher.engines.sizes import ENTRY_BYTES
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherResponseError, TeacherUnavailableError
 
 
@@ -238,8 +239,8 @@ async def test_an_answer_without_end_is_not_read_to_it(server: FakeSGLang) -> No
 
 
 def test_the_largest_answer_grows_with_what_was_asked_for() -> None:
-    one = largest_answer({"input_ids": [[1] * 10]})
-    many = largest_answer({"input_ids": [[1] * 1000] * 8, "top_logprobs_num": [20] * 8})
+    one = SGLang().largest_answer({"input_ids": [[1] * 10]})
+    many = SGLang().largest_answer({"input_ids": [[1] * 1000] * 8, "top_logprobs_num": [20] * 8})
     assert 1 << 20 < one < 1.1 * (1 << 20)
     assert many > 8 * 1000 * 21 * len(b'[-12.345678901234567,151643,"\\ud83d\\ude00"],')
 
@@ -329,5 +330,6 @@ async def test_edges_of_named_tokens(server: FakeSGLang) -> None:
 
 def test_an_answer_may_be_as_long_as_its_named_tokens_make_it() -> None:
     plain = {"input_ids": [[1] * 10, [2] * 5]}
-    more = largest_answer(plain | {"token_ids_logprob": [[1, 2, 3], []]}) - largest_answer(plain)
+    largest = SGLang().largest_answer
+    more = largest(plain | {"token_ids_logprob": [[1, 2, 3], []]}) - largest(plain)
     assert more == 10 * 3 * ENTRY_BYTES

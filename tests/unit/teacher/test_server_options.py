@@ -3,7 +3,7 @@
 import pytest
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server_options import ALLOWED, OURS, check_extra_args
+from verl_ext.teacher.server_options import OPTIONS, check_extra_args
 
 DOORS = (
     "--host",
@@ -58,6 +58,52 @@ DOORS = (
 )
 
 
+VLLM_DOORS = (
+    *("--middleware", "--api-key", "--root-path", "--uds", "--ssl-keyfile", "--allowed-origins", "--lora-modules"),
+    *(
+        "--enable-lora",
+        "--worker-cls",
+        "--worker-extension-cls",
+        "--logits-processors",
+        "--hf-overrides",
+        "--tokenizer",
+    ),
+    *("--kv-transfer-config", "--kv-events-config", "--profiler-config", "--otlp-traces-endpoint", "--model-impl"),
+    *(
+        "--data-parallel-address",
+        "--master-addr",
+        "--nnodes",
+        "--headless",
+        "--api-server-count",
+        "--served-model-name",
+    ),
+    *("--enable-log-requests", "--enable-log-outputs", "--download-dir", "--load-format", "--logprobs-mode"),
+    *(
+        "--additional-config",
+        "--tokenizer",
+        "--speculative-config",
+        "--io-processor-plugin",
+        "--weight-transfer-config",
+        "-O3",
+    ),
+)
+
+
+@pytest.mark.parametrize("word", VLLM_DOORS)
+def test_vllm_has_doors_of_its_own(word):
+    for words in ([word], ["--max-num-seqs", "8", word, "x"]):
+        with pytest.raises(ValueError, match=r"^teacher\.extra_args: --?\S+ (is none of vllm's|has a setting)"):
+            TeacherConfig(model_path="m", engine="vllm", extra_args=words)
+
+
+def test_the_options_of_one_engine_are_not_the_others():
+    TeacherConfig(model_path="m", engine="vllm", extra_args=["--max-num-seqs", "8", "--no-async-scheduling"])
+    with pytest.raises(ValueError, match=r"--max-num-seqs is none of sglang's options"):
+        TeacherConfig(model_path="m", extra_args=["--max-num-seqs", "8"])
+    with pytest.raises(ValueError, match=r"--tensor-parallel-size has a setting of its own; give teacher\.tp$"):
+        check_extra_args(["--tensor-parallel-size", "2"], "vllm")
+
+
 @pytest.mark.parametrize("word", DOORS)
 def test_what_opens_a_port_runs_code_or_reads_a_file_is_refused(word):
     for words in ([word, "0.0.0.0"], ["--disable-radix-cache", word], ["--page-size", "16", word, "x"]):
@@ -68,15 +114,16 @@ def test_what_opens_a_port_runs_code_or_reads_a_file_is_refused(word):
 
 def test_what_a_setting_stands_for_is_named():
     with pytest.raises(ValueError, match=r"--tp-size has a setting of its own; give teacher\.tp$"):
-        check_extra_args(["--tp-size", "2"])
-    assert all(hasattr(TeacherConfig(model_path="m"), setting) for setting in OURS.values())
+        check_extra_args(["--tp-size", "2"], "sglang")
+    settings = [setting for options in OPTIONS.values() for setting in options.ours.values()]
+    assert all(hasattr(TeacherConfig(model_path="m"), setting) for setting in settings)
 
 
 def test_a_value_without_an_option_is_refused_unseen():
     with pytest.raises(
         ValueError, match=r"^teacher\.extra_args: its first word is no option; give one, as --chunked"
     ) as e:
-        check_extra_args(["a-secret"])
+        check_extra_args(["a-secret"], "sglang")
     assert "a-secret" not in str(e.value)
 
 
@@ -98,5 +145,5 @@ def test_speed_and_memory_are_the_users(words):
 def test_nothing_allowed_says_what_it_should_not():
     parts = {"host", "port", "addr", "address", "ip", "url", "urls", "path", "paths", "file", "dir", "folder", "key"}
     parts |= {"config", "template", "code", "plugin", "hook", "hooks", "lora", "token", "endpoint", "socket", "server"}
-    named = {name for name in ALLOWED if parts & set(name.split("-"))}
+    named = {name for options in OPTIONS.values() for name in options.allowed if parts & set(name.split("-"))}
     assert named == {"skip-server-warmup"}

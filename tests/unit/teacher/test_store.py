@@ -71,7 +71,7 @@ def test_a_file_damaged_while_it_is_open_is_named(tmp_path: Path) -> None:
 
 def test_another_version_and_a_folder_that_cannot_be_made(tmp_path: Path, store: ScoreStore) -> None:
     alter(store, "PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match=r"teacher\.store_path: .* has format 99, this program has 1"):
+    with pytest.raises(StoreError, match=r"teacher\.store_path: .* has format 99, this program has 2"):
         ScoreStore(store.path.parent, GIB)
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"teacher\.store_path: cannot make"):

@@ -9,17 +9,11 @@ import orjson
 from verl_ext.run.api_key import bearer_header
 from verl_ext.run.replies import PLAIN, read_body
 from verl_ext.run.retry_after import retry_after_s
-from verl_ext.teacher.client.protocol import read_metas
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.engines.known import engine_of
 from verl_ext.teacher.types import TeacherError, TeacherResponseError
 
 BODY_EXCERPT = 300  # characters of a server's error message that we pass on
-ENTRY_BYTES = 256
-"""Of one log-prob in JSON, with its token's id and text; it takes about 30."""
-SEQUENCE_BYTES, BESIDE_BYTES = 1 << 14, 1 << 20
-"""Of what else an answer says of each sequence, and of all else, such as an error's text."""
-
-
 SHORTEST_PAUSE_S = 0.05
 """Before a server that said 429 is asked again, even where it says at once."""
 
@@ -28,24 +22,25 @@ class ServerFailure(TeacherError):
     """This try failed; another server, or this one later, may succeed."""
 
 
-class SGLangHttp:
+class ScoringHttp:
     """Kept-alive connections to one server, as many as `teacher.max_concurrency` and one to admit it by the canary."""
 
     def __init__(self, url: str, config: TeacherConfig) -> None:
         self.url = url
         self._config = config
+        self._engine = engine_of(config.engine)
         self._session: aiohttp.ClientSession | None = None
 
-    async def generate(self, body: dict[str, Any], sequences: int) -> list[dict[str, Any]]:
-        """The `meta_info` of each of the body's `sequences`. A server that is busy (429) is asked again when it says.
+    async def generate(self, body: dict[str, Any], sequences: int) -> list[Any]:
+        """The answer to each of the body's `sequences`. A server that is busy (429) is asked again when it says.
 
         Raises:
-            ServerFailure: no answer, busy for `teacher.request_timeout_s`, a 5xx, or not what SGLang answers.
+            ServerFailure: no answer, busy for `teacher.request_timeout_s`, a 5xx, or not what its engine answers.
             TeacherResponseError: a refusal (4xx).
         """
         waited = 0.0
         while True:
-            response, text = await self._post(orjson.dumps(body), largest_answer(body))
+            response, text = await self._post(orjson.dumps(body), self._engine.largest_answer(body))
             if response.status != 429 or waited > self._config.request_timeout_s:
                 break
             pause = max(retry_after_s(response.headers), SHORTEST_PAUSE_S)
@@ -54,23 +49,25 @@ class SGLangHttp:
         if response.status >= 500 or response.status == 429:
             raise ServerFailure(f"{self.url} answered {response.status}: {_excerpt(text)}")
         if response.status != 200:
-            hint = f"; set {self._config.api_key_env}" if response.status in (401, 403) else ""
+            set_key = f"; set {self._config.api_key_env}"
+            hints = {401: set_key, 403: set_key, 404: f"; is it no {self._engine.title}? set teacher.engine"}
+            hint = hints.get(response.status, "")
             raise TeacherResponseError(
-                f"{self.url}/generate refused the request ({response.status}{hint}): {_excerpt(text)}"
+                f"{self.url}{self._engine.path} refused the request ({response.status}{hint}): {_excerpt(text)}"
             )
         try:
-            metas = read_metas(text)
+            answers = self._engine.answers(text)
         except TeacherResponseError as error:
-            raise ServerFailure(f"{self.url} did not answer as SGLang does: {_excerpt(text)}") from error
-        if len(metas) != sequences:
-            raise ServerFailure(f"{self.url} gave {len(metas)} answers to {sequences} sequences")
-        return metas
+            raise ServerFailure(f"{self.url} did not answer as {self._engine.title} does: {_excerpt(text)}") from error
+        if len(answers) != sequences:
+            raise ServerFailure(f"{self.url} gave {len(answers)} answers to {sequences} sequences")
+        return answers
 
     async def _post(self, body: bytes, most: int) -> tuple[aiohttp.ClientResponse, bytes]:
         """The answer to one request and its body, of `most` bytes. ServerFailure if there is none."""
         try:
             async with self._open_session().post(
-                f"{self.url}/generate",
+                f"{self.url}{self._engine.path}",
                 data=body,
                 headers={"Content-Type": "application/json"},
                 allow_redirects=False,  # the key is for this server
@@ -92,16 +89,6 @@ class SGLangHttp:
                 connector=aiohttp.TCPConnector(limit=self._config.max_concurrency + 1),
             )
         return self._session
-
-
-def largest_answer(body: dict[str, Any]) -> int:
-    """Bytes of the largest answer that SGLang can give to the body of a request."""
-    tops = body.get("top_logprobs_num", [0] * len(body["input_ids"]))
-    named = body.get("token_ids_logprob", [[]] * len(tops))
-    entries = sum(
-        len(ids) * (1 + top + len(more)) for ids, top, more in zip(body["input_ids"], tops, named, strict=True)
-    )
-    return BESIDE_BYTES + len(body["input_ids"]) * SEQUENCE_BYTES + entries * ENTRY_BYTES
 
 
 def _excerpt(text: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Scoring by one or several SGLang servers that hold the same model: routing, retries, priming."""
+"""Scoring by one or several servers that hold the same model: routing, retries, priming."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,7 @@ from verl_ext.teacher.client.http import ServerFailure
 from verl_ext.teacher.client.protocol import Span, canary_span, prompt_span, span_of
 from verl_ext.teacher.client.server_queue import Canary, LinkStats, ServerLink, prompt_key
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.engines.known import engine_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherUnavailableError
 
 BACKOFF_FIRST_S = 0.25
@@ -35,6 +36,8 @@ class TeacherPool:
             raise ValueError("teacher.urls: empty; give the URL of a server")
         self.config = config
         self.vocab_size = vocab_size
+        self._engine = engine_of(config.engine)
+        self._primes = config.prime and self._engine.flush_path is not None
         self._canary = Canary(canary_span(vocab_size))
         self.links = [ServerLink(url.rstrip("/"), config, vocab_size, self._canary) for url in urls]
         self._homes: OrderedDict[bytes, ServerLink] = OrderedDict()
@@ -62,7 +65,7 @@ class TeacherPool:
     async def prime(self, request: ScoreRequest) -> None:
         """Cache the request's prompt where its responses will be scored."""
         self._check(request)
-        if not self.config.prime:
+        if not self._primes:
             return
         key = prompt_key(request)
         self._announced[key] = None
@@ -134,7 +137,7 @@ class TeacherPool:
                 await _back_off(attempt, len(self.links))
             link = await self._choose(key, avoid=link)
             try:
-                if self.config.prime and (shares_prompt or key in self._announced):
+                if self._primes and (shares_prompt or key in self._announced):
                     await link.prime(key, prompt_span(request.prompt_ids))
                 score = await link.submit(span, request, alone=attempt > 0)
                 assert score is not None  # None answers a bare prompt only
@@ -181,7 +184,7 @@ class TeacherPool:
             self._admissions[link.url] = asyncio.create_task(probe_until_admitted(pause))
 
     def _check(self, request: ScoreRequest) -> None:
-        """An id outside the vocabulary kills the SGLang server, for everyone."""
+        """An id outside the vocabulary kills an SGLang server, for everyone."""
         if not request.prompt_ids:
             raise ValueError("the prompt is empty: the first response token has no log-prob without one")
         if request.response_mask is not None and len(request.response_mask) != len(request.response_ids):
@@ -201,6 +204,8 @@ class TeacherPool:
                 )
 
     def _check_support(self, request: ScoreRequest, ids_RK: np.ndarray) -> None:
+        if not self._engine.scores_named_tokens:
+            raise ValueError(f"support_ids: {self._engine.title} scores no named tokens (teacher.engine)")
         if request.top_k:
             raise ValueError(f"top_k={request.top_k} beside support_ids: ask for the teacher's tokens or name some")
         if ids_RK.ndim != 2 or len(ids_RK) != len(request.response_ids):

@@ -97,25 +97,25 @@ def _wanted(request: ScoreRequest) -> np.ndarray:
 
 def read_score(meta: dict[str, Any], span: Span, request: ScoreRequest, vocab_size: int) -> Score:
     """The answer to one request. Raises TeacherResponseError if it is not an answer to what was sent."""
-    rows = len(request.response_ids)
-    wanted = _wanted(request)
-    place = slice(span.first, span.last + 1)
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        out = np.zeros((rows, *values.shape[1:]), values.dtype)
-        out[place] = values
-        out[~wanted] = 0
-        return out
-
-    logprobs = spread(read_logprobs(meta, span, vocab_size))
+    logprobs = spread(read_logprobs(meta, span, vocab_size), span, request)
     top_ids = top_logprobs = None
     if request.top_k:
         ids, values = _read_top(meta, span, request.top_k, vocab_size)
-        top_ids, top_logprobs = spread(ids), spread(values)
+        top_ids, top_logprobs = spread(ids, span, request), spread(values, span, request)
     elif request.support_ids is not None:
+        place = slice(span.first, span.last + 1)
         values = _read_support(meta, span, request, logprobs[place])
-        top_ids, top_logprobs = spread(request.support_ids[place].astype(np.int32)), spread(values)
+        top_ids = spread(request.support_ids[place].astype(np.int32), span, request)
+        top_logprobs = spread(values, span, request)
     return Score(logprobs, top_ids, top_logprobs)
+
+
+def spread(values: np.ndarray, span: Span, request: ScoreRequest) -> np.ndarray:
+    """Values of the tokens that travelled, a row each, as rows of the whole response: 0 where the mask is 0."""
+    out = np.zeros((len(request.response_ids), *values.shape[1:]), values.dtype)
+    out[span.first : span.last + 1] = values
+    out[~_wanted(request)] = 0
+    return out
 
 
 def read_logprobs(meta: dict[str, Any], span: Span, vocab_size: int) -> np.ndarray:
@@ -131,7 +131,7 @@ def read_logprobs(meta: dict[str, Any], span: Span, vocab_size: int) -> np.ndarr
         # SGLang echoes the last id of the vocabulary as 0; its log-prob is right.
         if echoed != token and not (token == vocab_size - 1 and echoed == 0):
             raise TeacherResponseError(f"the answer scores token {echoed} at position {position}, sent was {token}")
-    return _checked([logprob for logprob, _ in entries[1:]], (len(sent) - 1,), "log-prob")
+    return checked([logprob for logprob, _ in entries[1:]], (len(sent) - 1,), "log-prob")
 
 
 def read_metas(text: bytes) -> list[Any]:
@@ -166,7 +166,7 @@ def _read_top(meta: dict[str, Any], span: Span, top_k: int, vocab_size: int) -> 
         raise TeacherResponseError(f"no readable top-{top_k} log-probs of shape {shape}: {error!r}") from error
     if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
         raise TeacherResponseError("a top token is outside the vocabulary")
-    return ids, _checked(values, shape, "top log-prob")
+    return ids, checked(values, shape, "top log-prob")
 
 
 def _read_support(meta: dict[str, Any], span: Span, request: ScoreRequest, sampled_n: np.ndarray) -> np.ndarray:
@@ -189,7 +189,7 @@ def _read_support(meta: dict[str, Any], span: Span, request: ScoreRequest, sampl
         raise TeacherResponseError(f"no readable log-probs of {len(named)} named tokens: {error!r}") from error
     if ids != [named] * len(own_n):
         raise TeacherResponseError(f"the answer has not the {len(named)} named tokens at {len(own_n)} positions")
-    values_nU = _checked(values, (len(own_n), len(named)), "named log-prob")
+    values_nU = checked(values, (len(own_n), len(named)), "named log-prob")
 
     def column(ids: np.ndarray) -> np.ndarray:
         return np.searchsorted(named, ids).clip(max=len(named) - 1)
@@ -201,7 +201,7 @@ def _read_support(meta: dict[str, Any], span: Span, request: ScoreRequest, sampl
     return np.where(support_nK < 0, np.float32(-np.inf), np.take_along_axis(values_nU, column(support_nK), axis=1))
 
 
-def _checked(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+def checked(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Float32 of exactly this shape, finite and at most 0: never NaN into an advantage, never a silent zero."""
     try:
         with np.errstate(over="ignore"):  # becomes -inf, which is refused below

@@ -1,4 +1,4 @@
-"""One SGLang server as a client sees it: its queue, its connections, and its circuit breaker.
+"""One server as a client sees it: its queue, its connections, and its circuit breaker.
 
 A server is *admitted* (its breaker is closed) when a real log-prob request succeeded and its canary has the log-probs
 that the pool's first server gave. After `teacher.breaker_failures` failures in a row, or one answer from another model,
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from verl_ext.teacher.client.http import ServerFailure, SGLangHttp
-from verl_ext.teacher.client.protocol import Span, build_body, read_cached_tokens, read_logprobs, read_score
+from verl_ext.teacher.client.http import ScoringHttp, ServerFailure
+from verl_ext.teacher.client.protocol import Span
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.engines.known import engine_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError, TeacherResponseError
 
 PRIMED_PROMPTS = 8192  # per server; each answer tells whether its cache still holds the prompt
@@ -67,7 +68,8 @@ class ServerLink:
         self._config = config
         self._vocab_size = vocab_size
         self._canary = canary
-        self._http = SGLangHttp(url, config)
+        self._engine = engine_of(config.engine)
+        self._http = ScoringHttp(url, config)
         self._failures_in_a_row = 0
         self._queue: deque[Job] = deque()
         self._wake = asyncio.Event()
@@ -123,8 +125,8 @@ class ServerLink:
     async def admit(self) -> None:
         """Ask the server for the canary alone and admit it. Raises TeacherError if it may not be asked."""
         try:
-            (meta,) = await self._ask([self._canary.span], [None])
-            self._check_canary(meta)
+            (answer,) = await self._ask([self._canary.span], [None])
+            self._check_canary(answer)
         except TeacherError as error:
             self.last_error = str(error)
             raise
@@ -183,10 +185,10 @@ class ServerLink:
         sent = time.monotonic()
         self.stats.queue_seconds += sum(sent - job.queued_at for job in batch)
         try:
-            *metas, canary_meta = await self._ask(
+            *answers, canary = await self._ask(
                 [*(job.span for job in batch), self._canary.span], [*(job.request for job in batch), None]
             )
-            self._check_canary(canary_meta)
+            self._check_canary(canary)
         except TeacherResponseError as error:
             if len(batch) == 1:
                 _settle(batch[0], error)
@@ -202,22 +204,24 @@ class ServerLink:
                 _settle(job, failure)
             return
         self.stats.busy_seconds += time.monotonic() - sent
-        unusable = [error for job, meta in zip(batch, metas, strict=True) if (error := self._deliver(job, meta))]
+        unusable = [error for job, answer in zip(batch, answers, strict=True) if (error := self._deliver(job, answer))]
         if unusable:
             self._failed(str(unusable[0]))
         else:
             self._failures_in_a_row = 0
 
-    async def _ask(self, spans: list[Span], requests: list[ScoreRequest | None]) -> list[dict[str, Any]]:
-        metas = await self._http.generate(build_body(spans, requests), len(spans))
+    async def _ask(self, spans: list[Span], requests: list[ScoreRequest | None]) -> list[Any]:
+        answers = await self._http.generate(self._engine.body(spans, requests), len(spans))
         self.stats.requests += 1
-        return metas
+        return answers
 
-    def _deliver(self, job: Job, meta: dict[str, Any]) -> TeacherError | None:
+    def _deliver(self, job: Job, answer: Any) -> TeacherError | None:
         """Settle a job with its answer; the error if the answer is unusable."""
         try:
-            score = None if job.request is None else read_score(meta, job.span, job.request, self._vocab_size)
-            cached_tokens = read_cached_tokens(meta)
+            score = None
+            if job.request is not None:
+                score = self._engine.score(answer, job.span, job.request, self._vocab_size)
+            cached_tokens = self._engine.cached_tokens(answer)
         except TeacherResponseError as error:
             failure = ServerFailure(f"{self.url}: {error}")
             _settle(job, failure)
@@ -237,10 +241,10 @@ class ServerLink:
         if self._failures_in_a_row >= self._config.breaker_failures:
             self.expel(reason)
 
-    def _check_canary(self, meta: dict[str, Any]) -> None:
+    def _check_canary(self, answer: Any) -> None:
         """Raise ServerFailure, and expel the server, unless the canary has the log-probs that it had before."""
         try:
-            found = read_logprobs(meta, self._canary.span, self._vocab_size)
+            found = self._engine.logprobs(answer, self._canary.span, self._vocab_size)
         except TeacherResponseError as error:
             raise ServerFailure(f"{self.url}: {error}") from error
         if self._canary.logprobs is None:

@@ -1,1 +1,1 @@
-"""The SGLang process: started, watched, restarted, stopped."""
+"""The server's process: started, watched, restarted, stopped."""

@@ -1,4 +1,4 @@
-"""The managed teacher: a Ray actor that owns one SGLang server. The server dies with the actor."""
+"""The managed teacher: a Ray actor that owns one server. The server dies with the actor."""
 
 import asyncio
 import dataclasses
@@ -14,7 +14,7 @@ from verl_ext.teacher.server.supervisor import Supervisor, TeacherStatus
 
 @ray.remote(num_cpus=0)
 class ManagedTeacher:
-    """`start()` gives the URL at once, so that SGLang loads while the trainer does; `wait_ready()` waits for answers.
+    """`start()` gives the URL at once, so that server and trainer load together; `wait_ready()` waits for answers.
 
     From then on a server that dies or hangs is started again on its port (`verl_ext/teacher/server/supervisor.py`).
     The server sees the GPUs that Ray gives the actor: ask for `tp * dp` with

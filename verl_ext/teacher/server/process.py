@@ -1,4 +1,4 @@
-"""Start, watch and stop one SGLang server in the teacher's own environment."""
+"""Start, watch and stop one server in the teacher's own environment."""
 
 import atexit
 import contextlib
@@ -21,15 +21,18 @@ from types import TracebackType
 
 from verl_ext.run.api_key import api_key, bearer_header
 from verl_ext.run.replies import SETTINGS_BYTES
+from verl_ext.teacher.client.protocol import Span
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.command import build_arguments, build_environment, check_quantized_weights, hide_key
+from verl_ext.teacher.engines.known import engine_of
+from verl_ext.teacher.server.command import build_arguments, build_environment, check_quantized_weights
 from verl_ext.teacher.server.doors import unsaid_doors
+from verl_ext.teacher.types import TeacherResponseError
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.25
 STOP_TIMEOUT_S = 30.0
 LOG_TAIL_LINES = 25
-OWN_PORTS = range(20000, 32000)  # below those that systems give to connections, which one may get while SGLang imports
+OWN_PORTS = range(20000, 32000)  # below those that systems give to connections, which one may get meanwhile
 PORT_TRIES = 20
 PORT_WAIT_S = 3.0  # for a port that the user named
 LOG_READ_BYTES = 1 << 18
@@ -45,6 +48,7 @@ class SGLangServer:
         if config.mode != "managed":
             raise ValueError("teacher.mode: external servers are not started here; set teacher.mode=managed")
         self.config = config
+        self._engine = engine_of(config.engine)
         self.log_path = log_path
         self.port = config.port
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,13 +85,13 @@ class SGLangServer:
         check_quantized_weights(self.config)
         self.port = _claim_port(self.config.host, self.port)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        # SGLang leaves its sockets behind in TMPDIR; one folder of our own is removed by stop().
+        # Engines leave their sockets behind in TMPDIR; one folder of our own is removed by stop().
         self._scratch = Path(tempfile.mkdtemp(prefix="teacher-"))
         command = [str(python), *build_arguments(self.config, self.port)]
         with open(self.log_path, "ab") as log, contextlib.ExitStack() as stack:
             handed_on: list[int] = []
             if key := api_key(self.config.api_key_env):
-                words, descriptor = hide_key(key, self._scratch / "key.yaml")
+                words, descriptor = self._engine.hide_key(key, self._scratch)
                 command, handed_on = [*command, *words], [descriptor]
                 stack.callback(os.close, descriptor)
             self._log_start = log.tell()
@@ -138,20 +142,16 @@ class SGLangServer:
 
     def answers(self, timeout_s: float) -> bool:
         """True if a real log-prob request succeeds. /health is green also on servers that die on the first one."""
-        body = {
-            "input_ids": [0, 0],
-            "sampling_params": {"max_new_tokens": 0, "temperature": 0},
-            "return_logprob": True,
-            "logprob_start_len": 0,
-        }
+        span = Span(first=0, last=0, ids=[0, 0], start=0)
+        body = json.dumps(self._engine.body([span], [None])).encode()
         try:
-            answer = json.loads(self._request("/generate", json.dumps(body).encode(), timeout_s))
-            return len(answer["meta_info"]["input_token_logprobs"]) == 2
-        except (OSError, HTTPException, ValueError, KeyError, TypeError):  # no answer, or not one of SGLang's
+            (answer,) = self._engine.answers(self._request(self._engine.path, body, timeout_s))
+            return len(self._engine.logprobs(answer, span, vocab_size=1)) == 1
+        except (OSError, HTTPException, TeacherResponseError, ValueError):  # no answer, or none to this
             return False
 
     def metrics_text(self) -> str:
-        """SGLang's own metrics in Prometheus' text format; empty while it does not give them."""
+        """The engine's own metrics in Prometheus' text format; empty while it does not give them."""
         try:
             return self._request("/metrics", None, METRICS_TIMEOUT_S).decode()
         except (OSError, HTTPException):
@@ -183,7 +183,7 @@ class SGLangServer:
     def stop(self) -> None:
         """Kill every process of the server. Safe to call twice.
 
-        SIGKILL at once: a scoring server holds nothing worth saving, and SGLang's own shutdown takes 6 s.
+        SIGKILL at once: a scoring server holds nothing worth saving, and the engine's own shutdown takes seconds.
         """
         atexit.unregister(self.stop)
         if self._process is not None:

@@ -1,4 +1,4 @@
-"""The managed teacher's metrics for Prometheus: the supervisor's own and SGLang's, in one text."""
+"""The managed teacher's metrics for Prometheus: the supervisor's own and the engine's, in one text."""
 
 import os
 from collections.abc import Iterator

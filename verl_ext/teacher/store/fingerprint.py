@@ -14,9 +14,19 @@ from typing import Any
 
 from verl_ext.run.file_hashes import hash_of_model
 from verl_ext.teacher.config import TeacherConfig
+from verl_ext.teacher.engines.known import engine_of
 
 ID_LENGTH = 16  # hex digits: 64 bits, for a handful of teachers
 VERSION_TIMEOUT_S = 60.0
+VERSION = """
+import importlib.metadata as m, sys
+for name in sys.argv[1:]:
+    try:
+        sys.exit(print(m.version(name)))
+    except m.PackageNotFoundError:
+        pass
+sys.exit(1)
+"""
 # What a managed server has: the dtype of the model. FP8 there makes log-probs drift by up to 0.5 nats.
 KV_CACHE_DTYPE = "auto"
 
@@ -32,8 +42,10 @@ class TeacherFingerprint:
     dtype: str
     """Weights and activations: `auto`, `float32`, `bfloat16`, `float16`."""
     kv_cache_dtype: str
-    """As SGLang has it, e.g. `auto`."""
-    sglang_version: str
+    """As the engine has it, e.g. `auto`; `unsaid` by an external vLLM."""
+    engine: str
+    """`sglang` or `vllm`."""
+    engine_version: str
     """The server's, e.g. `0.5.21`."""
     served_as: str = ""
     """What an external server reports to serve: path and weight version. Empty where `model` is of files."""
@@ -65,30 +77,32 @@ def fingerprint_of_files(config: TeacherConfig, folder: Path, cache: Path | None
     `cache` remembers file hashes; None takes the user's. Reads the model once, then only asks for times and sizes.
 
     Raises:
-        ValueError: naming the key, if `folder` holds no model or the teacher's python has no SGLang.
+        ValueError: naming the key, if `folder` holds no model or the teacher's python lacks its engine.
     """
     return TeacherFingerprint(
         model=hash_of_model(folder, cache),
         quantization=config.quantization,
         dtype=config.dtype,
         kv_cache_dtype=KV_CACHE_DTYPE,
-        sglang_version=sglang_version_of(config.python),
+        engine=config.engine,
+        engine_version=version_of_engine(config.python, config.engine),
         extra_args=tuple(config.extra_args),
     )
 
 
-def sglang_version_of(python: str) -> str:
-    """The version of SGLang that this interpreter would run.
+def version_of_engine(python: str, name: str) -> str:
+    """The version of the engine `name` that the interpreter `python` would run.
 
     Raises:
         ValueError: if it has none or does not answer within a minute.
     """
-    command = [str(Path(python).expanduser()), "-I", "-c", "import importlib.metadata as m; print(m.version('sglang'))"]
+    engine = engine_of(name)
+    command = [str(Path(python).expanduser()), "-I", "-c", VERSION, *engine.packages]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise ValueError(
-            f"teacher.python: {python} cannot tell its SGLang's version ({type(error).__name__}); "
-            "create the teacher environment or give its python"
+            f"teacher.python: {python} cannot tell its {engine.title}'s version ({type(error).__name__}); "
+            f"create the teacher environment, or give the python of one that has {engine.title}"
         ) from error
     return answer.stdout.strip()

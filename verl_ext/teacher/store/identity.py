@@ -30,7 +30,7 @@ async def fingerprint_for_store(
     `scorer` asks the servers themselves; replay needs neither it nor `urls`.
 
     Raises:
-        ValueError: naming the key, if the model's files, SGLang or a teacher to replay are not there.
+        ValueError: naming the key, if the model's files, the engine or a teacher to replay are not there.
         TeacherError: if an external server does not score the probe or say what it is.
     """
     if config.store_mode == "replay":
@@ -41,7 +41,7 @@ async def fingerprint_for_store(
         store.remember_teacher(found.id, ProbeRecord(found).to_json())
         return found
     assert scorer is not None  # external servers come with one
-    served = await served_fingerprint(urls, config.api_key_env)
+    served = await served_fingerprint(urls, config)
     return await recognise(served, scorer, vocab_size, store, config.probe_tolerance)
 
 
@@ -67,16 +67,16 @@ def model_folder(config: TeacherConfig) -> Path:
         ) from error
 
 
-async def served_fingerprint(urls: Sequence[str], api_key_env: str) -> TeacherFingerprint:
+async def served_fingerprint(urls: Sequence[str], config: TeacherConfig) -> TeacherFingerprint:
     """The settings that the first server of `urls` to answer reports; `model` is empty.
 
     Raises:
         TeacherUnavailableError: if none answers.
-        TeacherResponseError: if an answer is not SGLang's.
+        TeacherResponseError: if an answer is not its engine's.
     """
     error: Exception | None = None
     for url in urls:
-        async with ServerInfo(url, api_key_env) as server:
+        async with ServerInfo(url, config) as server:
             try:
                 found = await server.served()
             except TeacherUnavailableError as failure:
@@ -87,7 +87,8 @@ async def served_fingerprint(urls: Sequence[str], api_key_env: str) -> TeacherFi
             quantization=found.quantization,
             dtype=found.dtype,
             kv_cache_dtype=found.kv_cache_dtype,
-            sglang_version=found.version,
+            engine=config.engine,
+            engine_version=found.version,
             served_as=f"{found.model_path} {found.weight_version}",
         )
     raise TeacherUnavailableError(f"teacher.urls: none of {', '.join(urls)} reports what it serves: {error}")
@@ -107,7 +108,7 @@ async def recognise(
     usual = usual_probe_tolerance(served.dtype, served.quantization)
     tolerance = usual if tolerance is None else min(tolerance, usual)
     now = await take_probe(scorer, served, probe_sequences(vocab_size))
-    known = [record for record in _records(store) if dataclasses.replace(record.fingerprint, model="") == served]
+    known = [record for record in _records(store) if _may_be(record.fingerprint, served)]
     near = [record for record in known if record.sequences == now.sequences]
     best = min(near, key=now.greatest_difference, default=None)
     if best is not None and best.greatest_difference(now) <= tolerance:
@@ -120,8 +121,21 @@ async def recognise(
     return found
 
 
+def _may_be(known: TeacherFingerprint, served: TeacherFingerprint) -> bool:
+    """Whether a recorded external teacher may be the one that is served, as far as they say.
+
+    Of another engine too, in float32: two that agree on the probe there agree on every token. Below, rounding alone
+    makes as much of a difference as another model does.
+    """
+    alike = dataclasses.replace(known, model="")
+    if known.engine != served.engine and served.dtype == "float32" and served.quantization is None:
+        version, cache = served.engine_version, served.kv_cache_dtype  # each engine's own words
+        alike = dataclasses.replace(alike, engine=served.engine, engine_version=version, kv_cache_dtype=cache)
+    return alike == served
+
+
 def fingerprint_for_replay(config: TeacherConfig, store: ScoreStore) -> TeacherFingerprint:
-    """The one teacher in `store` that `config` can mean. SGLang's version is not compared: it need not be there.
+    """The one teacher in `store` that `config` can mean. The engine's version is not compared: it need not be there.
 
     Raises:
         ValueError: naming the key, if there is none or more than one.
@@ -133,6 +147,7 @@ def fingerprint_for_replay(config: TeacherConfig, store: ScoreStore) -> TeacherF
             "quantization": config.quantization,
             "dtype": config.dtype,
             "kv_cache_dtype": KV_CACHE_DTYPE,
+            "engine": config.engine,
             "extra_args": tuple(config.extra_args),
         }
     known = [record.fingerprint for record in _records(store)]

@@ -182,7 +182,7 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = (  # the time of use stands apart from the value: noting it must not rewrite the value
     "CREATE TABLE entries (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL)",
     "CREATE INDEX entries_by_use ON entries (used, id)",
