@@ -30,7 +30,10 @@ def likely_of(logprobs: Sequence[Mapping[int, Any]] | None, top_k: int) -> dict[
         for place in logprobs or ()
     ]
     if any(len(row) != top_k for row in rows):
-        raise ValueError(f"vLLM gave not {top_k} tokens at every position that it sampled")
+        raise ValueError(
+            f"method.top_k={top_k}: vLLM gave not so many tokens at every position that it sampled; lower it, to the "
+            "size of the vocabulary at most"
+        )
     return {
         IDS: np.array([[token for _, token, _ in row] for row in rows], np.int32).reshape(-1, top_k),
         LOGPROBS: np.array([[logprob for _, _, logprob in row] for row in rows], np.float32).reshape(-1, top_k),

@@ -83,6 +83,7 @@ INNER = {
     "the prompt is empty: the first response token has no log-prob without one": "rows without a prompt are refused",
     "{} mask values for {} response tokens": "agent_loop.py makes both of one answer",
     "top_k={} is outside 0..{}, the teacher's vocabulary": "method.top_k is checked against it before",
+    "support_ids of shape {} for {} response tokens": "`in_students_support` gives them the response's length",
     "the teacher was stopped before it answered": "whoever stopped it knows",
 }
 """Messages that no verb shows -> why. They need no fix."""
