@@ -241,11 +241,11 @@ def test_an_unknown_key_is_refused(inputs: Inputs, tmp_path: Path):
 
 
 def engines_of(folder: Path) -> list[str]:
-    """Command lines of living processes that belong to a run below `folder`; engines' children name themselves."""
-    names = (str(folder), "VLLM::", "sglang::")
-    left = []
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+    """Command lines of living processes of a run below `folder`; engines' children, started from here, name themselves."""
+    left, here = [], os.getcwd()
+    for process in psutil.process_iter(["pid", "cmdline", "status", "cwd"]):
         command = " ".join(process.info["cmdline"] or [])
+        names = (str(folder), *(("VLLM::", "sglang::") if process.info["cwd"] == here else ()))
         if process.info["status"] != psutil.STATUS_ZOMBIE and "pytest" not in command:
             left += [command[:200] for name in names if name in command]
     return left
