@@ -241,7 +241,7 @@ def test_an_unknown_key_is_refused(inputs: Inputs, tmp_path: Path):
 
 
 def engines_of(folder: Path) -> list[str]:
-    """Command lines of living processes of a run below `folder`; engines that were started from here name themselves."""
+    """Command lines of living processes of a run below `folder`; engines that began here name themselves."""
     left, here = [], os.getcwd()
     for process in psutil.process_iter(["pid", "cmdline", "status", "cwd"]):
         command = " ".join(process.info["cmdline"] or [])
