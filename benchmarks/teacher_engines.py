@@ -5,7 +5,8 @@ python -m benchmarks.teacher_engines --json teacher_engines.json
 Both servers run at once, managed, in float32 on a random model, one compute thread each. The arms take turns, SGLang's
 prefix cache empty before each: *SGLang* and *vLLM* are `TeacherPool` with its defaults, which primes prompts where the
 engine reads a cache; *SGLang from 0* is the same server asked for all positions, one request a sample. Their log-probs
-are compared with each other's and with transformers', token by token; a speed is the median over rounds.
+are compared with each other's and with transformers', token by token. A speed is the median over rounds, a ratio the
+median of the ratios within a round.
 """
 
 import argparse
@@ -59,10 +60,12 @@ async def measure(model: Model, folder: Path, workload: Workload, arms: dict[str
         for one, other in combinations(logprobs, 2)
     }
     speeds = {name: samples / statistics.median(each) for name, each in seconds.items()}
+    pairs = zip(seconds["SGLang"], seconds["vLLM"], strict=True)
     tokens = sum(len(row) for row in logprobs[TRANSFORMERS])
     return {
         **{"model": model.name, "workload": workload.name, "samples": samples, "compared_tokens": tokens},
         **{"samples_per_s": speeds, "nats": gaps},
+        "sglang_over_vllm": statistics.median(vllm / sglang for sglang, vllm in pairs),
     }
 
 
@@ -100,7 +103,7 @@ def show(rows: list[dict]) -> None:
         table.add_column(column, justify="right")
     for row in rows:
         speeds = row["samples_per_s"]
-        cells = [f"{each:.3g}" for each in speeds.values()] + [f"{speeds['SGLang'] / speeds['vLLM']:.2f}"]
+        cells = [f"{each:.3g}" for each in speeds.values()] + [f"{row['sglang_over_vllm']:.2f}"]
         table.add_row(row["model"], row["workload"], *cells, *(f"{gap:.1e}" for gap in row["nats"].values()))
     Console(width=200).print(table)
 

@@ -146,4 +146,5 @@ def test_nothing_allowed_says_what_it_should_not():
     parts = {"host", "port", "addr", "address", "ip", "url", "urls", "path", "paths", "file", "dir", "folder", "key"}
     parts |= {"config", "template", "code", "plugin", "hook", "hooks", "lora", "token", "endpoint", "socket", "server"}
     named = {name for options in OPTIONS.values() for name in options.allowed if parts & set(name.split("-"))}
-    assert named == {"skip-server-warmup"}
+    counts = {"long-prefill-token-threshold", "dbo-prefill-token-threshold"}  # of tokens, not a token
+    assert named == {"skip-server-warmup", *counts}
