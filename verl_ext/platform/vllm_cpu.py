@@ -18,7 +18,7 @@ import multiprocessing
 import os
 from typing import Any
 
-from verl_ext.platform.vllm_prompts import base_logits_of_prompts
+from verl_ext.platform.vllm_prompts import base_logits_of_prompts, rows_without_adapter_stay_so
 
 RECHECK_MS = 10
 
@@ -27,6 +27,7 @@ def load() -> None:
     """Entry point `vllm.general_plugins`, run by vLLM in each of its processes; most of it where VERL_PLATFORM=cpu."""
     base_logits_of_prompts()
     if os.environ.get("VERL_PLATFORM") == "cpu":
+        rows_without_adapter_stay_so()
         keep_weights_unpacked()
         sleep_when_idle()
         fork_workers()
