@@ -35,6 +35,7 @@ from verl_ext.trainer.sample_fields import cut_off, logprobs_or_zeros, top_field
 from verl_ext.trainer.shared_calls import share_calls
 from verl_ext.trainer.support import ASKED, in_students_support
 from verl_ext.trainer.support_config import STUDENT
+from verl_ext.trainer.tool_metrics import WANTED
 
 # Of its own: verl renders prompts in the loop's default threads, and the verifier compares one pair at a time.
 MATH_THREAD = ThreadPoolExecutor(1)
@@ -202,6 +203,8 @@ class DistillationAgentLoopWorker(LoopingWorker):
             "teacher_start": start,
             "teacher_end": time.time(),
             "sampled_tokens": sampled,
+            "response_tokens": len(response_ids),
+            WANTED: sample_kwargs["extra_info"].get(WANTED),
             "teacher": request.teacher,
             "teacher_tokens": len(request.prompt_ids) + len(response_ids),
             # What the scorer did since the last sample; the trainer adds them up.

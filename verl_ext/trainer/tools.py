@@ -22,13 +22,14 @@ def load_schemas(function_tool_path: str | None, tool_config_path: str | None) -
     Raises:
         ValueError: naming the key, where a file cannot be read or holds no tool.
     """
-    paths = {"tool_config_path": tool_config_path, "function_tool_path": function_tool_path}
-    resolved = {key: resolve_config_path(path) if path else None for key, path in paths.items()}
+    resolved: dict[str, str | None] = {"tool_config_path": tool_config_path, "function_tool_path": function_tool_path}
     for key, path in resolved.items():
-        if path and not Path(path).is_file():
-            raise ValueError(f"actor_rollout_ref.rollout.multi_turn.{key}={paths[key]}: no such file; correct the path")
+        try:
+            resolved[key] = resolve_config_path(path) if path else None
+        except FileNotFoundError:
+            raise ValueError(f"actor_rollout_ref.rollout.multi_turn.{key}={path}: no such file; give one") from None
     try:
-        found = schemas(load_all_tools(**resolved))
+        found = schemas(load_all_tools(resolved["tool_config_path"], resolved["function_tool_path"]))
     except Exception as error:  # whatever the file's own code raises
         raise ValueError(
             f"actor_rollout_ref.rollout.multi_turn: the tools cannot be loaded ({type(error).__name__}: "

@@ -62,7 +62,7 @@ class SampleTurns:
         if number and "seed" in sampling:
             kwargs["sampling_params"] = sampling | {"seed": zlib.crc32(f"{sampling['seed']}/turn {number}".encode())}
         asked = list(prompt_ids)
-        output = await self._client.generate(request_id, prompt_ids=prompt_ids, **kwargs)
+        output = await self._client.generate(request_id=request_id, prompt_ids=prompt_ids, **kwargs)
         self.turns.append(Turn(asked, list(output.token_ids), dict(output.extra_fields)))
         self._begin_scoring()
         return output
