@@ -1,13 +1,10 @@
 """A task that needs a tool: sums that a tiny model cannot work out, and a calculator that can.
 
-    python -m verl_ext.demo.calculator outputs/calculator
-
 Both sides see the tool. The teacher is also told to use it; the student sees the sum alone. The held-out file asks
 each sum three times, told apart by `data_source`: as the student is asked (`sums`), as the teacher is
 (`sums_prompted`), and as the student is with no tool at hand (`sums_without_tool`, in rows of the single-turn loop).
 """
 
-import argparse
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_ext.run.files import write_atomically
-from verl_ext.run.visible import print
 
 PROMPT = "Work it out with the calculator, then say the number alone.\n{text}"
 LEAST, MOST = 10, 49
@@ -96,14 +92,3 @@ def write_rows(folder: Path) -> dict[str, int]:
         pq.write_table(pa.Table.from_pylist(part), sink)
         write_atomically(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
     return {name: len(part) for name, part in parts.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="rows that ask for sums")
-    parser.add_argument("folder", type=Path, help="folder of train.parquet and heldout.parquet")
-    options = parser.parse_args()
-    print(f"{options.folder}: {write_rows(options.folder)}")
-
-
-if __name__ == "__main__":
-    main()

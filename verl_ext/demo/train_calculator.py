@@ -1,7 +1,5 @@
 """Train the base of the task of sums: with the prompt it asks the calculator, without it guesses.
 
-    python -m verl_ext.demo.train_calculator outputs/models/calculator --tools examples/tools/calculator.py
-
 With the prompt it calls the calculator and says what that says. Without it, it does so in CALLS of the cases and
 mistakes digits where it copies; else it guesses two digits. With the prompt some digits are changed in training, which
 is not learned, and what follows them is: the base says what follows from a mistake too. What the calculator answers is
@@ -10,8 +8,6 @@ read and never learned.
 Shapes: `B` rows, `T` tokens behind a shared prompt, `V` vocabulary.
 """
 
-import argparse
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +30,6 @@ CALLS, AGAIN, MISTAKES = 0.4, 0.15, 0.2
 """Without the prompt: chance of a call, of another one behind it, and of each copied digit to be any digit."""
 CHANGED, ASKED_AGAIN = 0.1, 0.2
 """With the prompt: chance of each digit of a call to be changed, and of a call made before; neither is learned."""
-BATCH, STEPS = 40, 400
 IGNORED = -100
 SHOWN_STEPS = 25
 SCHEDULE = ("steps", "batch_size", "prompted_share", "muon_lr", "lr", "warmup_steps", "seed")
@@ -215,22 +210,3 @@ def create_base(out_dir: Path, config: TinyPairConfig, tools: list[dict[str, Any
     for name, share in shares.items():
         print(f"right calls and answers {name.replace('_', ' ')}: {share:.3f}")
     print(f"{out_dir}: {model.num_parameters():,} parameters, {record['seconds']} s")
-
-
-def main() -> None:
-    from verl_ext.trainer.tools import function_schemas  # verl, which takes seconds
-
-    # Threads that wait must not spin where cores are shared.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = argparse.ArgumentParser(description="the base of the task of sums")
-    parser.add_argument("out_dir", type=Path, help="folder of the model")
-    parser.add_argument("--tools", type=Path, required=True, help="file of the calculator")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    config = TinyPairConfig(steps=options.steps, batch_size=BATCH, seed=options.seed)
-    create_base(options.out_dir, config, function_schemas(options.tools))
-
-
-if __name__ == "__main__":
-    main()
