@@ -35,7 +35,7 @@ class Arm(NamedTuple):
 
 
 def arms_of(run: Path, sources: Sequence[str], step: int) -> dict[str, Arm]:
-    """By `data_source`, what a run answered at its first (0) or last (-1) validation. ValueError if rows are missing."""
+    """By `data_source`, what a run answered at its first (0) or last (-1) validation. ValueError where rows miss."""
     lines, _ = read_samples(run / SAMPLES)
     steps = sorted({line["step"] for line in lines})
     kept = [line for line in lines if line["step"] == steps[step]]
