@@ -87,5 +87,5 @@ def test_other_solutions_to_the_same_problems_are_other_rows(make, tmp_path):
 
     hub = {"source": "hub", "sentences": "", "hub": HubConfig(path=str(tmp_path / "rows.jsonl"))}
     make(problems("one"), **hub)
-    with pytest.raises(ValueError, match="made with other settings|source_md5"):
+    with pytest.raises(ValueError, match=r"made with other settings|source_md5"):
         make(problems("other"), **hub)
