@@ -1,8 +1,8 @@
 """Tools in a run as a user starts it: what a step trains on, by real vLLM, SGLang and FSDP2, against transformers.
 
-A random model calls no tool, so a parser of verl's, in a plugin of this test, takes every answer for a call; the tool, the
-loop, the prompts and the scores are those of any run. The plugin also writes down what is in TransferQueue when a step
-lets go of it (`steps_of_queue`).
+A random model calls no tool, so the tool agent has a parser that takes every answer for a call; the tool, the loop, the
+prompts and the scores are those of any run. A plugin of verl's writes down what is in TransferQueue when a step lets go
+of it (`steps_of_queue`).
 """
 
 import os
@@ -29,16 +29,23 @@ ROOT = Path(__file__).parents[2]
 TOOL = "examples/tools/calculator.py"
 AGREE_NATS = 1e-4  # fp32
 PROMPTS, SAMPLES = 4, 2
-PARSER = """
+LOOP = """
 from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
 
+from verl_ext.trainer.loops import ToolLoop
 
-@ToolParser.register("every_answer")
+
 class EveryAnswer(ToolParser):
     stop_token_ids = list(range(0, 500, 8))
 
     async def extract_tool_calls(self, responses_ids, tools=None):
         return "", [FunctionCall(name="calculator", arguments='{"expression": "17+25"}')]
+
+
+class ForcedCalls(ToolLoop):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tool_parser = EveryAnswer(self.tokenizer)
 """
 
 
@@ -58,9 +65,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(base: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run, and with what each of its two steps trained on."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "steps").mkdir()
-    plugin = write_plugin(folder / "plugin", PARSER)
-    rows = [row(index, text, "train") for index, text in enumerate(sums()[: 2 * PROMPTS])]
+    environment = write_plugin(folder)
+    (folder / "plugin" / "forced_calls.py").write_text(LOOP)
+    (folder / "loops.yaml").write_text("- name: forced_calls\n  _target_: forced_calls.ForcedCalls\n")
+    rows = [row(index, text, "train", agent="forced_calls") for index, text in enumerate(sums()[: 2 * PROMPTS])]
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
     words = [
         *("platform=cpu", "task=demo", f"student.path={base}", f"run_dir={folder}/run"),
@@ -68,16 +76,16 @@ def trained(base: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFa
         *(f"data.val_files={folder}/rows.parquet", f"data.train_batch_size={PROMPTS}"),
         *(f"actor_rollout_ref.rollout.n={SAMPLES}", "data.max_response_length=128"),
         *("actor_rollout_ref.rollout.max_model_len=288", "actor_rollout_ref.actor.optim.lr=5e-3"),
-        "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
+        "actor_rollout_ref.rollout.agent.default_agent_loop=forced_calls",
+        f"actor_rollout_ref.rollout.agent.agent_loop_config_path={folder}/loops.yaml",
         f"actor_rollout_ref.rollout.multi_turn.function_tool_path={TOOL}",
-        "actor_rollout_ref.rollout.multi_turn.format=every_answer",
         "actor_rollout_ref.rollout.multi_turn.max_assistant_turns=2",
         *("trainer.total_training_steps=2", "trainer.save_freq=-1"),
     ]
     done = subprocess.run(
         [sys.executable, "-m", "recipe.on_policy_distillation", *words],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{plugin}", "STEPS_FOLDER": str(folder / "steps")},
+        env=os.environ | environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
