@@ -5,7 +5,7 @@ set -euo pipefail
 OUT=${OUT:-outputs/tools_cpu}
 PYTHON=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
-TOOL=examples/tools/calculator.py
+TOOL=examples/calculator.py
 
 $PYTHON -m verl_ext.demo.tools rows "$OUT/data"
 $PYTHON -m verl_ext.demo.tools base "$OUT/base" --tools "$TOOL"

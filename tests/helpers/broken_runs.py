@@ -191,7 +191,7 @@ def at_work(pair: Pair) -> list[str]:
 
 
 HELD: list[IO[str]] = []
-TOOL = Path(__file__).parents[2] / "examples/tools/calculator.py"
+TOOL = Path(__file__).parents[2] / "examples/calculator.py"
 AGENT, TURNS = "actor_rollout_ref.rollout.agent", "actor_rollout_ref.rollout.multi_turn"
 TOOLS = (f"{AGENT}.default_agent_loop=tool_agent", f"{TURNS}.function_tool_path={TOOL}")
 

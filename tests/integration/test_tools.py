@@ -26,7 +26,7 @@ from verl_ext.trainer.tools import function_schemas
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-TOOL = "examples/tools/calculator.py"
+TOOL = "examples/calculator.py"
 AGREE_NATS = 1e-4  # fp32
 PROMPTS, SAMPLES = 4, 2
 LOOP = """

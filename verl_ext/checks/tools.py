@@ -34,8 +34,8 @@ def _one_turn(context: Context) -> str:
     for number, row in enumerate(context.rows):
         if row.get(AGENT) not in (None, SINGLE_TURN):
             raise ValueError(
-                f"{context.rows_key} row {number}: {AGENT} is {row[AGENT]}, and this command answers in one turn; the "
-                "run's own validation judges such rows (docs/tools.md)"
+                f"{context.rows_key} row {number}: {AGENT} is {row[AGENT]}, and this command answers in one turn; take "
+                "the row out, which a run's own validation judges (docs/tools.md)"
             )
     return "answers of one turn"
 

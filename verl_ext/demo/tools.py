@@ -1,7 +1,7 @@
 """The task of sums: its rows, its base, and the table of what two runs made of it (examples/tools_cpu.sh).
 
 python -m verl_ext.demo.tools rows outputs/tools/data
-python -m verl_ext.demo.tools base outputs/tools/base --tools examples/tools/calculator.py
+python -m verl_ext.demo.tools base outputs/tools/base --tools examples/calculator.py
 python -m verl_ext.demo.tools table outputs/tools --least 0.9
 """
 

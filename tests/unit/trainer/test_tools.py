@@ -19,7 +19,7 @@ from verl_ext.teacher.types import TeacherUnavailableError
 from verl_ext.trainer.queue_writer import COLUMNS
 from verl_ext.trainer.tools import function_schemas
 
-TOOL = Path(__file__).parents[3] / "examples/tools/calculator.py"
+TOOL = Path(__file__).parents[3] / "examples/calculator.py"
 AGENT = "actor_rollout_ref.rollout.agent"
 TURNS = "actor_rollout_ref.rollout.multi_turn"
 ASKED, READ = "12+30", "<tool_response>\n42\n</tool_response>"
@@ -341,4 +341,6 @@ def test_a_loop_that_gives_nothing_fails_its_row(make_list_run):
     run = make_list_run(empty=True)
     with pytest.raises(Exception, match="failed"):
         run.fit()
-    assert {line["cause"] for line in run.failures} == {"ValueError: the agent loop gave no output"}
+    assert {line["cause"] for line in run.failures} == {
+        "ValueError: the agent loop's run() gave no output; give one AgentLoopOutput or more"
+    }
