@@ -28,8 +28,8 @@ def check_context(column: str, source: str, template: str, student_template: str
         return
     if source not in ("file", "hub"):
         raise ValueError(
-            f"context={column} goes with source=file and source=hub; with source={source} leave it out, and write it into "
-            "the teacher's messages"
+            f"context={column} goes with source=file and source=hub; with source={source} leave it out, and write it "
+            "into the teacher's messages"
         )
     if CONTEXT not in template:
         raise ValueError(f"context={column}: the teacher's prompt has no {CONTEXT} where it goes; add it")
