@@ -58,7 +58,7 @@ class QueueWriter:
     ) -> None:
         rows = [{name: value for name, value in row.items() if name not in self._left_out} for row in fields]
         for row in rows:
-            row.update(row["extra_fields"].pop(COLUMNS, {}))
+            row.update(row.get("extra_fields", {}).pop(COLUMNS, {}))
             if ROLLOUT in row:
                 row[OLD] = row[ROLLOUT]
         await self._put(keys, partition_id, rows, tags)

@@ -344,3 +344,25 @@ def test_a_loop_that_gives_nothing_fails_its_row(make_list_run):
     assert {line["cause"] for line in run.failures} == {
         "ValueError: the agent loop's run() gave no output; give one AgentLoopOutput or more"
     }
+
+
+@pytest.mark.parametrize("mode", ["one_step_off", "stream"])
+def test_every_pipeline_takes_turns(make_tool_run, mode):
+    run = make_tool_run(f"pipeline.mode={mode}", "trainer.total_training_steps=2").fit()
+    assert len(run.samples) == 8
+    for sample in run.samples:
+        keep = sample["response_mask"].bool()
+        assert keep.tolist() == (sample["teacher_logprobs"] != 0).tolist() == (sample["advantages"] != 0).tolist()
+        assert len(sample["extra_fields"]["tokens_by_version"]) == 1
+        assert sample["extra_fields"]["tokens_by_version"][0][1] == int(keep.sum())
+    assert [row["tools/calls_mean"] for row in run.metrics] == [1, 1]
+
+
+def test_a_store_answers_for_turns(make_tool_run, tmp_path):
+    store = ("teacher.store_path=" + str(tmp_path / "scores"), "teacher.fingerprint=one")
+    first = make_tool_run(*store).fit()
+    again = make_tool_run(*store, f"run_dir={first.config.run_dir}2", "teacher.store_mode=replay").fit()
+    assert first.metrics[0]["teacher/from_store"] == 0
+    assert again.metrics[0]["teacher/from_store"] == 4
+    assert again.teacher.requests == []
+    assert again.metrics[0]["teacher_kl"] == pytest.approx(first.metrics[0]["teacher_kl"])
