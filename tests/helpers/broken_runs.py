@@ -438,6 +438,11 @@ BROKEN = [
     ("tools", words(TOOLS[0], f"{TURNS}.function_tool_path=none.py"), r"function_tool_path=none\.py: no such file"),
     ("tools", words(*TOOLS, f"{TURNS}.format=gpt"), r"multi_turn\.format=gpt: expected one of .*hermes"),
     ("tools", unknown_tool, r"row 0: extra_info\.tool_selection names abacus, and the tools are calculator"),
+    (
+        "tools",
+        words(*TOOLS, "method.support=student", "method.loss=reverse_kl", "method.top_k=2"),
+        r"method\.support takes answers of one turn, and tool_agent answers rows; set method\.support=teacher",
+    ),
     ("tools in the prompt", words(*TOOLS), r"student\.path=.*: its chat template leaves out the tools"),
     (
         "batch",

@@ -139,6 +139,10 @@ class Context:
             return self.template_kwargs
         return {**self.template_kwargs, "tools": self.tools.of(row)}
 
+    def agent_of(self, row: Mapping[str, Any]) -> str:
+        """The agent loop that answers a row of a training run."""
+        return row.get(AGENT) or self.config.actor_rollout_ref.rollout.agent.default_agent_loop
+
     @cached_property
     def tools(self) -> "RunTools | None":
         """Of a training run that has some, or another agent loop than the single-turn one; reading them takes verl."""

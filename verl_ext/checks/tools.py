@@ -2,6 +2,9 @@
 
 from verl_ext.checks.context import AGENT, SINGLE_TURN, Context
 from verl_ext.run.models import chat_text
+from verl_ext.run.settings import settings_of
+from verl_ext.trainer.config import MethodConfig
+from verl_ext.trainer.support_config import STUDENT
 
 TURNS = "actor_rollout_ref.rollout.multi_turn"
 
@@ -21,12 +24,28 @@ def tools(context: Context) -> str:
                     shown += bool(found.of(row))
             except ValueError as error:
                 raise ValueError(f"{key} row {number}: {error}") from None
+    _check_others(context)
     if found.given and not shown:
         raise ValueError(
             f"{TURNS}.function_tool_path, tool_config_path: no row is answered by a loop with tools; set "
             "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent, or leave the tools out"
         )
     return f"{shown} rows with tools: {', '.join(found.schemas)}" if shown else "no row with tools"
+
+
+def _check_others(context: Context) -> None:
+    """What of the method takes answers of one turn."""
+    method = settings_of(context.config.method, MethodConfig)
+    turns = [row for row in context.rows if context.agent_of(row) != SINGLE_TURN]
+    for key, value, off in (
+        ("support", method.support == STUDENT, "teacher"),
+        ("off_policy_share", method.off_policy_share > 0, "0"),
+    ):
+        if value and turns:
+            raise ValueError(
+                f"method.{key} takes answers of one turn, and {context.agent_of(turns[0])} answers rows; set "
+                f"method.{key}={off}, or agent.default_agent_loop={SINGLE_TURN}"
+            )
 
 
 def _one_turn(context: Context) -> str:

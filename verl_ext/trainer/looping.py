@@ -103,12 +103,13 @@ class LoopingWorker(plain_class(AgentLoopWorkerTQ)):
                 await self._compute_teacher_logprobs(each, each.prompt_ids, each.response_ids, validate, kwargs)
         await super()._agent_loop_postprocess(outputs, validate, **kwargs)
 
-    async def _scored(self, row: dict, output: AgentLoopOutput) -> tuple[Score | TeacherError, int]:
+    async def _scored(
+        self, row: dict, output: AgentLoopOutput, request: ScoreRequest
+    ) -> tuple[Score | TeacherError, int]:
         """The score of an output, and how many of the sample's turns were sent to the teacher before it ended.
 
-        A loop's prompt may be the row's and more: turns that other outputs hold.
+        `request` is for its response alone. A loop's prompt may be the row's and more: turns that other outputs hold.
         """
-        request = self._request(row, output.response_ids, output.response_mask, self.top_k)
         if (turns := self._turns.get(name_of(row))) is None:
             return await self._score(request), 0
         prompt = self._prompt(row, "raw_prompt")
