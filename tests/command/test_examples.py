@@ -49,11 +49,14 @@ def commands(script: Path, folder: Path) -> list[list[str]]:
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_every_command_resolves(script, tmp_path):
     found = commands(script, tmp_path)
-    assert found[-1][1] in ("recipe.evaluate", "recipe.compare")  # each ends in a table
+    assert found[-1][1] in ("recipe.evaluate", "recipe.compare", "verl_ext.demo.tools")  # each ends in a table
     for words in found:
         last = len(words) - words[::-1].index("-m")
         module, overrides = words[last], words[last + 1 :]
         verb = importlib.import_module(module)
+        if module == "verl_ext.demo.tools":
+            assert verb.parser().parse_args(overrides).verb in ("rows", "base", "table")
+            continue
         if module == "recipe.compare" and overrides[0] == "run":  # what it would run: tests/command/test_comparison.py
             with verb.RUN.composing():
                 assert compose(verb.RUN.name, overrides[1:]).arms

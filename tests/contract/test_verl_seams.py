@@ -16,6 +16,7 @@ from transfer_queue import interface
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopMetrics, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 from verl.trainer.config import AlgoConfig
 from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
 from verl.trainer.main_ppo import TaskRunnerV1
@@ -45,6 +46,8 @@ from verl_ext.trainer import (
     engine,
     guarded,
     keeping,
+    looping,
+    loops,
     runner,
     sampler,
     shared_calls,
@@ -62,6 +65,7 @@ def test_the_version_these_tests_were_written_for():
 
 WORKER = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 STAGES = ("prepare_step", "on_sample_begin", "_compute_advantage", "_update_actor", "_save_checkpoint", "on_step_end")
+TOOL_LOOP = ("run", "_handle_generating_state", "_handle_processing_tools_state", "_call_tool")
 GUARDED = ("on_init_end", "on_train_begin", "_build_replay_buffer", "_submit_batch_to_rollout", "_update_actor")
 GUARDED += ("_compute_metrics",)
 OVERRIDES = [
@@ -69,8 +73,11 @@ OVERRIDES = [
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_compute_teacher_logprobs"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_agent_loop"),
     (agent_loop.DistillationAgentLoopWorker, WORKER, "_run_prompt"),
-    (agent_loop.PlainTextLoop, SingleTurnAgentLoop, "ct_build_initial_tokens"),
-    (agent_loop.PlainTextLoop, SingleTurnAgentLoop, "ct_merge_assistant_token"),
+    (looping.LoopingWorker, WORKER, "_run_prompt"),
+    (looping.LoopingWorker, WORKER, "_agent_loop_postprocess"),
+    (loops.PlainTextLoop, SingleTurnAgentLoop, "ct_build_initial_tokens"),
+    (loops.PlainTextLoop, SingleTurnAgentLoop, "ct_merge_assistant_token"),
+    *((loops.ToolLoop, ToolAgentLoop, name) for name in TOOL_LOOP),
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "forward_step"),
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_inputs"),
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_outputs"),
@@ -114,7 +121,9 @@ def test_our_overrides_are_all_listed():
     listed = {(ours, name) for ours, _, name in OVERRIDES}
     for ours, theirs in (
         (agent_loop.DistillationAgentLoopWorker, WORKER),
-        (agent_loop.PlainTextLoop, SingleTurnAgentLoop),
+        (looping.LoopingWorker, WORKER),
+        (loops.PlainTextLoop, SingleTurnAgentLoop),
+        (loops.ToolLoop, ToolAgentLoop),
         (engine.SharedPromptEngine, FSDPEngineWithLMHead),
         (dataset.CheckedRows, RLHFDataset),
         (adapted.AdaptedTrainer, PPOTrainerSync),

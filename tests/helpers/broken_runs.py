@@ -208,6 +208,16 @@ def at_work(pair: Pair) -> list[str]:
 
 
 HELD: list[IO[str]] = []
+TOOL = Path(__file__).parents[2] / "examples/calculator.py"
+AGENT, TURNS = "actor_rollout_ref.rollout.agent", "actor_rollout_ref.rollout.multi_turn"
+TOOLS = (f"{AGENT}.default_agent_loop=tool_agent", f"{TURNS}.function_tool_path={TOOL}")
+
+
+def unknown_tool(pair: Pair) -> list[str]:
+    named = ROW | {"extra_info": {"index": 1, "tool_selection": ["abacus"]}}
+    return [*TOOLS, f"data.train_files={pair.write_rows(named, named)}"]
+
+
 NOBODY = ("teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]", "teacher.request_timeout_s=5")
 STUDENTS = ("method.loss=reverse_kl", "method.top_k=8", "method.support=student")
 BROKEN = [
@@ -440,6 +450,22 @@ BROKEN = [
     ("held-out data", words("data.val_files=none.parquet"), r"data\.val_files=none\.parquet: no such file"),
     ("batch", words("data.train_max_samples=31"), r"data\.train_max_samples=31 leaves no batch"),
     ("labels", words("method.labels.label_set=[klingon]"), r"method\.labels\.label_set: the data also has en"),
+    ("tools", words(TOOLS[0]), r"multi_turn\.function_tool_path and tool_config_path name no tool; give one"),
+    ("tools", words(TOOLS[1]), r"no row is answered by a loop with tools; set .*default_agent_loop=tool_agent"),
+    (
+        "tools",
+        words(f"{AGENT}.default_agent_loop=other"),
+        r"data\.train_files row 0: there is no agent loop other; name",
+    ),
+    ("tools", words(TOOLS[0], f"{TURNS}.function_tool_path=none.py"), r"function_tool_path=none\.py: no such file"),
+    ("tools", words(*TOOLS, f"{TURNS}.format=gpt"), r"multi_turn\.format=gpt: expected one of .*hermes"),
+    ("tools", unknown_tool, r"row 0: extra_info\.tool_selection names abacus, and the tools are calculator"),
+    (
+        "tools",
+        words(*TOOLS, "method.support=student", "method.loss=reverse_kl", "method.top_k=2"),
+        r"method\.support takes answers of one turn, and tool_agent answers rows; set method\.support=teacher",
+    ),
+    ("tools in the prompt", words(*TOOLS), r"student\.path=.*: its chat template leaves out the tools"),
     (
         "batch",
         words("data.train_batch_size=33"),

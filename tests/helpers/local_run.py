@@ -8,7 +8,7 @@ import contextlib
 import json
 import random
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -110,6 +110,8 @@ class Sampler:
         self.vocabulary, self.longest = vocabulary, longest
         self.answers: list[list[int]] = []
         """What is answered in place of that, in turns."""
+        self.reply: Callable[[list[int]], list[int]] | None = None
+        """What is answered to a prompt, in place of all that."""
         self.finish: dict[int, str] = {}
         """By length, why an answer ended; else one of `longest` tokens was cut off there."""
         self.refused: list[int] = []
@@ -129,6 +131,8 @@ class Sampler:
         ids = [draw.randrange(self.vocabulary) for _ in range(draw.randint(2, 5))]
         if self.answers:
             ids = self.answers[number % len(self.answers)]
+        if self.reply is not None:
+            ids = self.reply(prompt_ids)
         reason = self.finish.get(len(ids), "length" if len(ids) >= self.longest else "stop")
         first = self.weights - self.lag.get(number, 0)
         versions = {"global_steps": self.weights, "min_global_steps": first, "max_global_steps": self.weights}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,8 +12,23 @@ from verl_ext.run.settings import mapping_of
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.teachers import teacher_of_row, teachers_of
 
+if TYPE_CHECKING:
+    from verl_ext.trainer.run_tools import RunTools
+
 Rows = Sequence[Mapping[str, Any]]
 COLUMNS = ("prompt", "teacher_messages")
+
+
+AGENT, SINGLE_TURN = "agent_name", "single_turn_agent"
+"""verl's column of the loop that answers a row, and its loop of one turn."""
+
+
+def has_loops(config: Any, rows: Rows) -> bool:
+    """Whether tools, or another loop than verl's of one turn, are in the settings or the rows of a run."""
+    agent, turns = config.actor_rollout_ref.rollout.agent, config.actor_rollout_ref.rollout.multi_turn
+    named = any(row.get(AGENT) not in (None, SINGLE_TURN) for row in rows)
+    given = (turns.function_tool_path, turns.tool_config_path, agent.agent_loop_config_path)
+    return named or any(given) or agent.default_agent_loop != SINGLE_TURN
 
 
 class PromptTokens(NamedTuple):
@@ -115,8 +130,27 @@ class Context:
         return self.student_tokenizer if path is None else self.tokenizer("teacher.model_path", path)
 
     def render(self, row: Mapping[str, Any], column: str) -> list[int]:
-        """Token ids of a row's messages up to where the answer begins, by the student's template."""
-        return render_chat(self.student_tokenizer, row[column], self.template_kwargs)
+        """Token ids of a row's messages up to where the answer begins, by the student's template, as training does."""
+        return render_chat(self.student_tokenizer, row[column], self.kwargs_of(row))
+
+    def kwargs_of(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the chat template is given beside a row's messages: the tools, where its agent loop shows them."""
+        if self.tools is None or not self.tools.shown(row):
+            return self.template_kwargs
+        return {**self.template_kwargs, "tools": self.tools.of(row)}
+
+    def agent_of(self, row: Mapping[str, Any]) -> str:
+        """The agent loop that answers a row of a training run."""
+        return row.get(AGENT) or self.config.actor_rollout_ref.rollout.agent.default_agent_loop
+
+    @cached_property
+    def tools(self) -> "RunTools | None":
+        """Of a training run that has some, or another agent loop than the single-turn one; reading them takes verl."""
+        if self.config is None or not has_loops(self.config, [*self.rows, *self.heldout]):
+            return None
+        from verl_ext.trainer.run_tools import RunTools
+
+        return RunTools(self.config)
 
     @cached_property
     def prompt_tokens(self) -> Mapping[str, Sequence[PromptTokens]]:

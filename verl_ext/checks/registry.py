@@ -18,6 +18,7 @@ from verl_ext.checks import (
     support,
     teacher_engine,
     tokens,
+    tools,
     trust,
     values,
 )
@@ -27,7 +28,7 @@ INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
 RUN, ANSWERS = (TRAIN, DOCTOR), (GENERATE, SCORE, EVALUATE)
 GIVEN, TEACHER, BOTH = ("required settings",), ("teacher settings",), ("student tokenizer", "teacher tokenizer")
 RANGES = ("ranges",)
-ROUTED, ROLES = ("data", "teacher names"), ("data", "student tokenizer", "roles")
+ROUTED, ROLES = ("data", "teacher names"), ("data", "tools", "student tokenizer", "roles")
 
 CHECKS = (
     # Settings
@@ -65,6 +66,7 @@ CHECKS = (
     Check("run folder", INSTANT, (*RUN, SFT), inputs.run_folder, needs=GIVEN),
     Check("held-out data", INSTANT, RUN, inputs.heldout, needs=GIVEN),
     Check("labels", INSTANT, RUN, data.labels, needs=("data", "held-out data", "method")),
+    Check("tools", INSTANT, (*RUN, *ANSWERS), tools.tools, needs=("data",)),
     Check("batch", INSTANT, RUN, inputs.batch, needs=("data",)),
     Check("teacher names", INSTANT, RUN, inputs.routing, needs=("data", *TEACHER)),
     Check("free memory", INSTANT, RUN, memory.free_memory, needs=("models",)),
@@ -80,6 +82,7 @@ CHECKS = (
     Check("end of answer", MODELS, (*RUN, SFT), architecture.end_of_answer, ("model type", "student tokenizer")),
     Check("special tokens", MODELS, (*RUN, *ANSWERS), data.special_tokens, ("data", "student tokenizer")),
     Check("roles", MODELS, (*RUN, GENERATE, SCORE), roles.roles, ("data", "student tokenizer")),
+    Check("tools in the prompt", MODELS, RUN, tools.template, ("tools", "student tokenizer")),
     Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, ROLES),
     Check("off-policy answers", MODELS, RUN, off_policy.answers, ("student tokenizer", "off-policy share")),
     Check("student model", MODELS, (*RUN, SFT), architecture.text_model, ("model type",)),

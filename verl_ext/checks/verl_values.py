@@ -192,7 +192,9 @@ FIXED: Mapping[str, Choice] = {
     ),
     "actor_rollout_ref.rollout.ignore_eos": Choice((False,), "else answers go on behind their end"),
     "actor_rollout_ref.rollout.do_sample": Choice((True,), "greedy answers are not samples of the student"),
-    "actor_rollout_ref.rollout.multi_turn.enable": Choice((False,), "one prompt, one answer"),
+    "actor_rollout_ref.rollout.multi_turn.enable": Choice(
+        (False,), "read by nothing; actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent takes turns"
+    ),
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": Choice(
         ("verl_ext.trainer.agent_loop.DistillationAgentLoopManager",), "it asks the teacher"
     ),

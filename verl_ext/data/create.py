@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from verl_ext.data.chats import CHAT, FORMS, Chat, answered, chat_row, load_chats
 from verl_ext.data.conversations import to_jsonl
 from verl_ext.data.hub import HubConfig, load_problems
+from verl_ext.data.privileged import check_context
 from verl_ext.data.rows import LANGUAGE, MOST_LABELS, PLACEHOLDER, SCHEMA, SPLITS, make_row, read_prompt
 from verl_ext.data.sentences import (
     Sentence,
@@ -58,6 +59,9 @@ class RowsConfig:
     student_prompt: str = ""
     """The same for the student; empty: the sentence alone. The teacher's own prompt, where nothing but another model
     shall make the teacher."""
+    context: str = ""
+    """Column of the source that the teacher alone is shown, where its prompt has {context}: a solution, a feedback.
+    Every row must have it. Empty: none."""
     data_source: str = LANGUAGE
     """Name of the task in the column `data_source`, which rewards and evaluation go by: `math` reads \\boxed{}."""
     heldout_fraction: float = 0.15
@@ -130,8 +134,10 @@ def load_source(config: RowsConfig) -> Source:
     """The source's sentences, cut as the configuration says."""
     check_source(config)
     if config.source == "hub":
-        problems = load_problems(config.hub, config.seed)
-        content = json.dumps([(problem.text, problem.label) for problem in problems.sentences])
+        problems = load_problems(config.hub, config.seed, config.context)
+        content = json.dumps(
+            [(each.text, each.label, *([each.context] if config.context else [])) for each in problems.sentences]
+        )
         name = f"{config.hub.path}@{config.hub.revision}".removesuffix("@")
         return Source(problems.sentences, name, hashlib.md5(content.encode()).hexdigest(), problems.counts)
     if config.source in FORMS:
@@ -140,7 +146,7 @@ def load_source(config: RowsConfig) -> Source:
         path, sentences = tinker_file("example_data", "multilingual.txt"), tinker_sentences()
     else:
         path = Path(config.sentences)
-        sentences = file_sentences(path)
+        sentences = file_sentences(path, config.context)
     if config.max_chars:
         sentences = cut(sentences, partial(cut_chars, max_chars=config.max_chars))
     if config.max_sentence_tokens:
@@ -183,6 +189,7 @@ def read_system(config: RowsConfig) -> str:
 def describe(config: RowsConfig, source: Source, template: str, student_template: str) -> dict[str, Any]:
     """What decides the rows: the settings, with files and data sets named by content and not by place."""
     places = ("out_dir", "sentences", "hub", "prompt", "student_prompt", "system", "tokenizer", "overwrite")
+    places += () if config.context else ("context",)
     names = [field.name for field in fields(RowsConfig) if field.name not in places]
     settings: dict[str, Any] = {name: getattr(config, name) for name in names}
     settings["source_md5"] = source.md5
@@ -217,6 +224,7 @@ def create_rows(config: RowsConfig, prompts: Path) -> str:
     student_template = PLACEHOLDER
     if config.student_prompt:
         student_template = read_prompt("student_prompt", config.student_prompt, prompts)
+    check_context(config.context, config.source, template, student_template)
     splits = split(source.sentences, config.heldout_fraction, config.seed)
     notes = [*source.notes, *repeated(splits), *([] if source.counts else unseen_labels(splits))]
     settings = describe(config, source, template, student_template)

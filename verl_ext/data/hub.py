@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_ext.data.privileged import context_of
 from verl_ext.data.sentences import TRANSLATION, Sentence
 from verl_ext.data.text_files import READERS, records, value_as_text
 from verl_ext.run.models import asked_hub
@@ -58,8 +59,8 @@ class Problems:
     `contradictory` (a text that has several answers: all its rows) or `over_max_rows`; `kept`, which is the rest."""
 
 
-def load_problems(config: HubConfig, seed: int) -> Problems:
-    """Problems that have one answer, each once.
+def load_problems(config: HubConfig, seed: int, context: str = "") -> Problems:
+    """Problems that have one answer, each once. `context`: the column of what the teacher alone is shown, or "".
 
     Raises:
         ValueError: naming the key, where there is nothing to read, or not in the named columns.
@@ -68,7 +69,7 @@ def load_problems(config: HubConfig, seed: int) -> Problems:
         ("read", "without_problem", "without_answer", "over_max_chars", "repeated", "contradictory"), 0
     )
     by_text: dict[str, list[Sentence]] = {}
-    for index, row in enumerate(read_rows(config)):
+    for index, row in enumerate(read_rows(config, context)):
         text = value_as_text(f"hub.text={config.text}: row {index}", row[config.text])
         answer = value_as_text(f"hub.answer={config.answer}: row {index}", row[config.answer]) if config.answer else ""
         counts["read"] += 1
@@ -78,7 +79,8 @@ def load_problems(config: HubConfig, seed: int) -> Problems:
         if config.max_chars and len(text) > config.max_chars:
             counts["over_max_chars"] += 1
             continue
-        problem = Sentence(index, text, answer, group=index, slice=TRANSLATION, language="")
+        shown = context_of(f"hub.path={config.path} row {index}", context, row)
+        problem = Sentence(index, text, answer, group=index, slice=TRANSLATION, language="", context=shown)
         by_text.setdefault(" ".join(text.split()), []).append(problem)
     sentences = []
     for same in by_text.values():
@@ -95,13 +97,15 @@ def load_problems(config: HubConfig, seed: int) -> Problems:
     return Problems(sentences, counts | {"over_max_rows": over, "kept": len(sentences)})
 
 
-def read_rows(config: HubConfig) -> Iterable[Mapping[str, Any]]:
-    """The rows, each with both columns."""
+def read_rows(config: HubConfig, context: str = "") -> Iterable[Mapping[str, Any]]:
+    """The rows, each with both columns, and the one of `context` where there is one."""
     rows, columns = _file_rows(config) if Path(config.path).suffix in FILES else _dataset_rows(config)
     for key, column in (("text", config.text), ("answer", config.answer)):
         if column not in columns and not (key == "answer" and not column):
             without = "; hub.answer= for rows without one" if key == "answer" else ""
             raise ValueError(f"hub.{key}={column}: no such column; name one of {', '.join(columns)}{without}")
+    if context and context not in columns:
+        raise ValueError(f"context={context}: no such column; name one of {', '.join(columns)}")
     return rows
 
 

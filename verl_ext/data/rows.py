@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from verl_ext.data.conversations import MESSAGES
 from verl_ext.data.messages import messages_of
+from verl_ext.data.privileged import CONTEXT, filled
 from verl_ext.data.sentences import Sentence, tinker_file
 from verl_ext.data.text_files import Record, read_text, records, value_as_text
 
@@ -84,9 +85,10 @@ def make_row(
 ) -> dict[str, Any]:
     """One parquet row, in verl's columns plus `teacher_messages`, which begin with `system` where there is one."""
     before = [{"role": "system", "content": system}] if system else []
+    fields = {PLACEHOLDER: sentence.text} | ({CONTEXT: sentence.context} if sentence.context else {})
     return {
         "prompt": [{"role": "user", "content": student_template.replace(PLACEHOLDER, sentence.text)}],
-        "teacher_messages": [*before, {"role": "user", "content": template.replace(PLACEHOLDER, sentence.text)}],
+        "teacher_messages": [*before, {"role": "user", "content": filled(template, fields)}],
         "label": sentence.label,
         "data_source": data_source,
         "reward_model": {"style": "rule", "ground_truth": sentence.label},

@@ -14,11 +14,12 @@ import random
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from verl_ext.data.privileged import context_of
 from verl_ext.data.text_files import Record, read_lines, records, value_as_text
 
 TRANSLATION, EDGE = "translation", "edge"
@@ -46,6 +47,8 @@ class Sentence:
     """`translation` is split into train and held-out; `edge` is evaluated apart and never trained on."""
     language: str
     """Source language code, or "" where none is known; finer than the label (`bg` has the label `ru`)."""
+    context: str = field(default="", kw_only=True)
+    """What the teacher alone is shown (`verl_ext.data.privileged`), or ""."""
 
 
 def tinker_file(*parts: str) -> Path:
@@ -88,8 +91,11 @@ def tinker_sentences() -> list[Sentence]:
     return sentences
 
 
-def file_sentences(path: Path) -> list[Sentence]:
-    """A user's sentences: .txt with one a line, or SENTENCE_FILES with `text` and optionally the other KEYS."""
+def file_sentences(path: Path, context: str = "") -> list[Sentence]:
+    """A user's sentences: .txt with one a line, or SENTENCE_FILES with `text` and optionally the other KEYS.
+
+    `context`: the column of what the teacher alone is shown, which every row must have; "" for none.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"sentences={path}: no such file; correct the path")
     if path.suffix == ".txt":
@@ -104,7 +110,8 @@ def file_sentences(path: Path) -> list[Sentence]:
         raise ValueError(
             f"sentences={path}: holds no rows; the first line of a .csv names its columns, such as text,label"
         )
-    checked = [_check_record(record) for record in found]
+    shown = [context_of(record.place, context, record.values) for record in found]
+    checked = [_check_record(record, context) for record in found]
     first_free = 1 + max((record["group"] for record in checked if "group" in record), default=-1)
     sentences = []
     for index, record in enumerate(checked):
@@ -119,18 +126,21 @@ def file_sentences(path: Path) -> list[Sentence]:
                 group=record.get("group", first_free + index),
                 slice=part,
                 language=record.get("language", "").strip(),
+                context=shown[index],
             )
         )
     return sentences
 
 
-def _check_record(record: Record) -> dict[str, Any]:
+def _check_record(record: Record, context: str) -> dict[str, Any]:
     """The values of one line, their types checked, what is missing left out; errors carry the line number."""
     place, values = record
     if "text" not in values:
         raise ValueError(f'{place}: expected an object with the key "text"; found {", ".join(values) or "none"}')
     checked: dict[str, Any] = {}
     for key, value in values.items():
+        if key == context:
+            continue
         if key not in KEYS:
             raise ValueError(f"{place}: unknown key {key!r}, expected one of {', '.join(KEYS)}")
         if key == "label":

@@ -53,6 +53,13 @@ def origin_of(config: DictConfig) -> dict[str, Any]:
         found["method"]["labels"].pop("label_set")  # read from the rows, where nobody gives it
         if config.method.off_policy_share:
             found[OFF_POLICY] = hash_files([Path(config.method.off_policy_data).expanduser()], default_cache())
+        rollout = config.actor_rollout_ref.rollout
+        if rollout.agent.default_agent_loop != "single_turn_agent" or rollout.multi_turn.function_tool_path:
+            found["agent loop"] = rollout.agent.default_agent_loop
+            found["multi_turn"] = OmegaConf.to_container(rollout.multi_turn, resolve=True)
+            files = (rollout.multi_turn.function_tool_path, rollout.multi_turn.tool_config_path)
+            tools = [Path(path).expanduser() for path in files if path and Path(path).expanduser().is_file()]
+            found["files of tools"] = hash_files(tools, default_cache())
         if config.replay.share:
             found["replay"] = OmegaConf.to_container(config.replay, resolve=True)
         for name, departures in (config.teachers or {"teacher": {}}).items():

@@ -4,12 +4,15 @@
 here the ones of the text are hidden from the tokenizer until the template has set its own.
 """
 
+import copy
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 PRIVATE_USE = range(0xE000, 0xF8FF)
+LOCK = threading.Lock()
 
 
 @lru_cache(maxsize=16)
@@ -44,13 +47,19 @@ def render_plain(
     ]
     text = apply_template(hidden)
     without = re.sub(f"{mark}\\d+{mark}", " ", text)
-    if _encode(tokenizer, without, pattern) != tokenizer.encode(without, add_special_tokens=False):
-        raise ValueError(
-            f"a sentence holds {names[0]} as text, which this tokenizer has no plain form for; take it out of the data"
-        )
-    return _encode(
-        tokenizer, text, pattern, lambda part: re.sub(f"{mark}(\\d+){mark}", lambda m: names[int(m[1])], part)
-    )
+    with LOCK:
+        own = _own(tokenizer)
+        if _encode(own, without, pattern) != own.encode(without, add_special_tokens=False):
+            raise ValueError(
+                f"a text holds {names[0]} as text, which this tokenizer has no plain form for; take it out of the data"
+            )
+        return _encode(own, text, pattern, lambda part: re.sub(f"{mark}(\\d+){mark}", lambda m: names[int(m[1])], part))
+
+
+@lru_cache(maxsize=4)
+def _own(tokenizer: Any) -> Any:
+    """A copy that no other thread encodes with: what is plain is a state of the tokenizer while it encodes."""
+    return copy.deepcopy(tokenizer)
 
 
 def _encode(

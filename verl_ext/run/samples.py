@@ -39,10 +39,10 @@ class Sample:
     finish: str
     """Why the answer ended: `stop`, `length` or `abort`."""
     tokens: list[str]
-    student_logprobs: list[float] | None
-    """As vLLM gives them; None where one is no number."""
-    teacher_logprobs: list[float] | None
-    """Under the teacher's own prompt; None where no teacher could score the answer."""
+    student_logprobs: list[float | None] | None
+    """As vLLM gives them, None of a token that a tool wrote; None where one is no number."""
+    teacher_logprobs: list[float | None] | None
+    """Under the teacher's own prompt, None of such a token; None where no teacher could score the answer."""
     alternatives: list[list[tuple[str, float]]] | None
     """The teacher's most likely tokens at each position, most likely first; None where none were asked for."""
     cut_characters: int = 0

@@ -33,6 +33,7 @@ from verl_ext.trainer.pipeline_config import STREAM, SYNC, check_pipeline
 from verl_ext.trainer.spending import Sampled, Spending
 from verl_ext.trainer.staleness import staleness_metrics
 from verl_ext.trainer.stoppable import StoppableTrainer
+from verl_ext.trainer.tool_metrics import answer_lengths, turn_metrics
 
 VERLS_PIPELINE = "colocate_async"
 """verl's mode in which sampling goes on while the student is trained."""
@@ -245,7 +246,7 @@ class AdaptedTrainer(StoppableTrainer):
         """verl's metrics of what was sampled in this step, whatever else was trained on."""
         super()._compute_metrics(only_fresh(batch), metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         notes = self._notes
-        metrics |= teacher_metrics(notes)
+        metrics |= teacher_metrics(notes) | answer_lengths(notes) | turn_metrics(notes)
         metrics |= staleness_metrics([note["tokens_by_version"] for note in notes], global_steps - 1)
         self.timeline.samples(
             [(note["student_start"], note["teacher_start"]) for note in notes],

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import sqlite3
 import time
 import zlib
@@ -11,33 +10,32 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
-from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
-from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from verl_ext.data.conversations import read_label
 from verl_ext.data.rows import MATH
 from verl_ext.evaluation.match import math_match
-from verl_ext.run.models import render_chat
-from verl_ext.run.plain_text import written_in
 from verl_ext.run.settings import settings_of
 from verl_ext.run.visible import print
 from verl_ext.teacher.store.store import StoreError
-from verl_ext.teacher.teachers import RoutedScorer, teacher_of_row, teachers_of
+from verl_ext.teacher.teachers import RoutedScorer, teachers_of
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 from verl_ext.trainer.base_teacher import open_teacher
 from verl_ext.trainer.config import MethodConfig
 from verl_ext.trainer.early import EarlyActor
 from verl_ext.trainer.failures import failures_noted, place_of, some_of
 from verl_ext.trainer.kept import KeptAnswer, KeptAnswers
-from verl_ext.trainer.queue_writer import QueueWriter
+from verl_ext.trainer.looping import LoopingWorker
+from verl_ext.trainer.loops import last_answer
+from verl_ext.trainer.queue_writer import COLUMNS, QueueWriter
 from verl_ext.trainer.report_config import ReportConfig
-from verl_ext.trainer.runner import plain_class
 from verl_ext.trainer.sample_fields import cut_off, logprobs_or_zeros, top_fields
 from verl_ext.trainer.shared_calls import share_calls
 from verl_ext.trainer.support import ASKED, in_students_support
 from verl_ext.trainer.support_config import STUDENT
+from verl_ext.trainer.tool_metrics import WANTED
 
 # Of its own: verl renders prompts in the loop's default threads, and the verifier compares one pair at a time.
 MATH_THREAD = ThreadPoolExecutor(1)
@@ -45,49 +43,7 @@ UNREAD = ("teacher_messages", "extra_info", "raw_prompt")
 """Columns of the data that nobody reads of a scored sample; the last one a reward model does."""
 
 
-class PlainTextLoop(SingleTurnAgentLoop):
-    """verl's loop of one turn; special tokens that a sentence holds are plain text, as they are everywhere here.
-
-    The samples of a prompt, which start together, share its tokens.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._rendering: dict[tuple[int, ...], asyncio.Task[list[int]]] = {}
-
-    async def ct_build_initial_tokens(
-        self, messages: list[dict], tools=None, images=None, videos=None, audios=None, mm_inputs_out=None
-    ) -> list[int]:
-        if written_in(self.tokenizer, messages):
-            ids = render_chat(self.tokenizer, messages, self.apply_chat_template_kwargs)
-            return self._cap_text_prompt_length(ids)
-        if self.processor is not None or tools:
-            return await super().ct_build_initial_tokens(messages, tools, images, videos, audios, mm_inputs_out)
-        prompt = tuple(map(id, messages))  # the very messages of the data's row, which the task keeps alive
-        if prompt not in self._rendering:
-            task = asyncio.create_task(super().ct_build_initial_tokens(messages))
-            self._rendering[prompt] = task
-            task.add_done_callback(lambda _: self._rendering.pop(prompt))
-        return list(await self._rendering[prompt])
-
-    async def ct_merge_assistant_token(
-        self,
-        runtime_token_ids: list[int],
-        assistant_token_ids: list[int],
-        response_mask: list[int],
-        response_logprobs: list[float] | None = None,
-        assistant_logprobs: list[float] | None = None,
-    ) -> Any:
-        """As verl, which puts this copying of lists into a thread."""
-        builder = self.continuous_token_builder
-        merged = builder.merge_assistant_tokens(runtime_token_ids, assistant_token_ids)
-        mask, logprobs = builder.align_response_metadata(
-            merged, response_mask, response_logprobs, assistant_logprobs=assistant_logprobs
-        )
-        return merged, mask, logprobs
-
-
-class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
+class DistillationAgentLoopWorker(LoopingWorker):
     """verl's agent-loop worker, with our teacher in place of its own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -112,7 +68,6 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         self._rows: dict[str, str] = {}
         """By its id, where the data has a prompt that is under way."""
         self._last_error = ""
-        self._teacher_prompts: dict[str, list[int]] = {}
         QueueWriter(UNREAD[:-1] if self.config.reward.reward_model.enable else UNREAD).install()
         if isinstance(self.llm_client, LLMServerClient):
             share_calls(self.llm_client)
@@ -158,7 +113,6 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         finally:
             del self._begun[uid]
             del self._rows[uid]
-            self._teacher_prompts.pop(uid, None)
 
     async def _prime(self, row: dict) -> None:
         with contextlib.suppress(ValueError, sqlite3.Error):  # scoring the samples will say it
@@ -173,40 +127,31 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         trace: bool = True,
         **kwargs,
     ) -> None:
-        """verl builds a loop object through Hydra for every sample (6 ms each); the single-turn one keeps no state
-        between samples, so one object serves all."""
         if self.config.seeded_rollout and not trajectory["validate"]:
             sample = f"{self.config.data.seed}/{trajectory['step']}/{kwargs['index']}/{kwargs['session_id']}"
             sampling_params = sampling_params | {"seed": zlib.crc32(sample.encode())}
         if self.named_tokens and not trajectory["validate"]:
             sampling_params = sampling_params | {ASKED: self.top_k}
         self._begun[kwargs["uid"]][kwargs["session_id"]] = time.time()
-        with failures_noted(self.config.run_dir, kwargs, trajectory), self._counted("student"):
-            if agent_name != "single_turn_agent" or trace:
-                await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, trace=trace, **kwargs)
-                return
-            output = await self._single_turn.run(sampling_params, **kwargs)
-        with failures_noted(self.config.run_dir, kwargs, trajectory):
-            await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
-
-    @functools.cached_property
-    def _single_turn(self) -> "PlainTextLoop":
-        return PlainTextLoop(  # pyright: ignore[reportAbstractUsage]  verl's decorator hides its `run`
-            trainer_config=DictConfigWrap(self.config),
-            server_manager=self.llm_client,
-            tokenizer=self.tokenizer,
-            processor=self.processor,
-            dataset_cls=self.dataset_cls,
-            data_config=DictConfigWrap(self.config.data),
-            hf_model_type=self.hf_model_type,
-        )
+        del trace  # never asked for (tests/contract)
+        try:
+            with failures_noted(self.config.run_dir, kwargs, trajectory), self._counted("student"):
+                output = await self._answer(agent_name, sampling_params, kwargs, trajectory["validate"])
+            with failures_noted(self.config.run_dir, kwargs, trajectory):
+                await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
+        finally:
+            self._ended(kwargs)
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
-        """Reward by the label or the math answer in this process, unless verl's reward workers were asked for."""
+        """Reward by the label or the math answer in this process, unless verl's reward workers were asked for.
+
+        Read is what the student said last: what a tool wrote earns nothing.
+        """
         if self.reward_loop_worker_handles:
             await super()._compute_score(outputs, kwargs)
             return
-        text = self.tokenizer.decode(outputs[-1].response_ids, skip_special_tokens=True)
+        said = last_answer(outputs[-1].response_ids, outputs[-1].response_mask)
+        text = self.tokenizer.decode(said, skip_special_tokens=True)
         truth = kwargs["reward_model"]["ground_truth"]
         if kwargs["data_source"] == MATH:
             # Not in the loop, where other samples are answered: a comparison can take seconds.
@@ -215,7 +160,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         else:
             found = read_label(text, self.labels.extract, self.labels.policy, self.labels.label_set or [truth])
             outputs[-1].reward_score = float(bool(truth) and found.label == truth)
-        outputs[-1].extra_fields["reward_extra_info"] = {}
+        used = outputs[-1].extra_fields.get("tool_use")
+        outputs[-1].extra_fields["reward_extra_info"] = {"tool_calls": len(used["calls"])} if used else {}
 
     async def _compute_teacher_logprobs(
         self,
@@ -242,13 +188,14 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             request, counts = in_students_support(request, output, self.named_tokens)
         start, sampled = time.time(), sum(output.response_mask)
         with self._counted("teacher"):
-            outcome = await self._score(request)
+            outcome, early = await self._scored(sample_kwargs, output, request)
         if not isinstance(outcome, Score):
             print(f"teacher: sample left unscored: {outcome}")
             output.response_mask = [0] * len(response_ids)
-        sample_kwargs.update(top_fields(outcome, request))  # verl puts this row's fields into TransferQueue next
         output.extra_fields |= {
+            COLUMNS: top_fields(outcome, request),
             "truncated": cut_off(output, self.rollout_config.response_length),
+            "early_turns": early,
             "teacher_logprobs": logprobs_or_zeros(outcome, request),
             "teacher_error": "" if isinstance(outcome, Score) else str(outcome),
             "teacher_from_store": isinstance(outcome, Score) and outcome.from_store,
@@ -256,6 +203,8 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
             "teacher_start": start,
             "teacher_end": time.time(),
             "sampled_tokens": sampled,
+            "response_tokens": len(response_ids),
+            WANTED: sample_kwargs["extra_info"].get(WANTED),
             "teacher": request.teacher,
             "teacher_tokens": len(request.prompt_ids) + len(response_ids),
             # What the scorer did since the last sample; the trainer adds them up.
@@ -269,16 +218,6 @@ class DistillationAgentLoopWorker(plain_class(AgentLoopWorkerTQ)):
         except (ValueError, StoreError, sqlite3.Error) as error:  # an id that must not be sent; a damaged store
             return TeacherError(str(error))
         return outcome
-
-    def _request(self, row: dict, response_ids: list[int], mask: list[int] | None, top_k: int) -> ScoreRequest:
-        """The response under the teacher's prompt of a data row."""
-        prompt = row["uid"]
-        if prompt not in self._teacher_prompts:
-            kwargs = self.config.data.get("apply_chat_template_kwargs", {})
-            self._teacher_prompts[prompt] = render_chat(self.tokenizer, row["teacher_messages"], kwargs)
-        teacher_prompt_ids = self._teacher_prompts[prompt]
-        name = teacher_of_row(row, self.teachers)
-        return ScoreRequest(teacher_prompt_ids, response_ids, mask, name, top_k=top_k)
 
 
 class DistillationAgentLoopManager(AgentLoopManagerTQ):

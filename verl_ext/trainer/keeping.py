@@ -101,8 +101,8 @@ def sample_of(answer: KeptAnswer, tokenizer: Any, step: int, longest: int) -> Sa
         score=answer.score,
         finish=answer.finish,
         tokens=tokens,
-        student_logprobs=first(numbers(answer.student_logprobs), len(tokens)),
-        teacher_logprobs=first(numbers(answer.teacher_logprobs), len(tokens)),
+        student_logprobs=first(sampled(numbers(answer.student_logprobs), answer), len(tokens)),
+        teacher_logprobs=first(sampled(numbers(answer.teacher_logprobs), answer), len(tokens)),
         alternatives=first(alternatives_of(answer, tokenizer), len(tokens)),
         cut_characters=sum(max(0, len(text or "") - longest) for text in whole.values()),
         cut_tokens=len(answer.response_ids) - len(tokens),
@@ -115,9 +115,18 @@ def alternatives_of(answer: KeptAnswer, tokenizer: Any) -> list[list[tuple[str, 
         return None
     texts = {token: token_text(tokenizer, token) for token in np.unique(answer.top_ids).tolist()}
     return [
-        [(texts[token], round(logprob, DIGITS)) for token, logprob in zip(ids, logprobs, strict=True)]
-        for ids, logprobs in zip(answer.top_ids.tolist(), answer.top_logprobs.tolist(), strict=True)
+        [(texts[token], round(logprob, DIGITS)) for token, logprob in zip(ids, logprobs, strict=True)] if keep else []
+        for ids, logprobs, keep in zip(
+            answer.top_ids.tolist(), answer.top_logprobs.tolist(), answer.response_mask, strict=True
+        )
     ]
+
+
+def sampled(logprobs: list[float] | None, answer: KeptAnswer) -> list[float | None] | None:
+    """None for a token that a tool wrote, which has no log-prob."""
+    if logprobs is None:
+        return None
+    return [each if keep else None for each, keep in zip(logprobs, answer.response_mask, strict=True)]
 
 
 def first(values: list[Value] | None, count: int) -> list[Value] | None:

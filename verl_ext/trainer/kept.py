@@ -18,6 +18,8 @@ class KeptAnswer:
     row: int
     messages: Sequence[Mapping[str, Any]]
     response_ids: list[int]
+    response_mask: list[int]
+    """0 on what the student did not sample."""
     student_logprobs: list[float] | None
     truth: str | None
     score: float | None
@@ -68,6 +70,7 @@ class KeptAnswers:
                 row=number,
                 messages=row["raw_prompt"],
                 response_ids=output.response_ids,
+                response_mask=list(output.response_mask),
                 student_logprobs=output.response_logprobs,
                 truth=row["reward_model"]["ground_truth"] or None,
                 score=output.reward_score,

@@ -16,6 +16,8 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 Row = dict[str, Any]
 ROLLOUT, OLD = "rollout_log_probs", "old_log_probs"
 """The second is what verl's loss reads: a copy of the first, where verl's trainer does not make its own."""
+COLUMNS = "columns"
+"""Among a sample's `extra_fields`, columns of its own; verl takes the data row's for all of its outputs."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class QueueWriter:
     ) -> None:
         rows = [{name: value for name, value in row.items() if name not in self._left_out} for row in fields]
         for row in rows:
+            row.update(row.get("extra_fields", {}).pop(COLUMNS, {}))
             if ROLLOUT in row:
                 row[OLD] = row[ROLLOUT]
         await self._put(keys, partition_id, rows, tags)

@@ -10,11 +10,13 @@ from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 def cut_off(output: AgentLoopOutput, response_length: int) -> bool:
     """Whether an answer was cut off before its end, by any limit: vLLM's own word for it (`sampler.py`).
 
-    Of several turns, whose loop keeps the first one's word, also where together they fill `response_length`.
+    Of several turns, the last one's word (`turns.py`); also where together they fill `response_length`, or a limit left
+    a call without an answer.
     """
     several_turns = output.num_turns > 2
     full = len(output.response_ids) >= response_length
-    return output.extra_fields["finish_reason"] in CUT_OFF or (several_turns and full)
+    unfinished = output.extra_fields.get("tool_use", {}).get("unfinished", False)
+    return output.extra_fields["finish_reason"] in CUT_OFF or (several_turns and full) or unfinished
 
 
 def logprobs_or_zeros(outcome: Score | TeacherError, request: ScoreRequest) -> torch.Tensor:

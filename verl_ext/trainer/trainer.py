@@ -16,6 +16,7 @@ from verl_ext.trainer.advantages import (
 )
 from verl_ext.trainer.failures import FILE as FAILED_ROWS
 from verl_ext.trainer.mixing import MixingTrainer
+from verl_ext.trainer.tool_metrics import kl_by_turn
 
 NAME, PIPELINED, SEPARATED = (f"on_policy_distillation{kind}" for kind in ("", "_pipelined", "_separate"))
 
@@ -60,6 +61,7 @@ class OnPolicyDistillationTrainer(MixingTrainer):
         sampled = taught if len(fresh) == len(batch) else taught.select(fresh)
         metrics["response_length/truncated_share"] = sampled.truncated_B.float().mean().item()
         metrics["teacher_kl"] = teacher_kl(sampled.student_logprobs_BT, sampled.teacher_logprobs_BT, sampled.mask_BT)
+        metrics |= kl_by_turn(sampled.student_logprobs_BT, sampled.teacher_logprobs_BT, sampled.mask_BT)
         guarded, found = guard(taught, self.method.guards, step=step)
         metrics.update(found if sampled is taught else guard(sampled, self.method.guards, step=step)[1])
         if guarded.mask_BT is not samples.mask_BT:

@@ -134,7 +134,9 @@ def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_shown(compose_pair
     assert shown["tokenizer"].verdict == OK
     skipped = shown["not looked at"]
     assert skipped.verdict == SKIPPED
-    assert skipped.seen.startswith("labels, batch, teacher names, special tokens, roles, prompt lengths, served to")
+    assert skipped.seen.startswith(
+        "labels, tools, batch, teacher names, special tokens, roles, tools in the prompt, pro"
+    )
 
 
 def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair):
