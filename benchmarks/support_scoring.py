@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arms.runs import report
-from benchmarks.arms.scoring_arms import Model, SGLangArms, Workload, write_model
+from benchmarks.arms.scoring_arms import Model, ServerArms, Workload, write_model
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import SGLangServer
 from verl_ext.teacher.types import ScoreRequest
@@ -49,7 +49,7 @@ def with_named(request: ScoreRequest, named: int, seed: int) -> ScoreRequest:
     return dataclasses.replace(request, support_ids=ids_RK)
 
 
-async def measure(arms: SGLangArms, workload: Workload, rounds: int) -> list[dict]:
+async def measure(arms: ServerArms, workload: Workload, rounds: int) -> list[dict]:
     """A row an arm."""
     seconds: dict[str, list[float]] = {}
     for number in range(rounds):
@@ -74,7 +74,7 @@ async def run(folder: Path, rounds: int) -> list[dict]:
     config = TeacherConfig(model_path=str(folder), startup_timeout_s=240, context_length=512)
     with SGLangServer(config, folder / "sglang.log") as server:
         server.wait_ready()
-        arms = SGLangArms(server, MODEL.vocab_size)
+        arms = ServerArms(server, MODEL.vocab_size)
         for requests in arms_of(Workload(60, 2, 4, prompts=2).requests(MODEL.vocab_size, seed=0)).values():
             await arms.ours(requests)  # first-call costs belong to no round
         return [row for workload in WORKLOADS for row in await measure(arms, workload, rounds)]
