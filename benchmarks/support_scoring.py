@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.arms.runs import report
 from benchmarks.arms.scoring_arms import Model, ServerArms, Workload, write_model
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.types import ScoreRequest
 
 MODEL = Model("0.85M", vocab_size=2048, hidden_size=128, intermediate_size=384, num_hidden_layers=3)
@@ -72,7 +72,7 @@ async def measure(arms: ServerArms, workload: Workload, rounds: int) -> list[dic
 async def run(folder: Path, rounds: int) -> list[dict]:
     write_model(MODEL, folder)
     config = TeacherConfig(model_path=str(folder), startup_timeout_s=240, context_length=512)
-    with SGLangServer(config, folder / "sglang.log") as server:
+    with ManagedServer(config, folder / "sglang.log") as server:
         server.wait_ready()
         arms = ServerArms(server, MODEL.vocab_size)
         for requests in arms_of(Workload(60, 2, 4, prompts=2).requests(MODEL.vocab_size, seed=0)).values():

@@ -27,7 +27,7 @@ from benchmarks.arms.scoring_arms import Model, Outcome, ServerArms, Workload, w
 from benchmarks.teacher_scoring import COMPUTE_BOUND, MAX_MODEL_LEN, TINY_PAIR, WARM_UP, WORKLOADS, greatest_difference
 from verl_ext.checks.reference import transformers_logprobs
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.types import ScoreRequest
 
 MODELS = {model.name: model for model in (TINY_PAIR, COMPUTE_BOUND)}
@@ -84,7 +84,7 @@ async def run_model(model: Model, rounds: int, folder: Path) -> list[dict]:
                 startup_timeout_s=240,
                 context_length=MAX_MODEL_LEN,
             )
-            server = stack.enter_context(SGLangServer(config, folder / f"{engine}.log"))
+            server = stack.enter_context(ManagedServer(config, folder / f"{engine}.log"))
             server.wait_ready()  # one after the other: the first could take a port that the other finds free
             arms[engine] = ServerArms(server, model.vocab_size)
         turns: dict[str, Arm] = {

@@ -26,7 +26,7 @@ from benchmarks.arms.scoring_arms import Model, Outcome, ServerArms, Workload, w
 from benchmarks.arms.verl_teacher import VerlTeacher
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.types import Score, ScoreRequest
 
 MAX_MODEL_LEN = 2048
@@ -91,7 +91,7 @@ async def measure(model: Model, workload: Workload, arms: dict[str, Arm], rounds
     return row
 
 
-async def measure_queue(server: SGLangServer, model: Model, count: int) -> dict:
+async def measure_queue(server: ManagedServer, model: Model, count: int) -> dict:
     """Greatest memory of one call with `count` requests over what was there before, MiB."""
     requests = QUEUE.requests(model.vocab_size, seed=0)[:count]
     async with TeacherPool(server.config, model.vocab_size, [server.url]) as pool:
@@ -117,7 +117,7 @@ async def run_model(model: Model, rounds: int, folder: Path) -> list[dict]:
     print(f"starting SGLang and vLLM on {model.name} (logs: {path}/*.log)", flush=True)
     config = TeacherConfig(model_path=str(path), startup_timeout_s=240, context_length=MAX_MODEL_LEN)
     async with AsyncExitStack() as stack:
-        server = stack.enter_context(SGLangServer(config, path / "sglang.log"))
+        server = stack.enter_context(ManagedServer(config, path / "sglang.log"))
         server.wait_ready()  # before vLLM, which could take the port that SGLang binds last
         verl = await stack.enter_async_context(VerlTeacher(path, MAX_MODEL_LEN, path / "vllm.log"))
         sglang = ServerArms(server, model.vocab_size)

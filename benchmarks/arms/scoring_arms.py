@@ -20,7 +20,7 @@ import psutil
 
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.engines.known import engine_of
-from verl_ext.teacher.server.process import SGLangServer, group_members
+from verl_ext.teacher.server.process import ManagedServer, group_members
 from verl_ext.teacher.types import Score, ScoreRequest
 
 ARM_TIMEOUT_S = 300
@@ -113,7 +113,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 class ServerArms:
     """Both ways to ask one server; each call begins with an empty prefix cache. From zero: of SGLang."""
 
-    def __init__(self, server: SGLangServer, vocab_size: int) -> None:
+    def __init__(self, server: ManagedServer, vocab_size: int) -> None:
         self.server = server
         self.vocab_size = vocab_size
         # The guard, whose command line names the port, leads the server's process group.

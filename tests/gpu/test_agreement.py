@@ -83,7 +83,7 @@ def scored(request, machine, pair: Path, run_module: Callable[..., str], tmp_pat
 def teachers_logprobs(settings: dict[str, Any], asked: dict[str, Any], log: Path) -> list[float]:
     from verl_ext.teacher.client.pool import TeacherPool
     from verl_ext.teacher.config import TeacherConfig
-    from verl_ext.teacher.server.process import SGLangServer
+    from verl_ext.teacher.server.process import ManagedServer
     from verl_ext.teacher.teachers import vocab_size_of
     from verl_ext.teacher.types import Score, ScoreRequest
 
@@ -96,7 +96,7 @@ def teachers_logprobs(settings: dict[str, Any], asked: dict[str, Any], log: Path
             outcomes = await pool.score(requests)
         return [value for outcome in outcomes if isinstance(outcome, Score) for value in outcome.logprobs.tolist()]
 
-    with SGLangServer(config, log) as server:
+    with ManagedServer(config, log) as server:
         return asyncio.run(score(server.wait_ready(300)))
 
 

@@ -22,12 +22,14 @@ def measure(machine, folder: Path, precision: str, log: Path) -> dict[str, dict[
     """Median seconds of both arms by workload."""
     from benchmarks.arms.scoring_arms import ServerArms, Workload
     from verl_ext.teacher.config import TeacherConfig
-    from verl_ext.teacher.server.process import SGLangServer
+    from verl_ext.teacher.server.process import ManagedServer
     from verl_ext.teacher.teachers import vocab_size_of
 
     vocab_size = vocab_size_of(str(folder), trust_remote_code=False)
     found: dict[str, dict[str, float]] = {}
-    with SGLangServer(TeacherConfig(**machine.teacher_settings(folder, precision, context_length=2048)), log) as server:
+    with ManagedServer(
+        TeacherConfig(**machine.teacher_settings(folder, precision, context_length=2048)), log
+    ) as server:
         server.wait_ready(300)
         sglang = ServerArms(server, vocab_size)
         for name, lengths in LENGTHS.items():

@@ -23,7 +23,7 @@ from verl_ext.checks.config import DoctorConfig
 from verl_ext.checks.diagnose import diagnose
 from verl_ext.checks.finding import FAIL, OK, WARN, Finding, failed
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 
 torch.set_num_threads(1)
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -77,7 +77,7 @@ def noisy(changed: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="module")
 def noisy_server(noisy: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     config = TeacherConfig(model_path=str(noisy), python=teacher_python, context_length=512)
-    with SGLangServer(config, tmp_path_factory.mktemp("log") / "teacher.log") as server:
+    with ManagedServer(config, tmp_path_factory.mktemp("log") / "teacher.log") as server:
         yield server.wait_ready()
 
 

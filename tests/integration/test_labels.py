@@ -28,7 +28,7 @@ from verl_ext.sampling.served import ServedSampler
 from verl_ext.sampling.types import EngineConfig, Request, SamplingConfig
 from verl_ext.sampling.vllm import ENGINE_THREADS, VllmSampler
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -161,9 +161,9 @@ def test_a_killed_run_goes_on_without_sampling_again(teacher: Path, whole: Path,
 
 
 @pytest.fixture(scope="module")
-def server(teacher: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServer]:
+def server(teacher: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagedServer]:
     config = TeacherConfig(model_path=str(teacher), python=teacher_python, startup_timeout_s=240)
-    with SGLangServer(config, tmp_path_factory.mktemp("server") / "server.log") as running:
+    with ManagedServer(config, tmp_path_factory.mktemp("server") / "server.log") as running:
         running.wait_ready()
         yield running
 
@@ -172,7 +172,7 @@ def engine_threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()} & set(ENGINE_THREADS)
 
 
-def test_a_served_teacher_answers_as_vllm_does(teacher: Path, server: SGLangServer):
+def test_a_served_teacher_answers_as_vllm_does(teacher: Path, server: ManagedServer):
     sentences = file_sentences(ROOT / "data" / "sample.jsonl")
     requests = [Request(s.index, [{"role": "user", "content": s.text}]) for s in sentences]
     sampling = SamplingConfig(temperature=0.0, max_tokens=6)
@@ -208,13 +208,13 @@ def prompted(teacher: Path, whole: Path, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-def scored_by(server: SGLangServer, answers: Answers, **changes: object) -> Scoring:
+def scored_by(server: ManagedServer, answers: Answers, **changes: object) -> Scoring:
     config = TeacherConfig(mode="external", urls=[server.url], model_path=server.config.model_path)
     tokenizer = load_tokenizer(answers.model)
     return score_answers(answers, dataclasses.replace(config, **changes), tokenizer, 3, Path("not written"))
 
 
-def test_the_sampler_as_its_own_teacher_has_no_kl_and_another_prompt_has(prompted: Path, server: SGLangServer):
+def test_the_sampler_as_its_own_teacher_has_no_kl_and_another_prompt_has(prompted: Path, server: ManagedServer):
     answers = Answers.read("data", str(prompted))
     same = scored_by(server, answers)
     assert same.errors == []
@@ -236,7 +236,7 @@ def test_the_sampler_as_its_own_teacher_has_no_kl_and_another_prompt_has(prompte
     assert worst.teachers_logprob > worst.teacher_logprob
 
 
-def test_a_second_scoring_asks_only_the_store(prompted: Path, server: SGLangServer, tmp_path: Path, capsys):
+def test_a_second_scoring_asks_only_the_store(prompted: Path, server: ManagedServer, tmp_path: Path, capsys):
     answers, out = Answers.read("data", str(prompted)), tmp_path / "scored.parquet"
     first = scored_by(server, answers, store_path=str(tmp_path / "store"), fingerprint="it")
     assert first.from_store == 0

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.types import Score, ScoreRequest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -69,7 +69,7 @@ def sglang_logprobs(tiny_qwen3: Path, teacher_python: str, sequences, tmp_path_f
             outcomes = await pool.score([ScoreRequest(ids[:PROMPT], ids[PROMPT:]) for ids in sequences])
             return [outcome.logprobs.tolist() for outcome in outcomes if isinstance(outcome, Score)]
 
-    with SGLangServer(config, tmp_path_factory.mktemp("agreement") / "teacher.log") as server:
+    with ManagedServer(config, tmp_path_factory.mktemp("agreement") / "teacher.log") as server:
         return torch.tensor(asyncio.run(score(server.wait_ready()))).flatten()
 
 

@@ -30,7 +30,7 @@ from verl_ext.sft.order import TinkerBatches
 from verl_ext.student.export import export_checkpoint, untie_head
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.types import Score, ScoreRequest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -193,7 +193,7 @@ def sglang_scores(model: Path, python: str, sequences: list[list[int]], folder: 
             outcomes = await pool.score([ScoreRequest(ids[:1], ids[1:]) for ids in sequences])
             return [outcome.logprobs.tolist() for outcome in outcomes if isinstance(outcome, Score)]
 
-    with SGLangServer(config, folder / "sglang.log") as server:
+    with ManagedServer(config, folder / "sglang.log") as server:
         return torch.tensor([score for row in asyncio.run(score(server.wait_ready())) for score in row])
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer, group_members
+from verl_ext.teacher.server.process import ManagedServer, group_members
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 
 torch.set_num_threads(1)
@@ -33,15 +33,15 @@ SMALL_CACHE = 640  # tokens
 REQUEST_TIMEOUT_S = 5.0
 
 
-def make_server(model: Path, python: str, log_path: Path, port: int = 0, **settings: int) -> SGLangServer:
+def make_server(model: Path, python: str, log_path: Path, port: int = 0, **settings: int) -> ManagedServer:
     config = TeacherConfig(model_path=str(model), python=python, startup_timeout_s=300, port=port, **settings)
-    return SGLangServer(config, log_path)
+    return ManagedServer(config, log_path)
 
 
 @pytest.fixture(scope="module")
 def servers(
     tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[SGLangServer, SGLangServer]]:
+) -> Iterator[tuple[ManagedServer, ManagedServer]]:
     folder = tmp_path_factory.mktemp("faults")
     with (
         make_server(tiny_qwen3, teacher_python, folder / "first.log") as first,

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.actor import ManagedTeacher, with_absolute_paths
-from verl_ext.teacher.server.process import SGLangServer, group_members
+from verl_ext.teacher.server.process import ManagedServer, group_members
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherResponseError
 
 torch.set_num_threads(1)  # the server needs the other core
@@ -40,7 +40,7 @@ Sequences = list[tuple[list[int], list[int]]]
 @pytest.fixture(scope="module", params=["sglang", "vllm"])
 def server(
     request: pytest.FixtureRequest, tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[SGLangServer]:
+) -> Iterator[ManagedServer]:
     # So that a longer prompt is scored in chunks.
     chunked = {"sglang": ["--chunked-prefill-size", "128"], "vllm": ["--max-num-batched-tokens", "128"]}
     config = TeacherConfig(
@@ -53,12 +53,12 @@ def server(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(config.api_key_env, API_KEY)
-        with SGLangServer(config, tmp_path_factory.mktemp("teacher") / "teacher.log") as server:
+        with ManagedServer(config, tmp_path_factory.mktemp("teacher") / "teacher.log") as server:
             server.wait_ready()
             yield server
 
 
-def open_pool(server: SGLangServer, **changes: Any) -> TeacherPool:
+def open_pool(server: ManagedServer, **changes: Any) -> TeacherPool:
     return TeacherPool(dataclasses.replace(server.config, **changes), VOCAB, [server.url])
 
 
@@ -121,7 +121,7 @@ def reference(tiny_qwen3: Path) -> tuple[Sequences, list[float]]:
     ids=["one by one", "primed and batched", "cached, with top-k"],
 )
 async def test_every_path_equals_transformers_and_a_shift_does_not(
-    server: SGLangServer, reference: tuple[Sequences, list[float]], settings: dict[str, Any], more: dict[str, Any]
+    server: ManagedServer, reference: tuple[Sequences, list[float]], settings: dict[str, Any], more: dict[str, Any]
 ) -> None:
     sequences, expected = reference
     prompt_tokens = sum(len(prompt) for prompt, _ in sequences)
@@ -137,7 +137,7 @@ async def test_every_path_equals_transformers_and_a_shift_does_not(
 
 
 async def test_one_norm_scaled_by_a_thousandth_is_seen(
-    server: SGLangServer, tiny_qwen3: Path, reference: tuple[Sequences, list[float]]
+    server: ManagedServer, tiny_qwen3: Path, reference: tuple[Sequences, list[float]]
 ) -> None:
     sequences = reference[0][:40]
     async with open_pool(server) as pool:
@@ -148,7 +148,7 @@ async def test_one_norm_scaled_by_a_thousandth_is_seen(
     assert greatest_difference(found, reference_logprobs(model, sequences)) > 10 * TOLERANCE
 
 
-async def test_top_k_equals_transformers(server: SGLangServer, tiny_qwen3: Path) -> None:
+async def test_top_k_equals_transformers(server: ManagedServer, tiny_qwen3: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
     (prompt, response), mask = random_sequences(1, seed=5)[0], [1, 0, 1, 1]
     response = response[:4]
@@ -165,7 +165,7 @@ async def test_top_k_equals_transformers(server: SGLangServer, tiny_qwen3: Path)
     assert [sorted(score.top_ids[i].tolist()) for i in (0, 2, 3)] == [list(range(VOCAB))] * 3
 
 
-async def test_named_tokens_equal_transformers_at_each_position(server: SGLangServer, tiny_qwen3: Path) -> None:
+async def test_named_tokens_equal_transformers_at_each_position(server: ManagedServer, tiny_qwen3: Path) -> None:
     """Beside requests that name none; over chunks of the prompt; the vocabulary's last id among them."""
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
     draw = np.random.default_rng(0)
@@ -203,7 +203,7 @@ async def test_named_tokens_equal_transformers_at_each_position(server: SGLangSe
     assert 0 < largest < TOLERANCE
 
 
-async def test_long_and_edge_requests(server: SGLangServer, tiny_qwen3: Path) -> None:
+async def test_long_and_edge_requests(server: ManagedServer, tiny_qwen3: Path) -> None:
     """The extremes of what a run sends: one token, the last vocabulary id, a full context, more than the context."""
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).eval()
     rng = random.Random(2)
@@ -220,7 +220,7 @@ async def test_long_and_edge_requests(server: SGLangServer, tiny_qwen3: Path) ->
         await pool.probe()  # and the server lives on
 
 
-async def test_api_key_is_needed_and_shows_nowhere(server: SGLangServer) -> None:
+async def test_api_key_is_needed_and_shows_nowhere(server: ManagedServer) -> None:
     for given in (None, "", "Bearer wrong", f"Bearer {API_KEY}0", API_KEY):
         wrong = {} if given is None else {"Authorization": given}
         for path in PATHS[server.config.engine]:
@@ -234,7 +234,7 @@ async def test_api_key_is_needed_and_shows_nowhere(server: SGLangServer) -> None
         assert API_KEY not in Path(f"/proc/{pid}/environ").read_text()
 
 
-async def test_a_server_loads_no_adapter_while_it_runs(server: SGLangServer) -> None:
+async def test_a_server_loads_no_adapter_while_it_runs(server: ManagedServer) -> None:
     if server.config.engine == "sglang":
         pytest.skip("SGLang loads adapters only where it was started with --enable-lora")
     request = urllib.request.Request(
@@ -244,13 +244,13 @@ async def test_a_server_loads_no_adapter_while_it_runs(server: SGLangServer) -> 
         urllib.request.urlopen(request, timeout=10)
 
 
-def test_port_in_use_is_said_before_starting(server: SGLangServer, tmp_path: Path) -> None:
+def test_port_in_use_is_said_before_starting(server: ManagedServer, tmp_path: Path) -> None:
     config = TeacherConfig(model_path="m", python=server.config.python, port=server.port)
     with pytest.raises(ValueError, match=rf"teacher\.port: cannot listen on 127\.0\.0\.1:{server.port}"):
-        SGLangServer(config, tmp_path / "log").start()
+        ManagedServer(config, tmp_path / "log").start()
 
 
-def test_stop_leaves_no_process(server: SGLangServer) -> None:
+def test_stop_leaves_no_process(server: ManagedServer) -> None:
     """Last user of the shared server."""
     assert server._process is not None
     group = server._process.pid
@@ -264,7 +264,7 @@ def test_stop_leaves_no_process(server: SGLangServer) -> None:
 def test_a_server_that_dies_is_reported_with_its_log(tmp_path: Path, teacher_python: str) -> None:
     (tmp_path / "empty").mkdir()
     config = TeacherConfig(model_path=str(tmp_path / "empty"), python=teacher_python)
-    server = SGLangServer(config, tmp_path / "log")
+    server = ManagedServer(config, tmp_path / "log")
     server.start()
     with pytest.raises(RuntimeError, match=r"(?s)the teacher ended with status 1; end of .*Error"):
         server.wait_ready(120)
@@ -274,8 +274,8 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
-server = SGLangServer(TeacherConfig(model_path=sys.argv[1], python=sys.argv[2]), Path(sys.argv[3]))
+from verl_ext.teacher.server.process import ManagedServer
+server = ManagedServer(TeacherConfig(model_path=sys.argv[1], python=sys.argv[2]), Path(sys.argv[3]))
 server.start()
 print(server._process.pid, flush=True)
 time.sleep(300)

@@ -19,7 +19,7 @@ from verl_ext.run.ray_session import as_actor
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.actor import ManagedTeacher, with_absolute_paths
-from verl_ext.teacher.server.process import SGLangServer, group_members
+from verl_ext.teacher.server.process import ManagedServer, group_members
 from verl_ext.teacher.server.prometheus import MetricsServer
 from verl_ext.teacher.server.supervisor import Supervisor
 from verl_ext.teacher.types import Score, ScoreRequest
@@ -46,7 +46,7 @@ def settings(model: Path, python: str, **changes: int) -> TeacherConfig:
 @pytest.fixture(scope="module")
 def supervisor(tiny_qwen3: Path, teacher_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
     log_path = tmp_path_factory.mktemp("supervised") / "teacher.log"
-    supervisor = Supervisor(SGLangServer(settings(tiny_qwen3, teacher_python, max_restarts=3), log_path))
+    supervisor = Supervisor(ManagedServer(settings(tiny_qwen3, teacher_python, max_restarts=3), log_path))
     assert supervisor.status().state == "starting"
     supervisor.start()
     try:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from verl_ext.teacher import config as teacher_config
 from verl_ext.teacher.config import TeacherConfig, device_of_machine
 from verl_ext.teacher.server.command import build_arguments
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 
 
 def make(**changes: Any) -> TeacherConfig:
@@ -124,7 +124,7 @@ def test_a_server_that_others_reach_needs_a_key(monkeypatch, tmp_path):
     exposed = TeacherConfig(model_path="m", host="0.0.0.0")
     message = r"teacher\.host=0\.0\.0\.0 lets other machines in: export TEACHER_API_KEY"
     with pytest.raises(ValueError, match=message):
-        SGLangServer(exposed, tmp_path / "teacher.log").start()
+        ManagedServer(exposed, tmp_path / "teacher.log").start()
     monkeypatch.setenv("TEACHER_API_KEY", "0123456789abcde")
     with pytest.raises(ValueError, match=r"TEACHER_API_KEY: the key has 15 characters, and 16 are the least; make one"):
         exposed.check_exposure()

@@ -13,7 +13,7 @@ import pytest
 
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.doors import unsaid_doors
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 
 
 @contextlib.contextmanager
@@ -70,12 +70,12 @@ def server_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     monkeypatch.setattr("tempfile.tempdir", None)
     started = []
 
-    def make(also: str) -> SGLangServer:
+    def make(also: str) -> ManagedServer:
         python = tmp_path / "python"
         python.write_text(SERVER.format(python=sys.executable, also=also))
         python.chmod(0o755)
         config = TeacherConfig(model_path="some/model", python=str(python), startup_timeout_s=30)
-        started.append(SGLangServer(config, tmp_path / "teacher.log"))
+        started.append(ManagedServer(config, tmp_path / "teacher.log"))
         return started[-1]
 
     yield make

@@ -11,21 +11,21 @@ import pytest
 
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server import process
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 
 
 def test_start_refuses_an_fp8_checkpoint_on_the_cpu_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "python").touch()
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
     config = TeacherConfig(model_path=str(tmp_path), python=str(tmp_path / "python"))
-    server = SGLangServer(config, tmp_path / "log")
+    server = ManagedServer(config, tmp_path / "log")
     with pytest.raises(ValueError, match=r"teacher\.device=cuda"):
         server.start()
     assert not (tmp_path / "log").exists()
 
 
 def test_last_error_is_of_this_start_only(tmp_path: Path) -> None:
-    server = SGLangServer(TeacherConfig(model_path="some/model"), tmp_path / "log")
+    server = ManagedServer(TeacherConfig(model_path="some/model"), tmp_path / "log")
     server.log_path.write_text("ValueError: of an earlier start\n")
     server._log_start = server.log_path.stat().st_size
     assert server.last_error() == "no output"

@@ -9,13 +9,13 @@ import pytest
 
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server import serve
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.server.prometheus import MetricsServer
 from verl_ext.teacher.server.serve import report_until_down
 from verl_ext.teacher.server.supervisor import FIRST_PAUSE_S, RETRY_S, Supervisor
 
 
-class ScriptedServer(SGLangServer):
+class ScriptedServer(ManagedServer):
     """`fate` says at each look: `"answers"`, `"silent"`, an exit status, or ValueError for a start that fails."""
 
     def __init__(self, config: TeacherConfig, log_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_server_in_the_foreground_says_where_it_is_and_why_it_ended(tmp_path, 
         made[0].fate = 137
         report_until_down(supervisor)
 
-    monkeypatch.setattr(serve, "SGLangServer", build)
+    monkeypatch.setattr(serve, "ManagedServer", build)
     monkeypatch.setattr(serve, "report_until_down", end)
     config = TeacherConfig(model_path="m", port=30001, metrics_port=0, watch_interval_s=0.01, max_restarts=0)
     with pytest.raises(RuntimeError, match=r"(?s)the teacher ended with status 137: .*last words"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import ray
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.server.prometheus import MetricsServer
 from verl_ext.teacher.server.supervisor import Supervisor, TeacherStatus
 
@@ -22,7 +22,7 @@ class ManagedTeacher:
     """
 
     def __init__(self, config: TeacherConfig, log_path: str) -> None:
-        self._supervisor = Supervisor(SGLangServer(config, Path(log_path)))
+        self._supervisor = Supervisor(ManagedServer(config, Path(log_path)))
         self._on_every_address = config.host == "0.0.0.0"
         self._metrics = MetricsServer(self._supervisor) if config.metrics_port >= 0 else None
 

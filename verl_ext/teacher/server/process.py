@@ -41,7 +41,7 @@ METRICS_TIMEOUT_S = 5.0  # half of Prometheus' own default for a scrape
 CAUSES = (re.compile(r"\w(Error|Exception)\b|[Oo]ut of memory"), re.compile(r"crashed with exit code"))
 
 
-class SGLangServer:
+class ManagedServer:
     """One server process group. Use it as a context manager, or call `start`, `wait_ready`, `stop`."""
 
     def __init__(self, config: TeacherConfig, log_path: Path) -> None:
@@ -199,7 +199,7 @@ class SGLangServer:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
 
-    def __enter__(self) -> "SGLangServer":
+    def __enter__(self) -> "ManagedServer":
         self.start()
         return self
 

@@ -9,7 +9,7 @@ from verl_ext.run.visible import print
 from verl_ext.teacher.client.protocol import Span
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.engines.known import engine_of
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.server.prometheus import MetricsServer
 from verl_ext.teacher.server.supervisor import Supervisor
 
@@ -30,7 +30,7 @@ def serve(config: TeacherConfig, log_path: Path) -> None:
     if config.trust_remote_code:
         print("warning: teacher.trust_remote_code=true: Python code that comes with the model runs as you", flush=True)
     with contextlib.ExitStack() as stack:
-        supervisor = Supervisor(SGLangServer(config, log_path))
+        supervisor = Supervisor(ManagedServer(config, log_path))
         if config.metrics_port >= 0:
             metrics = stack.enter_context(contextlib.closing(MetricsServer(supervisor)))
             print(f"metrics: {metrics.url}", flush=True)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import SGLangServer
+from verl_ext.teacher.server.process import ManagedServer
 
 FIRST_PAUSE_S = 1.0  # before the first restart, doubled for each further one: a fault that stays must not spin
 LAST_PAUSE_S = 60.0
@@ -34,12 +34,12 @@ class TeacherStatus:
 
 
 class Supervisor:
-    """`start`, `wait_ready`, `stop` as `SGLangServer` has them; from `wait_ready` on a thread watches the server.
+    """`start`, `wait_ready`, `stop` as `ManagedServer` has them; from `wait_ready` on a thread watches the server.
 
     A server that never answered is not started again: its settings are wrong, and `wait_ready` raises.
     """
 
-    def __init__(self, server: SGLangServer) -> None:
+    def __init__(self, server: ManagedServer) -> None:
         self.server = server
         self._config = server.config
         self._status = TeacherStatus()  # replaced, never changed: other threads read it
@@ -50,12 +50,12 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, name="teacher-supervisor", daemon=True)
 
     def start(self) -> str:
-        """Start the server and return its URL at once. Raises what `SGLangServer.start` raises."""
+        """Start the server and return its URL at once. Raises what `ManagedServer.start` raises."""
         self.server.start()
         return self.server.url
 
     def wait_ready(self) -> str:
-        """Block until the server answers, then watch it; return its URL. Raises as `SGLangServer.wait_ready` does."""
+        """Block until the server answers, then watch it; return its URL. Raises as `ManagedServer.wait_ready` does."""
         try:
             url = self.server.wait_ready()
         except (RuntimeError, TimeoutError):
@@ -167,7 +167,7 @@ def serving_teacher(config: TeacherConfig, log_path: Path) -> Iterator[list[str]
     if config.mode == "external":
         yield list(config.urls)
         return
-    supervisor = Supervisor(SGLangServer(config, log_path))
+    supervisor = Supervisor(ManagedServer(config, log_path))
     try:
         supervisor.start()
         yield [supervisor.wait_ready()]
