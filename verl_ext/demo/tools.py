@@ -21,7 +21,7 @@ from verl_ext.run.terminal import Terminal
 from verl_ext.run.visible import print
 
 CALL = "<tool_call>"
-BATCH, STEPS = 40, 200
+BATCH, STEPS = 40, 400
 
 
 class Arm(NamedTuple):
