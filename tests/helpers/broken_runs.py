@@ -116,6 +116,13 @@ def without_template(pair: Pair) -> list[str]:
     return [f"student.path={folder}"]
 
 
+IN_4_BITS = (
+    *("actor_rollout_ref.model.lora.base=nf4", "actor_rollout_ref.model.lora_rank=8"),
+    *("actor_rollout_ref.rollout.load_format=safetensors", "actor_rollout_ref.actor.checkpoint.save_lora_only=true"),
+)
+"""As update=qlora."""
+
+
 def words(*overrides: str) -> Callable[[Pair], list[str]]:
     return lambda _: list(overrides)
 
@@ -343,6 +350,31 @@ BROKEN = [
         "support",
         words(*STUDENTS, "teacher.mode=base", "actor_rollout_ref.model.lora_rank=8"),
         r"teacher\.mode=base: vLLM scores no tokens that it is given.*set teacher\.mode=managed",
+    ),
+    (
+        "update",
+        words(*IN_4_BITS, "actor_rollout_ref.rollout.load_format=dummy"),
+        r"load_format=dummy with actor_rollout_ref\.model\.lora\.base=nf4: set it to safetensors",
+    ),
+    (
+        "update",
+        words(*IN_4_BITS, "actor_rollout_ref.model.lora_rank=0"),
+        r"lora_rank=0 with .*base=nf4: adapters are what is trained; set update=qlora",
+    ),
+    (
+        "update",
+        words(*IN_4_BITS, "actor_rollout_ref.model.target_modules=[q_proj,lm_head]"),
+        r"target_modules=\['q_proj', 'lm_head'\] with .*base=nf4: the head stays as it is; leave lm_head out",
+    ),
+    (
+        "update",
+        words(*IN_4_BITS, "actor_rollout_ref.model.lora.base=int4"),
+        r"lora\.base=int4: nf4 is what there is; set update=qlora",
+    ),
+    (
+        "update",
+        words("actor_rollout_ref.model.enable_activation_offload=true"),
+        r"enable_activation_offload=true: verl pins memory.*set it to false",
     ),
     ("pipeline", words("pipeline.max_staleness=2"), r"pipeline\.max_staleness=2.*set that mode, or leave them out"),
     (

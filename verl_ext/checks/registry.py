@@ -20,6 +20,7 @@ from verl_ext.checks import (
     tokens,
     tools,
     trust,
+    update,
     values,
 )
 from verl_ext.checks.check import DOCTOR, EVALUATE, GENERATE, SCORE, SFT, TRAIN, Check, Cost
@@ -43,6 +44,7 @@ CHECKS = (
     Check("teacher settings", INSTANT, RUN, inputs.teacher_settings, needs=GIVEN),
     Check("base teacher", INSTANT, (*RUN, SCORE), base_teacher.base_teacher, needs=(*TEACHER, "method")),
     Check("support", INSTANT, RUN, support.support, needs=(*TEACHER, "method")),
+    Check("update", INSTANT, RUN, update.update, needs=RANGES),
     Check("keys of the method", INSTANT, RUN, values.kept, needs=(*GIVEN, *RANGES)),
     Check("sampling", INSTANT, RUN, inputs.sampling),
     Check("sizes", INSTANT, RUN, values.sizes, needs=RANGES),

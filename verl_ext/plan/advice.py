@@ -38,6 +38,8 @@ def _trainer_changes(run: Run) -> Iterator[Change]:
         yield Change(f"{ACTOR}.fsdp_config.model_dtype=bf16", changed(run, "trainer", weight_bytes=2))
     if not trainer.lora_rank:
         yield Change("update=lora", changed(run, "trainer", lora_rank=32, targets=run.student.projections))
+    elif not trainer.nf4:
+        yield Change("update=qlora", changed(run, "trainer", nf4=True))
 
 
 def _fractions_near(value: float) -> list[float]:

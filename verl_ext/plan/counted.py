@@ -36,6 +36,8 @@ class CountedShape(ModelShape):
     """Layers that keep keys and values of every token (of a window too: an upper bound)."""
     widths: Mapping[str, int]
     """Of each linear module of the layers by name: inputs and outputs, in all layers together."""
+    counts: Mapping[str, int]
+    """The same: parameters, without biases."""
 
     @property
     def total(self) -> int:
@@ -69,6 +71,9 @@ class CountedShape(ModelShape):
     def width(self, module: str) -> int:
         return self.widths[module]
 
+    def weights(self, module: str) -> int:
+        return self.counts[module]
+
 
 def count(config: Mapping[str, Any]) -> CountedShape:
     """The shape behind a Hugging Face `config.json`.
@@ -98,8 +103,10 @@ def count(config: Mapping[str, Any]) -> CountedShape:
     total = _parameters(model)
     linears = [(name.rpartition(".")[2], module) for layer in found for name, module in _linears(layer)]
     widths: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, module in linears:
         widths[name] = widths.get(name, 0) + module.in_features + module.out_features
+        counts[name] = counts.get(name, 0) + module.weight.numel()
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     in_experts = sum(_in_experts(layer) for layer in found)
     return CountedShape(
@@ -121,6 +128,7 @@ def count(config: Mapping[str, Any]) -> CountedShape:
         in_experts=in_experts,
         keeping=_keeping(numbers.get("layer_types"), layers),
         widths=widths,
+        counts=counts,
     )
 
 

@@ -96,7 +96,7 @@ def _host(run: Run) -> dict[str, Parts]:
         "load": merge(processes, {"whole model": model * (ranks if student.tied else 1)}),
         "generate": between,
         "score": between,
-        "update": merge(processes, asleep),
+        "update": merge(processes, asleep, {"activations": memory.kept_activations(run)[1] * ranks}),
         "sync": between,
         # verl gathers a whole model as it is; an adapter is merged into the base in fp32 (verl_ext/student/export.py).
         "save": merge(between, asleep, {"whole model": 4 * student.total if run.trainer.lora_rank else model}),

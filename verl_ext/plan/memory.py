@@ -27,6 +27,10 @@ EAGER_LOGITS, COMPILED_LOGITS, LOGITS_WITHOUT_ENTROPY = 7, 4, 5
 """Copies of a micro-batch's (tokens, vocabulary) logits that live at the backward's peak."""
 FUSED_CHUNK, FUSED_COPIES = 512, 6
 """Tokens of a chunk of verl's fused log-prob kernel (FusedLinearForPPO), and its fp32 (chunk, vocabulary) tensors."""
+NF4_BITS = 4.5
+"""Of a weight in 4 bits, with its part of a block's scale."""
+UNPACKING_BYTES = 10
+"""Of a weight that is made whole: two fp32 copies, or codes and one, and the result."""
 SCORED_TOKENS = 2048
 """Tokens whose logits a server holds at once while scoring: SGLang's chunk (0.5.17 on), vLLM's as we start it."""
 PREFILL_TOKENS = 8192
@@ -71,25 +75,59 @@ def trainer_resident(run: Run) -> Parts:
     trainer = run.trainer
     return {
         "context": CONTEXT[run.device],
-        "weights": run.student.total * trainer.weight_bytes // trainer.shards,
+        "weights": (run.student.total - run.in_4_bits) * trainer.weight_bytes // trainer.shards + packed(run),
         "adapters": run.adapters * trainer.weight_bytes // trainer.shards,
         "optimizer": 2 * run.trained * trainer.weight_bytes // trainer.shards,
     }
 
 
+def _whole_layer(run: Run) -> int:
+    """Bytes of a micro-batch's activations of one layer, while it is computed."""
+    trainer = run.trainer
+    modules = len([name for name in trainer.targets if name != "lm_head"]) if trainer.lora_rank else 0
+    sizes = {"lora_rank": trainer.lora_rank, "modules": modules}
+    return trainer.tokens * layer_activations(run.student, trainer.compute_bytes, **sizes)
+
+
+def _stream(run: Run) -> int:
+    """Bytes of what goes from one layer to the next."""
+    return run.trainer.tokens * run.student.hidden * run.trainer.compute_bytes
+
+
+def kept_activations(run: Run) -> tuple[int, int]:
+    """Bytes of all layers' activations between forward and backward pass, on the device and on the host.
+
+    With activation offload verl keeps those of two layers on the device, and offloads nothing of fewer than three.
+    """
+    layers = run.student.layers
+    moved = max(0, layers - 2) if run.trainer.activation_offload else 0
+    each = _stream(run) if run.trainer.checkpointing else _whole_layer(run)
+    return (layers - moved) * each, moved * each
+
+
+def packed(run: Run) -> int:
+    """Bytes of the weights in 4 bits, whole on every rank (`verl_ext/trainer/nf4.py`)."""
+    return int(run.in_4_bits * NF4_BITS / 8)
+
+
+def unpacked(run: Run) -> int:
+    """Bytes of the largest such weight while it is made whole."""
+    if not run.in_4_bits:
+        return 0
+    named = [name for name in run.trainer.targets if name in run.student.projections]
+    return UNPACKING_BYTES * max(map(run.student.weights, named)) // run.student.layers
+
+
 def trainer_update(run: Run) -> Parts:
     """The update's peak: the larger of the logits' backward and one layer's."""
     trainer, shape = run.trainer, run.student
-    modules = len([name for name in trainer.targets if name != "lm_head"]) if trainer.lora_rank else 0
-    per_layer = trainer.tokens * layer_activations(
-        shape, trainer.compute_bytes, lora_rank=trainer.lora_rank, modules=modules
-    )
-    stream = trainer.tokens * shape.hidden * trainer.compute_bytes
-    kept = shape.layers * (stream if trainer.checkpointing else per_layer) + 3 * stream
+    per_layer = _whole_layer(run)
+    kept = kept_activations(run)[0] + 3 * _stream(run)
     gathered = shape.root * trainer.compute_bytes
     at_logits = {"gathered": gathered, "activations": kept, "logits": logits(run)}
     # Backward of a layer: its weights (and the next ones', fetched ahead), their gradients before and while reduced.
-    layers_gathered = shape.layer * trainer.compute_bytes * (2 if trainer.shards > 1 else 1)
+    sharded = shape.layer - run.in_4_bits // shape.layers
+    layers_gathered = sharded * trainer.compute_bytes * (2 if trainer.shards > 1 else 1) + unpacked(run)
     trained_layer = 0 if trainer.lora_rank else shape.layer * (trainer.compute_bytes + 4)
     head_gradient = 0 if trainer.lora_rank else shape.root * trainer.compute_bytes
     recomputed = per_layer if trainer.checkpointing else 0

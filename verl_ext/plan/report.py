@@ -14,7 +14,8 @@ from verl_ext.plan.run import Run
 
 def title(run: Run, hardware: HardwareConfig) -> str:
     """One line: models, update, machine."""
-    update = f"LoRA {run.trainer.lora_rank} ({run.adapters / 1e6:.1f} M)" if run.trainer.lora_rank else "full"
+    adapters = f"LoRA {run.trainer.lora_rank} ({run.adapters / 1e6:.1f} M){' on NF4' if run.trainer.nf4 else ''}"
+    update = adapters if run.trainer.lora_rank else "full"
     return (
         f"{run.student_path} ({run.student.total / 1e9:.2f} B, {update}) from {run.teacher.path} "
         f"({run.teacher_shape.total / 1e9:.2f} B{', FP8' if run.teacher.quantized else ''}) on {hardware.name}"

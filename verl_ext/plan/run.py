@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_ext.plan.shape import UnknownModelError, load_shape
 from verl_ext.run.model_shape import ModelShape
@@ -38,8 +38,12 @@ class Trainer:
     """0 trains every weight."""
     targets: tuple[str, ...]
     """Modules with an adapter."""
+    nf4: bool
+    """Their weights are kept in 4 bits (`update=qlora`)."""
     checkpointing: bool
     """Activations are recomputed layer by layer."""
+    activation_offload: bool
+    """They wait in main memory, those of two layers apart."""
     fused: bool
     """Log-probs are made in chunks, without the logits of a whole micro-batch."""
     entropy: bool
@@ -139,6 +143,12 @@ class Run:
         """Parameters of LoRA's adapters."""
         return self.student.lora(self.trainer.lora_rank, self.trainer.targets) if self.trainer.lora_rank else 0
 
+    @property
+    def in_4_bits(self) -> int:
+        """Parameters of the student that the trainer keeps in 4 bits."""
+        targets = [name for name in self.trainer.targets if name in self.student.projections]
+        return sum(map(self.student.weights, targets)) if self.trainer.nf4 else 0
+
 
 def _targets(value: Any, student: ModelShape) -> tuple[str, ...]:
     if value == "all-linear" and student.experts:
@@ -172,7 +182,9 @@ def _read_trainer(config: DictConfig, student: ModelShape) -> Trainer:
         longest=longest,
         lora_rank=model.lora_rank,
         targets=_targets(model.target_modules, student),
+        nf4=OmegaConf.select(model, "lora.base") == "nf4",
         checkpointing=model.enable_gradient_checkpointing,
+        activation_offload=model.enable_activation_offload,
         fused=model.use_fused_kernels,
         entropy=actor.calculate_entropy,
         compiled=engine.use_torch_compile and model.use_remove_padding,

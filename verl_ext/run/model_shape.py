@@ -111,18 +111,26 @@ class ModelShape:
         """Layers that keep keys and values of every token."""
         return self.layers
 
+    def _sides(self, module: str) -> tuple[int, int]:
+        """Inputs and outputs of one of `projections`, in one layer."""
+        return {
+            "q_proj": (self.hidden, self.query),
+            "k_proj": (self.hidden, self.key),
+            "v_proj": (self.hidden, self.key),
+            "o_proj": (self.query, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }[module]
+
     def width(self, module: str) -> int:
         """Inputs and outputs of one of `projections`, in all layers together."""
-        inputs_and_outputs = {
-            "q_proj": self.hidden + self.query,
-            "k_proj": self.hidden + self.key,
-            "v_proj": self.hidden + self.key,
-            "o_proj": self.query + self.hidden,
-            "gate_proj": self.hidden + self.intermediate,
-            "up_proj": self.hidden + self.intermediate,
-            "down_proj": self.intermediate + self.hidden,
-        }
-        return self.layers * inputs_and_outputs[module]
+        return self.layers * sum(self._sides(module))
+
+    def weights(self, module: str) -> int:
+        """Parameters of one of `projections`, in all layers together, without biases."""
+        inputs, outputs = self._sides(module)
+        return self.layers * inputs * outputs
 
     def lora(self, rank: int, targets: Sequence[str]) -> int:
         """Parameters of PEFT's adapters of `rank` on `targets`.

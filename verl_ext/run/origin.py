@@ -24,6 +24,7 @@ ON_POLICY = (
     *("student.path", "method", "data.train_batch_size", "data.max_response_length", "data.seed"),
     *("data.apply_chat_template_kwargs", "actor_rollout_ref.rollout.n", "actor_rollout_ref.model.lora_rank"),
     *("actor_rollout_ref.model.lora_alpha", "actor_rollout_ref.model.target_modules"),
+    "actor_rollout_ref.model.lora.base",
     *("actor_rollout_ref.actor.ppo_mini_batch_size", "actor_rollout_ref.actor.ppo_epochs"),
     *("actor_rollout_ref.actor.loss_agg_mode", "actor_rollout_ref.actor.entropy_coeff"),
     *("actor_rollout_ref.actor.use_kl_loss", "actor_rollout_ref.actor.kl_loss_coef", "algorithm"),

@@ -43,6 +43,7 @@ ON_POLICY = {
     "longest response, tokens": "data.max_response_length",
     "LoRA rank": "actor_rollout_ref.model.lora_rank",
     "LoRA alpha": "actor_rollout_ref.model.lora_alpha",
+    "LoRA's base in training": "actor_rollout_ref.model.lora.base",
     "learning rate": "actor_rollout_ref.actor.optim.lr",
     "schedule": "actor_rollout_ref.actor.optim.lr_scheduler_type",
     "seed": "data.seed",

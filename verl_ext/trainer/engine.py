@@ -22,6 +22,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_ext.ledger.flops import Work, sequence, shared_prompt
+from verl_ext.trainer.nf4 import NF4, freeze_in_4_bits
 
 Tensor = torch.Tensor
 
@@ -119,7 +120,14 @@ def _sees(owner_GL: Tensor) -> Tensor:
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu"], vendor=VENDOR)
 class SharedPromptEngine(_Engine):
-    """verl's engine for a language model; what goes into the model and what comes out differ."""
+    """verl's engine for a language model; what goes into the model and what comes out differ, and with `update=qlora`
+    what the adapters stand on."""
+
+    def _build_lora_module(self, module: Any) -> Any:
+        adapted = super()._build_lora_module(module)
+        if self.model_config.lora.get("base") == NF4:
+            freeze_in_4_bits(adapted)
+        return adapted
 
     def forward_step(self, micro_batch: Any, loss_function: Any, forward_only: bool) -> tuple[Any, dict[str, Any]]:
         """As verl, with what the model read among the metrics of an update."""

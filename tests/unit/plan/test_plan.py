@@ -69,7 +69,8 @@ NUMBERS = (
 def numbers(shape):
     adapters = shape.lora(8, (*shape.projections, "lm_head"))
     caches = memory.kv_bytes(shape, tp=1), memory.largest_tensor(shape), memory.stored_bytes(shape, 2, fp8=True)
-    return {name: getattr(shape, name) for name in NUMBERS} | {"adapters": adapters, "bytes": caches}
+    weights = {name: shape.weights(name) for name in shape.projections}
+    return {name: getattr(shape, name) for name in NUMBERS} | {"adapters": adapters, "bytes": caches} | weights
 
 
 @pytest.mark.parametrize("name", [*MODELS, "qwen2", "llama", *published()])
@@ -226,7 +227,9 @@ TRAINER = Trainer(
     longest=2048,
     lora_rank=0,
     targets=PROJECTIONS,
+    nf4=False,
     checkpointing=True,
+    activation_offload=False,
     fused=True,
     entropy=True,
     compiled=True,
@@ -285,6 +288,31 @@ def test_the_update_holds_weights_gradients_and_two_moments():
     lora = memory.trainer_update(changed(RUN, "trainer", lora_rank=32))
     assert lora["gradients"] == lora["adapters"] == 66_060_288 * 4 // 4
     assert lora["weights"] == share
+
+
+def test_a_base_in_4_bits_is_whole_on_every_rank_and_is_unpacked_one_matrix_at_a_time():
+    lora = changed(RUN, "trainer", lora_rank=32)
+    qlora = changed(lora, "trainer", nf4=True)
+    matrices = 36 * (2 * 2560 * 4096 + 2 * 2560 * 1024 + 3 * 2560 * 9728)  # of Qwen3-4B's layers
+    assert (lora.in_4_bits, qlora.in_4_bits) == (0, matrices)
+    rest = RUN.student.total - matrices
+    assert memory.trainer_resident(qlora)["weights"] == rest * 4 // 4 + matrices * 9 // 16
+    assert memory.unpacked(qlora) == 10 * 2560 * 9728
+    assert memory.trainer_resident(qlora)["adapters"] == memory.trainer_resident(lora)["adapters"]
+    attention = changed(qlora, "trainer", targets=("q_proj", "lm_head"))
+    assert attention.in_4_bits == 36 * 2560 * 4096
+
+
+def test_activations_wait_in_main_memory_where_that_is_asked_for_those_of_two_layers_apart():
+    offload = changed(RUN, "trainer", activation_offload=True)
+    stream = TRAINER.tokens * 2560 * 2
+    assert memory.kept_activations(RUN) == (36 * stream, 0)
+    assert memory.kept_activations(offload) == (2 * stream, 34 * stream)
+    less = memory.trainer_update(RUN)["activations"] - memory.trainer_update(offload)["activations"]
+    assert less == 34 * stream
+    host, before = (pools(run, NODE)[-1].phases["update"] for run in (offload, RUN))
+    assert host["activations"] == 34 * stream * TRAINER.ranks_per_node
+    assert "activations" not in before
 
 
 def test_logits_of_the_whole_micro_batch_or_of_a_chunk():
