@@ -3,9 +3,9 @@
 python -m benchmarks.support_scoring --json support_scoring.json
 
 One SGLang server on a random model of the tiny pair's size, one compute thread; the arms in turn on the same random
-samples, each with an empty prefix cache. A ratio is the median over rounds of the ratio within a round. SGLang takes
-one list of named tokens a sample and answers all of them at each position, so an arm is named by K and the list's
-length.
+samples, each with an empty prefix cache. Time and CPU seconds (client and server) are over those of the sampled token,
+medians over rounds of the ratio within a round. SGLang takes one list of named tokens a sample and answers all of them
+at each position, so an arm is named by K and the list's length.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import asyncio
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.arms.runs import report
-from benchmarks.arms.scoring_arms import Model, ServerArms, Workload, write_model
+from benchmarks.arms.scoring_arms import Model, Outcome, ServerArms, Workload, write_model
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.types import ScoreRequest
@@ -51,22 +51,27 @@ def with_named(request: ScoreRequest, named: int, seed: int) -> ScoreRequest:
 
 async def measure(arms: ServerArms, workload: Workload, rounds: int) -> list[dict]:
     """A row an arm."""
-    seconds: dict[str, list[float]] = {}
+    found: dict[str, list[Outcome]] = {}
     for number in range(rounds):
         for name, requests in arms_of(workload.requests(MODEL.vocab_size, seed=number + 1)).items():
             outcome = await arms.ours(requests)
             assert len(outcome.logprobs) == len(requests)
-            seconds.setdefault(name, []).append(outcome.seconds)
+            found.setdefault(name, []).append(outcome)
     samples = workload.prompts * workload.n
     return [
         {
             "workload": workload.name,
             "arm": name,
-            "samples_per_s": samples / statistics.median(found),
-            "over_sampled": statistics.median(one / plain for one, plain in zip(found, seconds[SAMPLED], strict=True)),
+            "samples_per_s": samples / statistics.median(one.seconds for one in outcomes),
+            "time_over_sampled": ratio(outcomes, found[SAMPLED], lambda one: one.seconds),
+            "cpu_over_sampled": ratio(outcomes, found[SAMPLED], lambda one: one.client_cpu + one.server_cpu),
         }
-        for name, found in seconds.items()
+        for name, outcomes in found.items()
     ]
+
+
+def ratio(ours: list[Outcome], plain: list[Outcome], of: Callable[[Outcome], float]) -> float:
+    return statistics.median(of(one) / of(other) for one, other in zip(ours, plain, strict=True))
 
 
 async def run(folder: Path, rounds: int) -> list[dict]:
@@ -87,9 +92,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = asyncio.run(run(Path(folder), arguments.rounds))
-    print("| prompt/response/n | asked for | samples/s | time over the sampled token's |\n|---|---|---|---|")
+    print("| prompt/response/n | asked for | samples/s | time | CPU seconds |\n|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row['workload']} | {row['arm']} | {row['samples_per_s']:.3g} | {row['over_sampled']:.2f} |")
+        ratios = [f"{row[f'{name}_over_sampled']:.2f}" for name in ("time", "cpu")]
+        print(f"| {row['workload']} | {row['arm']} | {row['samples_per_s']:.3g} | {' | '.join(ratios)} |")
     report(rows, [], arguments.json)
 
 
