@@ -52,7 +52,7 @@ async def test_a_sample_is_scored_whole_and_no_prompt_is_primed(fake: FakeVLLM) 
 
 async def test_named_tokens_are_not_asked_of_it(fake: FakeVLLM) -> None:
     async with open_pool(fake, **ENGINE) as pool:
-        with pytest.raises(ValueError, match="vLLM scores no named tokens"):
+        with pytest.raises(ValueError, match=r"teacher\.engine=vllm scores no tokens .*=sglang"):
             await score(pool, PROMPT, RESPONSE, support_ids=np.ones((4, 2), np.int32))
     assert fake.requests == []
 

@@ -205,7 +205,9 @@ class TeacherPool:
 
     def _check_support(self, request: ScoreRequest, ids_RK: np.ndarray) -> None:
         if not self._engine.scores_named_tokens:
-            raise ValueError(f"support_ids: {self._engine.title} scores no named tokens (teacher.engine)")
+            raise ValueError(
+                f"teacher.engine={self.config.engine} scores no tokens that it is given: set teacher.engine=sglang"
+            )
         if request.top_k:
             raise ValueError(f"top_k={request.top_k} beside support_ids: ask for the teacher's tokens or name some")
         if ids_RK.ndim != 2 or len(ids_RK) != len(request.response_ids):
