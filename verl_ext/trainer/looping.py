@@ -8,7 +8,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigW
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
 from verl_ext.run.models import render_chat
-from verl_ext.teacher.config import BASE, TeacherConfig
+from verl_ext.teacher.config import BASE, DEFAULT_ENGINE, TeacherConfig
 from verl_ext.teacher.teachers import teacher_of_row
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 from verl_ext.trainer.loops import SINGLE_TURN, PlainTextLoop, make_loop, shows_tools
@@ -61,7 +61,10 @@ class LoopingWorker(plain_class(AgentLoopWorkerTQ)):
 
     def _early(self, row: dict, validate: bool) -> tuple[Any, ...]:
         """How turns are scored as they end: where they are scored at all, by a server that keeps prefixes."""
-        if validate or not (teacher := self.teachers[teacher_of_row(row, self.teachers)]).prime or teacher.mode == BASE:
+        if validate:
+            return ()
+        teacher = self.teachers[teacher_of_row(row, self.teachers)]
+        if not teacher.prime or teacher.mode == BASE or teacher.engine != DEFAULT_ENGINE:
             return ()
         return (lambda ids, mask: self._request(row, ids, mask, self.top_k)), self._score
 
