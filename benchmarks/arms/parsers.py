@@ -3,6 +3,7 @@
 A target takes bytes and a scratch folder. It returns, or raises one of ERRORS; anything else is a crash.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,25 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from benchmarks.arms.parser_seeds import (
+    ANSWERS,
+    CHAT,
+    FINGERPRINT,
+    KEY,
+    MADE,
+    META,
+    OPENAI,
+    ROW,
+    SCORE,
+    STEP,
+    TENSOR,
+    VLLM_CHOICE,
+    parquet_of,
+    sqlite_seed,
+)
 from verl_ext.data.chats import FORMS, load_chats
 from verl_ext.data.conversations import PATTERNS, POLICIES, from_jsonl, read_label
 from verl_ext.data.rows import check_rows
@@ -31,14 +46,13 @@ from verl_ext.run.retry_after import retry_after_s
 from verl_ext.run.settings import settings_of
 from verl_ext.run.timeline import read_timeline
 from verl_ext.run.visible import visible
-from verl_ext.sampling.answers import METADATA, Answers
+from verl_ext.sampling.answers import Answers
 from verl_ext.sampling.resume import Journal
 from verl_ext.sampling.served import read_answer
 from verl_ext.sampling.types import Answer, SamplingConfig
 from verl_ext.teacher.client.protocol import prompt_span, read_cached_tokens, read_metas, read_score, span_of
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.engines.known import engine_of
-from verl_ext.teacher.store.fingerprint import TeacherFingerprint
 from verl_ext.teacher.store.format import CorruptScoreError, decode_score, encode_score
 from verl_ext.teacher.store.probe_record import ProbeRecord
 from verl_ext.teacher.store.store import ScoreStore, StoreError
@@ -47,7 +61,6 @@ from verl_ext.teacher.types import Score, ScoreRequest, TeacherResponseError
 ERRORS = (ValueError, CorruptScoreError, StoreError, TeacherResponseError)
 """Ours, and exactly these: UnicodeDecodeError and json.JSONDecodeError are a ValueError too, and nobody's words."""
 Target = Callable[[bytes, Path], object]
-KEY = b"k" * 32
 VOCABULARY = 50
 REQUEST = ScoreRequest([3, 4, 5], [6, 7, 8, 9], top_k=2)
 LABEL_SETS = (("en", "de", "fr"), ("1", "2", "3", "4", "5"), ("yes", "no"), ("not-spam", "spam"), ("A", "B"))
@@ -102,16 +115,15 @@ def manifest(data: bytes, scratch: Path) -> object:
     return is_complete(scratch, "manifest.json", ["made.txt"], {"seed": 1, "hub": {"path": "a"}}, overwrite=False)
 
 
-def journal(data: bytes, scratch: Path) -> object:
-    (scratch / "answers.jsonl").write_bytes(data)
-    return Journal(scratch / "answers.jsonl", {"seed": 1}, False, Answer).answers
+def finite(found: list[Score]) -> list[Score]:
+    assert all(np.isfinite(score.logprobs).all() and score.logprobs.shape == (4,) for score in found)
+    return found
 
 
 def replies(data: bytes, _scratch: Path) -> object:
     span, metas = span_of(REQUEST), read_metas(data)
     assert span is not None
-    found = [read_score(meta, span, REQUEST, VOCABULARY) for meta in metas]
-    assert all(np.isfinite(score.logprobs).all() and score.logprobs.shape == (4,) for score in found)
+    finite([read_score(meta, span, REQUEST, VOCABULARY) for meta in metas])
     assert prompt_span(REQUEST.prompt_ids)
     return [read_cached_tokens(meta) for meta in metas]
 
@@ -119,17 +131,13 @@ def replies(data: bytes, _scratch: Path) -> object:
 def vllm_replies(data: bytes, _scratch: Path) -> object:
     span, engine = span_of(REQUEST), engine_of("vllm")
     assert span is not None
-    found = [engine.score(answer, span, REQUEST, VOCABULARY) for answer in engine.answers(data)]
-    assert all(np.isfinite(score.logprobs).all() and score.logprobs.shape == (4,) for score in found)
-    return found
+    return finite([engine.score(answer, span, REQUEST, VOCABULARY) for answer in engine.answers(data)])
 
 
 def openai(data: bytes, _scratch: Path) -> object:
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None  # told of by the sampler with an excerpt
-    return read_answer(body)
+    with contextlib.suppress(orjson.JSONDecodeError):  # told of by the sampler with an excerpt
+        return read_answer(orjson.loads(data))
+    return None
 
 
 def store_value(data: bytes, _scratch: Path) -> object:
@@ -193,50 +201,6 @@ def words(data: bytes, _scratch: Path) -> object:
     return shown
 
 
-def parquet_of(*rows: dict[str, Any], said: bool = False) -> bytes:
-    """`said`: with the metadata of answers."""
-    sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(list(rows))
-    described = {METADATA: b'{"model": "m", "settings": {}}'} if said else {}
-    pq.write_table(table.replace_schema_metadata(described), sink)
-    return sink.getvalue().to_pybytes()
-
-
-def sqlite_seed() -> bytes:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        store = ScoreStore(Path(folder), 1 << 20)
-        store.put_many({KEY: SCORE})
-        store.close()
-        return (Path(folder) / "scores.sqlite").read_bytes()
-
-
-SCORE = Score(np.array([-1.0, -2.0], np.float32), np.ones((2, 2), np.int32), np.full((2, 2), -3, np.float32))
-ROW = {
-    "prompt": [{"role": "user", "content": "Good morning"}],
-    "teacher_messages": [{"role": "system", "content": "Say it."}, {"role": "user", "content": "Good morning"}],
-    "data_source": "language_id",
-    "reward_model": {"style": "rule", "ground_truth": "en"},
-    "extra_info": {"index": 0, "language": "en"},
-}
-CHAT = {"messages": [*ROW["teacher_messages"], {"role": "assistant", "content": "en"}], "label": "en"}
-TENSOR = b'\x4e\0\0\0\0\0\0\0{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}' + b" " * 18 + b"0000"
-META = {
-    "input_token_logprobs": [[None, 5, None], [-1.0, 6, None], [-2.0, 7, None], [-1.5, 8, None], [-0.25, 9, None]],
-    "input_top_logprobs": [None, *([[-1.0, 1, None], [-2.0, 2, None]] for _ in range(4))],
-    "cached_tokens": 2,
-}
-VLLM_PLACES = [
-    {str(token): {"logprob": -3.5, "rank": 9}, "1": {"logprob": -0.5, "rank": 1}, "2": {"logprob": -1.5, "rank": 2}}
-    for token in (4, 5, 6, 7, 8, 9)
-]
-VLLM_CHOICE = {"index": 0, "text": "a", "prompt_logprobs": [None, *VLLM_PLACES]}
-FINGERPRINT = TeacherFingerprint("ab", None, "float32", "auto", "sglang", "0.5.21")
-OPENAI = {"choices": [{"message": {"content": "en"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}
-MADE = {"settings": {"seed": 1, "hub": {"path": "a"}}, "files": {"made.txt": "0" * 64}}
-STEP = {"step": 1, "stages": [["a", 1.0], ["end", 2.0]], "student": [[1.0, 2.0]], "teacher": []}
-ANSWERS = ("Final Answer: en", "**en**", "The language is en, not de.", '{"label": "de"}', "<think>x</think> 4/5", "A")
-
 PARSERS: Mapping[str, Parser] = {
     "sentences.jsonl": Parser(
         in_file("x.jsonl", file_sentences), (lines({"text": "Hi", "label": "en", "group": 1, "slice": "edge"}),)
@@ -266,7 +230,11 @@ PARSERS: Mapping[str, Parser] = {
         mathematics, (rb"so \boxed{\frac{1}{2}}", rb"\boxed{x=3} and \fbox 4", b"$1,000$"), share=0.2
     ),
     "manifest": Parser(manifest, (lines(MADE),)),
-    "journal": Parser(journal, (lines({"seed": 1}, {"index": 0} | vars(Answer("a", 1, "stop"))),), share=0.3),
+    "journal": Parser(
+        in_file("answers.jsonl", lambda file: Journal(file, {"seed": 1}, False, Answer).answers),
+        (lines({"seed": 1}, {"index": 0} | vars(Answer("a", 1, "stop"))),),
+        share=0.3,
+    ),
     "metrics": Parser(in_file("metrics.jsonl", read_metrics), (lines({"step": 1, "a": 1.5}, {"step": 2}) + b'{"st',)),
     "timeline": Parser(in_file("timeline.jsonl", read_timeline), (lines(STEP) + b'{"st',)),
     "SGLang's replies": Parser(replies, (json.dumps([{"meta_info": META}]).encode(),), share=2),

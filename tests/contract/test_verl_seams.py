@@ -78,6 +78,7 @@ OVERRIDES = [
     (loops.PlainTextLoop, SingleTurnAgentLoop, "ct_build_initial_tokens"),
     (loops.PlainTextLoop, SingleTurnAgentLoop, "ct_merge_assistant_token"),
     *((loops.ToolLoop, ToolAgentLoop, name) for name in TOOL_LOOP),
+    (engine.SharedPromptEngine, FSDPEngineWithLMHead, "_build_lora_module"),
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "forward_step"),
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_inputs"),
     (engine.SharedPromptEngine, FSDPEngineWithLMHead, "prepare_model_outputs"),
@@ -422,7 +423,11 @@ async def test_what_is_scored_is_read_by_the_base_alone():
         )
 
     server = object.__new__(sampler.FinishReasonServer)  # the rest of it needs an engine
-    server._reasons, server._scored, server._likely = {"ours": None}, {"ours": {"start": 1, "top_k": 0}}, {}
+    server._reasons, server._scored, server._likely = (
+        {"ours": None},
+        {"ours": {"start": 1, "top_k": 0, "adapter": False}},
+        {},
+    )
     words = {"prompt": None, "sampling_params": None, "lora_request": "the adapter", "priority": 0}
     for request_id in ("ours", "another"):
         assert len([output async for output in server._noting(answers)(request_id=request_id, **words)]) == 1

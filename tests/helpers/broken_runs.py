@@ -343,11 +343,6 @@ BROKEN = [
     ),
     (
         "support",
-        words(*STUDENTS, "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent"),
-        r"default_agent_loop=tool_agent: with method\.support=student only single_turn_agent .*; set that",
-    ),
-    (
-        "support",
         words(*STUDENTS, "teacher.mode=base", "actor_rollout_ref.model.lora_rank=8"),
         r"teacher\.mode=base: vLLM scores no tokens that it is given.*set teacher\.mode=managed",
     ),

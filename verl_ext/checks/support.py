@@ -9,8 +9,6 @@ from verl_ext.teacher.engines.known import engine_of
 from verl_ext.trainer.config import check_method
 from verl_ext.trainer.support_config import STUDENT
 
-LOOP = "actor_rollout_ref.rollout.agent.default_agent_loop"
-
 
 def support(context: Context) -> str:
     """vLLM gives the student's most likely tokens with its samples, and every teacher scores named tokens."""
@@ -22,12 +20,6 @@ def support(context: Context) -> str:
         raise ValueError(
             f"method.top_k={method.top_k}: with method.support=student vLLM gives at most {most} a position; set "
             f"+{MAX_LOGPROBS}={method.top_k}, or a smaller method.top_k"
-        )
-    loop = OmegaConf.select(config, LOOP)
-    if loop != "single_turn_agent":
-        raise ValueError(
-            f"{LOOP}={loop}: with method.support=student only single_turn_agent keeps the student's most likely "
-            "tokens; set that, or method.support=teacher"
         )
     for teacher in context.teachers.values():
         if teacher.mode == BASE:

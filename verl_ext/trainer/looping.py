@@ -97,7 +97,7 @@ class LoopingWorker(plain_class(AgentLoopWorkerTQ)):
         """verl's, which has the last of several outputs scored alone, and takes none for an answer."""
         outputs = output if isinstance(output, list) else [output]
         if not outputs:
-            raise ValueError("the agent loop's run() gave no output; give one AgentLoopOutput or more")
+            raise ValueError("agent_loop: its run() gave no output; make it give one AgentLoopOutput or more")
         if turns := self._turns.get(name_of(kwargs)):
             for each in outputs:
                 each.extra_fields |= turns.fields()

@@ -118,7 +118,7 @@ class SampleTurns:
             ValueError: if the loop asked the sampler for nothing.
         """
         if not self.turns:
-            raise ValueError("the agent loop's run() ended without a turn; ask server_manager.generate for one")
+            raise ValueError("agent_loop: its run() ended without a turn; make it ask server_manager.generate for one")
         versions: list[list[int]] = []
         for version, count in (part for turn in self.turns for part in turn.fields["tokens_by_version"]):
             if versions and versions[-1][0] == version:

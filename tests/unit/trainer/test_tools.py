@@ -342,7 +342,7 @@ def test_a_loop_that_gives_nothing_fails_its_row(make_list_run):
     with pytest.raises(Exception, match="failed"):
         run.fit()
     assert {line["cause"] for line in run.failures} == {
-        "ValueError: the agent loop's run() gave no output; give one AgentLoopOutput or more"
+        "ValueError: agent_loop: its run() gave no output; make it give one AgentLoopOutput or more"
     }
 
 
