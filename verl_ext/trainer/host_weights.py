@@ -13,6 +13,8 @@ import torch
 import zmq
 from verl.checkpoint_engine import CheckpointEngine, CheckpointEngineRegistry
 
+from verl_ext.trainer import rollout_registry as rollout_registry  # importing it is the effect
+
 NAME = "host"
 AHEAD = 4
 """Tensors that are sent before the first of them is taken."""

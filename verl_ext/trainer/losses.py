@@ -35,6 +35,7 @@ from verl_ext.method.reverse_kl import advantage_of, charge
 from verl_ext.platform import adapted_head as adapted_head  # importing it is the effect
 from verl_ext.platform import loading as loading  # the same
 from verl_ext.trainer import engine as engine  # as above: verl picks it by `VERL_ENGINE_VENDOR`
+from verl_ext.trainer import rollout_registry as rollout_registry  # as above
 from verl_ext.trainer import update_guard as update_guard  # as above
 from verl_ext.trainer.config import MethodConfig
 

@@ -48,6 +48,9 @@ class FinishReasonServer(vLLMHttpServer):
             await asyncio.sleep(LOOK_S)
         return "its engine ended"
 
+    def _get_worker_extension_cls(self) -> str:
+        return "verl_ext.trainer.weight_socket.ReceivingWorker"
+
     async def run_server(self, args: Namespace) -> None:
         args.middleware = [*args.middleware, middleware_of(self.config.prometheus.enable)]
         await super().run_server(args)
