@@ -521,7 +521,7 @@ BROKEN = [
     ("server", words(*NOBODY), r"teacher\.urls: a server does not score: http://127\.0\.0\.1:9: ClientConnectorError"),
     ("student tokenizer", without_template, r"student\.path=.* has no chat template; add chat_template\.jinja"),
     (
-        "model type",
+        "text model",
         student(composite),
         r"student\.path=.* is a composite model \(model_type qwen2_5_vl, .*text models",
     ),

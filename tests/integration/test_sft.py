@@ -1,6 +1,5 @@
 """SFT as a user runs it: verl's trainer on real FSDP2 ranks (gloo), against a hand-written reference of Tinker's."""
 
-import asyncio
 import json
 import os
 import signal
@@ -13,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from engine_scores import load, sglang_scores, vllm_scores
 from peft import PeftModel
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from verl_ext.data.conversations import to_jsonl
 from verl_ext.data.rows import LABELS
@@ -28,10 +28,6 @@ from verl_ext.run.metrics import read_metrics
 from verl_ext.sft.dataset import ConversationDataset
 from verl_ext.sft.order import TinkerBatches
 from verl_ext.student.export import export_checkpoint, untie_head
-from verl_ext.teacher.client.pool import TeacherPool
-from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import ManagedServer
-from verl_ext.teacher.types import Score, ScoreRequest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -146,55 +142,9 @@ def reference(model: Any, steps: list[list[dict[str, torch.Tensor]]], decay: int
     return losses
 
 
-def load(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
 def log_probs(model: Any, rows: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     with torch.no_grad():
         return torch.cat([model(input_ids=row["input_ids"][None]).logits[0].log_softmax(-1) for row in rows])
-
-
-VLLM_SCORER = """
-import json, sys
-from verl_ext.sampling.vllm import close
-from vllm import LLM, SamplingParams
-from vllm.lora.request import LoRARequest
-model, sequences, adapter = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[4]
-lora = {"enable_lora": True, "max_lora_rank": 32} if adapter else {}
-llm = LLM(model=model, dtype="float32", enforce_eager=True, max_model_len=256, **lora)
-params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0)
-request = LoRARequest("adapter", 1, adapter) if adapter else None
-# One at a time: vLLM's prompt log-probs of a batch fail with an adapter on lm_head (einsum over rows, not tokens).
-outputs = [llm.generate([{"prompt_token_ids": ids}], params, lora_request=request)[0] for ids in sequences]
-scores = [[out.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))] for out, ids in zip(outputs, sequences)]
-json.dump(scores, open(sys.argv[3], "w"))
-close(llm)
-"""
-
-
-def vllm_scores(model: Path, sequences: list[list[int]], folder: Path, adapter: Path | None = None) -> torch.Tensor:
-    """vLLM's log-prob of every token after the first, flat."""
-    (folder / "in.json").write_text(json.dumps(sequences))
-    files = [str(model), str(folder / "in.json"), str(folder / "out.json"), str(adapter or "")]
-    command_ = [sys.executable, "-c", VLLM_SCORER, *files]
-    environment = os.environ | {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    subprocess.run(command_, env=environment, check=True, timeout=300)
-    return torch.tensor([score for row in json.loads((folder / "out.json").read_text()) for score in row])
-
-
-def sglang_scores(model: Path, python: str, sequences: list[list[int]], folder: Path) -> torch.Tensor:
-    """SGLang's log-prob of every token after the first, flat."""
-    config = TeacherConfig(model_path=str(model), python=python, context_length=512)
-    vocabulary = load(model).config.vocab_size
-
-    async def score(url: str) -> list[list[float]]:
-        async with TeacherPool(config, vocab_size=vocabulary, urls=[url]) as pool:
-            outcomes = await pool.score([ScoreRequest(ids[:1], ids[1:]) for ids in sequences])
-            return [outcome.logprobs.tolist() for outcome in outcomes if isinstance(outcome, Score)]
-
-    with ManagedServer(config, folder / "sglang.log") as server:
-        return torch.tensor([score for row in asyncio.run(score(server.wait_ready())) for score in row])
 
 
 LORA = (f"model.lora_rank={RANK}", f"model.lora_alpha={ALPHA}")

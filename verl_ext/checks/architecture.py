@@ -4,11 +4,10 @@ The functions of a Context are the checks of `verl_ext.checks.registry`.
 """
 
 import shutil
-from pathlib import Path
 
 from verl_ext.checks.context import Context
 from verl_ext.checks.finding import WARN, Finding
-from verl_ext.run.model_files import read_json
+from verl_ext.run.model_files import own_words
 from verl_ext.run.models import chat_text, context_length, end_tokens, may_know, read_config
 from verl_ext.teacher.config import BASE
 
@@ -21,19 +20,25 @@ SHARED_MEMORY = "/dev/shm"
 
 
 def model_type(context: Context) -> str:
-    """What a folder's config.json says itself: a model that transformers knows, and of text. Nothing imports torch."""
+    """What the folders' config.json say themselves: models that transformers knows. Nothing imports torch."""
+    kinds = []
+    for key, path in context.models.items():
+        kind = own_words(key, path).get("model_type")
+        if kind is not None and not may_know(str(kind)):
+            raise ValueError(
+                f"{key}={path}: transformers knows no model_type {kind!r} (config.json); give a model that it knows"
+            )
+        kinds.append(str(kind or "known once it is loaded"))
+    return ", ".join(dict.fromkeys(kinds))
+
+
+def text_alone(context: Context) -> str:
+    """What the student's config.json says itself: no text part beside others. Nothing imports torch."""
     key, path = context.student
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        return "known once it is loaded"  # a name of the hub
-    content = read_json(key, file)
-    if (kind := content.get("model_type")) is not None and not may_know(str(kind)):
-        raise ValueError(
-            f"{key}={path}: transformers knows no model_type {kind!r} (config.json); give a model that it knows"
-        )
+    content = own_words(key, path)
     if isinstance(text := content.get("text_config"), dict):
-        raise _composite(key, path, str(kind), str(text.get("model_type")))
-    return str(kind)
+        raise _composite(key, path, str(content.get("model_type")), str(text.get("model_type")))
+    return "no parts" if content else "known once it is loaded"
 
 
 def _composite(key: str, path: str, whole: str, part: str) -> ValueError:

@@ -52,6 +52,12 @@ def read_json(key: str, file: Path) -> dict[str, Any]:
     return found
 
 
+def own_words(key: str, path: str, name: str = "config.json") -> dict[str, Any]:
+    """What a file of a model's folder says; empty where there is none, and for a name of the hub."""
+    file = Path(path) / name
+    return read_json(key, file) if file.is_file() else {}
+
+
 def lacking_weights(folder: Path) -> str:
     """What is missing of a model's weights, as after half a download; "" for nothing."""
     index = folder / "model.safetensors.index.json"

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from verl_ext.run.model_files import check_files, lacking_weights
+from verl_ext.run.model_files import check_files, lacking_weights, own_words
 from verl_ext.run.plain_text import render_plain, written_in
+from verl_ext.run.without_torch import defer_gguf
 
 HUB_WAIT_S = 8.0
 """Seconds that the hub has to answer; a name server alone can take longer."""
@@ -139,6 +140,14 @@ def may_know(model_type: str) -> bool:
 
 def context_length(key: str, path: str, *, trust_remote_code: bool = False) -> int | None:
     """Tokens that a model reads at once, by its configuration as engines read it; None where that names no limit."""
+    content = own_words(key, path)
+    own, rope = content.get("max_position_embeddings"), content.get("rope_parameters", {}) or {}
+    if (
+        type(own) is int
+        and rope.get("rope_type", "default") == "default"
+        and not {"text_config", "rope_scaling"} & set(content)
+    ):
+        return own
     config = read_config(key, path, trust_remote_code=trust_remote_code).get_text_config()
     if not hasattr(config, "max_position_embeddings"):
         return None
@@ -149,19 +158,25 @@ def context_length(key: str, path: str, *, trust_remote_code: bool = False) -> i
 
 def end_tokens(key: str, path: str) -> set[int]:
     """Ids that end an answer for the model itself: engines stop at them, beside the tokenizer's own; may be empty."""
+    ids = (own_words(key, path) | own_words(key, path, "generation_config.json")).get("eos_token_id")
+    if ids is None:
+        ids = _end_tokens_by_transformers(key, path)
+    return {ids} if isinstance(ids, int) else set(ids or ())
+
+
+def _end_tokens_by_transformers(key: str, path: str) -> Any:
     from transformers import GenerationConfig
 
     try:
         ids = GenerationConfig.from_pretrained(path).eos_token_id
     except OSError:  # it has no generation_config.json
         ids = None
-    if ids is None:
-        ids = read_config(key, path).get_text_config().eos_token_id
-    return {ids} if isinstance(ids, int) else set(ids or ())
+    return read_config(key, path).get_text_config().eos_token_id if ids is None else ids
 
 
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a model folder or hub name, with its chat template. ValueError if there is none to read."""
+    defer_gguf()
     from transformers import PreTrainedTokenizerFast
 
     try:

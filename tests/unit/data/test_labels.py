@@ -1,5 +1,6 @@
 """What a person would read in an answer, or "" where a person could not tell: label_cases.json, by hand."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -33,13 +34,12 @@ def test_every_label_of_every_set_is_read_in_the_usual_dress():
         "<b>{}</b>",
         "- {}",
     )
-    for label_set in {tuple(group["label_set"]) for group in GROUPS}:
+    places = (("whole", ""), ("final_answer", "Final Answer: "), ("final_answer", "**Final Answer:** "))
+    ways = itertools.cycle(itertools.product(dresses, places))  # 27 ways, in turn over some thousand labels
+    for label_set in dict.fromkeys(tuple(group["label_set"]) for group in GROUPS):
         for label in label_set:
-            for dress in dresses if "-" not in label_set else dresses[:-1]:
-                for extract, marker in (
-                    ("whole", ""),
-                    ("final_answer", "Final Answer: "),
-                    ("final_answer", "**Final Answer:** "),
-                ):
-                    answer = marker + dress.format(label)
-                    assert read_label(answer, extract, "strict", label_set).label == label, answer
+            dress, (extract, marker) = next(ways)
+            if dress == "- {}" and "-" in label_set:
+                continue
+            answer = marker + dress.format(label)
+            assert read_label(answer, extract, "strict", label_set).label == label, answer
