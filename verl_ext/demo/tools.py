@@ -43,7 +43,7 @@ def arms_of(run: Path, sources: Sequence[str], step: int) -> dict[str, Arm]:
         raise ValueError(f"{run / SAMPLES}: {len(kept)} answers to {len(sources)} rows; set report.keep_samples higher")
     found: dict[str, list[Mapping[str, Any]]] = {}
     for line in kept:
-        found.setdefault(sources[line["row"]], []).append(line)
+        found.setdefault(sources[int(line["row"])], []).append(line)
     return {source: arm(each) for source, each in found.items()}
 
 

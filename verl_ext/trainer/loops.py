@@ -81,8 +81,11 @@ class ToolUse:
     """It ended with a call that was not made, or whose answer had no room: by a limit of turns or tokens."""
 
 
+_ToolAgentLoop: Any = ToolAgentLoop  # verl's register decorator hides the class from pyright
+
+
 @register("tool_agent")
-class ToolLoop(ToolAgentLoop):
+class ToolLoop(_ToolAgentLoop):
     """verl's loop of turns with tools, one object a sample: what tools write is plain text, and calls are counted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -65,7 +65,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
-        return gradient @ unpack(*ctx.saved_tensors, ctx.shape, gradient.dtype), None, None, None
+        codes, scales = ctx.saved_tensors
+        return gradient @ unpack(codes, scales, ctx.shape, gradient.dtype), None, None, None
 
 
 class NF4Linear(nn.Module):

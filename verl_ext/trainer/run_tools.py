@@ -23,7 +23,8 @@ class RunTools:
         self._turns, self._default = rollout.multi_turn, rollout.agent.default_agent_loop
         if path := rollout.agent.agent_loop_config_path:
             try:
-                for each in OmegaConf.load(resolve_config_path(path)):
+                loops: Any = OmegaConf.load(resolve_config_path(path))
+                for each in loops:
                     _agent_loop_registry[each.name] = each
             except OSError as error:
                 raise ValueError(f"{ROLLOUT}.agent.agent_loop_config_path={path}: {error}; correct the path") from None
