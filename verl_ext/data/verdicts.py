@@ -14,7 +14,8 @@ _PARTICLE = r"(?:的|类|评价|评论|情感|情绪|です|だ|है|입니다
 _SENTENCE_END = re.compile(r"(?<=[.!?;…])\s+|[。！？；।\n|]+")
 _CLAUSE_END = re.compile(
     rf"(?<!{LABEL}),|,(?!\s*(?:(?:or|and|nor)\s+)?{LABEL})|[;:，：،؛、()\u2014\u2013]|\s-\s|→|[-=]>|"
-    r"\b(?:(?<!anything )but|so|therefore|thus|hence|though|although|while|whereas|however|because|sondern|sino|mais|aber|pero)\b",
+    r"\b(?:(?<!anything )but|so|therefore|thus|hence|though|although|while|whereas|however|because|sondern|"
+    r"sino|mais|aber|pero)\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
