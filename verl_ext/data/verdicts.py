@@ -13,9 +13,9 @@ _PARTICLE = r"(?:的|类|评价|评论|情感|情绪|です|だ|है|입니다
 """What ends a clause behind a label where it is written without spaces."""
 _SENTENCE_END = re.compile(r"(?<=[.!?;…])\s+|[。！？；।\n|]+")
 _CLAUSE_END = re.compile(
-    rf"(?<!{LABEL}),|,(?!\s*(?:(?:or|and|nor)\s+)?{LABEL})|[;:，：،؛、()\u2014\u2013]|\s-\s|→|[-=]>|\b(?:but|so|"
-    rf"therefore|thus|"
-    r"hence|though|although|while|whereas|however|because|sondern|sino|mais|aber|pero)\b",
+    rf"(?<!{LABEL}),|,(?!\s*(?:(?:or|and|nor)\s+)?{LABEL})|[;:，：،؛、()\u2014\u2013]|\s-\s|→|[-=]>|"
+    r"\b(?:(?<!anything )but|so|therefore|thus|hence|though|although|while|whereas|however|because|sondern|"
+    r"sino|mais|aber|pero)\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
@@ -27,7 +27,7 @@ _DENIED = re.compile(
 _OFFERED = re.compile(
     r"\b(?:alternatively|either|whether|between\W+(?:and\W+)?$|cannot|can't|unclear|unsure|unable|hardly|barely|"
     r"partly|(?:not|n['\u2019]t) (?:sure|certain|clear|enough|know)|if(?! (?:I|you|forced|pressed)\b)|would have|"
-    r"first (?:thought|glance|sight|instinct|impression)|initially|please (?:share|provide|send|paste|give|tell|"
+    r"first (?:thought|glance|sight|instinct|impression)|initially|please (?:share|provide|paste|give|tell|"
     r"specify|let)|(?:wanted|tempted) to|mix(?:ed|ture)? (?:of|with)|combination of|oder|ou)\b|或|\d\s*(?:to|-)\s*$|"
     r"\bor\W+(?:\w+\W+){0,2}$|"
     rf"\bboth\W+(?:(?:an?\W+)?|.*{LABEL}.*\band\b.*)$",
