@@ -146,7 +146,7 @@ def test_a_teacher_that_is_not_there_hides_nothing_of_another(compose_pair, pair
     assert [name for name, finding in shown.items() if finding.verdict == FAIL] == ["b: teacher model"]
     assert shown["a: vocabulary"].verdict == OK
     skipped = ("teacher weights", "teacher tokenizer", "teacher context", "teacher engine", "tokenizer")
-    names = ", ".join(f"b: {name}" for name in (*skipped, "chat template", "think tokens", "vocabulary", "prompts"))
+    names = ", ".join(f"b: {name}" for name in (*skipped, "chat template", "think tokens", "prompts", "vocabulary"))
     assert shown["not looked at"].seen.startswith(f"{names}:")
 
 
