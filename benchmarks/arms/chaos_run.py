@@ -1,6 +1,7 @@
 """A training run to which faults are done, and what is seen of it from outside."""
 
 import contextlib
+import json
 import math
 import os
 import resource
@@ -75,7 +76,7 @@ class ChaosRun:
 
     def suffer(self, fault: Fault, delay_s: float) -> Outcome:
         """Let the run make some steps, do the fault, and see what comes of it, up to the next step."""
-        extra = ("actor_rollout_ref.actor.optim.lr=1",) if fault.act == "lr" else ()
+        extra = ("actor_rollout_ref.actor.optim.lr=1e6",) if fault.act == "lr" else ()
         if extra:
             self.close()
         self._start(*extra)
@@ -231,9 +232,15 @@ class ChaosRun:
         return Outcome(self.mode, fault.name, outcome, knew, recover, self._lost(), left, words)
 
     def _lost(self) -> int:
-        """Of all steps so far: those that are missing, and samples dropped without an error to name."""
-        rows = read_metrics(self.run_dir / "metrics.jsonl")
-        missing = len(set(range(1, int(rows[-1]["step"]) + 1)) - {int(row["step"]) for row in rows})
+        """Of all steps so far: those that are missing, and samples dropped without an error to name.
+
+        A step that was saved, and killed before its row was written, was trained: the run went on after it.
+        """
+        rows, resumed = read_metrics(self.run_dir / "metrics.jsonl"), self.run_dir / "resumed.jsonl"
+        told = {int(row["step"]) for row in rows}
+        if resumed.exists():
+            told |= {json.loads(line)["after_step"] for line in resumed.read_text().splitlines()}
+        missing = len(set(range(1, int(rows[-1]["step"]) + 1)) - told)
         return missing + sum(int(row["samples/dropped"] - row["samples/failed"]) for row in rows)
 
     def _steps(self) -> int:
