@@ -123,5 +123,5 @@ def test_earlier_rows_come_back_with_their_support_and_the_store_keeps_it(run: R
         tops(sample) for step in run.steps[:-1] for sample in step.values()
     }
     assert all(math.isfinite(row["actor/direct_loss"]) for row in run.metrics)
-    assert run.metrics[0]["teacher/store_misses"] > 0
+    assert sum(row["teacher/store_misses"] for row in run.metrics) > 0
     assert any((run.folder / "scores").iterdir())
