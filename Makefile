@@ -10,7 +10,7 @@ PIP_QUIET := --quiet --disable-pip-version-check --no-input
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup setup-gpu demo test unit lint command integration comparison-test gpu-test browser-test trl clean
+.PHONY: help setup setup-gpu demo test unit lint command integration long-test gpu-test browser-test trl clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -90,11 +90,14 @@ unit: .venv/.ready ## unit and contract tests, their slowest, their coverage: ab
 command: .venv/.ready ## commands as they are typed: words, files, help, refusals; no engine
 	@$(PY) -m pytest tests/command -n 2 --dist loadfile --durations=5
 
-integration: setup ## real vLLM, SGLang and verl on the CPU
-	@$(PY) -m pytest tests/integration --ignore tests/integration/test_comparison.py
+# Left out of `test`, which has 45 minutes on two slow cores: real runs of what unit and contract tests cover there.
+LONG := $(patsubst %,tests/integration/test_%.py,comparison base_teacher support tools)
 
-comparison-test: setup ## a trimmed comparison with real engines: four minutes more
-	@$(PY) -m pytest tests/integration/test_comparison.py
+integration: setup ## real vLLM, SGLang and verl on the CPU
+	@$(PY) -m pytest tests/integration $(LONG:%=--ignore=%)
+
+long-test: setup ## more of them: a trimmed comparison, self-teachers, the student's support, tools; ten minutes
+	@$(PY) -m pytest $(LONG)
 
 gpu-test: setup-gpu ## what only a GPU can show: tests/gpu/README.md
 	@$(PY) -m pytest tests/gpu
