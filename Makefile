@@ -91,7 +91,8 @@ command: .venv/.ready ## commands as they are typed: words, files, help, refusal
 	@$(PY) -m pytest tests/command -n 2 --dist loadfile --durations=5
 
 # Left out of `test`, which has 45 minutes on two slow cores: real runs of what unit and contract tests cover there.
-LONG := $(patsubst %,tests/integration/test_%.py,comparison base_teacher support tools)
+LONG := tests/integration/test_comparison.py tests/integration/test_base_teacher.py tests/integration/test_support.py \
+	tests/integration/test_tools.py
 
 integration: setup ## real vLLM, SGLang and verl on the CPU
 	@$(PY) -m pytest tests/integration $(LONG:%=--ignore=%)
