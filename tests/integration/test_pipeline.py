@@ -54,7 +54,7 @@ def command(tmp_path_factory: pytest.TempPathFactory, teacher_python: str) -> li
         *("platform=cpu", "task=demo", f"run_dir={folder}/run", f"student.path={folder}/base"),
         *(f"data.train_files={folder}/data/train.parquet", f"data.val_files={folder}/data/heldout.parquet"),
         *(f"teacher.python={teacher_python}", "data.train_batch_size=8", "data.max_response_length=64"),
-        "actor_rollout_ref.rollout.max_num_seqs=2",  # of 64 samples, so that some are always under way
+        "actor_rollout_ref.rollout.max_num_seqs=1",  # of 64 samples, so that some are always under way
         *("pipeline.mode=stream", "pipeline.max_staleness=2", "pipeline.wait_timeout_s=300"),
         *("method.policy_loss.kind=truncated_importance_sampling", "method.student_logprobs=current"),
         *(f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVED}"),
