@@ -61,7 +61,8 @@ def test_an_unknown_key_is_refused(compose_run, override):
 
 GPU_TEACHERS, CPU_TEACHERS = ("fp8", "bf16"), ("cpu_fp32", "cpu_bf16")
 KEYS_READ = """pipeline student teacher data trainer ray_kwargs actor_rollout_ref ray_init runtime_env env_vars path
-    model lora_rank target_modules enable_gradient_checkpointing use_fused_kernels use_remove_padding
+    model lora_rank lora base target_modules enable_gradient_checkpointing enable_activation_offload use_fused_kernels
+    use_remove_padding
     actor use_dynamic_bsz ppo_mini_batch_size ppo_micro_batch_size_per_gpu ppo_max_token_len_per_gpu calculate_entropy
     fsdp_config fsdp_size model_dtype use_torch_compile ulysses_sequence_parallel_size param_offload optimizer_offload
     rollout n tensor_model_parallel_size dtype gpu_memory_utilization max_num_seqs max_num_batched_tokens max_model_len

@@ -271,7 +271,10 @@ TEXTS = {"data.train_files", "data.val_files", "student.path", "run_dir"}
 def test_every_key_of_verls_that_the_documentation_names_has_a_range():
     # Of these a word on the command line says all that can be wrong, or a check of their own does.
     others = {"trainer.logger", "ray_kwargs.ray_init.address", "actor_rollout_ref.rollout.n", "data.val_files"}
-    others |= {"actor_rollout_ref.rollout.nnodes"}
+    others |= {"actor_rollout_ref.rollout.nnodes", "actor_rollout_ref.model.enable_activation_offload"}
+    others |= {
+        f"actor_rollout_ref.rollout.{key}" for key in ("multi_turn.function_tool_path", "agent.default_agent_loop")
+    }
     assert {key for key in NAMED if key not in TRAIN_RANGES | FIXED | SFT_RANGES} - others == set()
     ours = {key for key in TRAIN_KEYS if not key.startswith(("method.", "teacher.", "pipeline.", "replay."))}
     assert ours - TEXTS - set(TRAIN_RANGES) == set()

@@ -54,7 +54,7 @@ class TeacherConfig:
     engine: str = DEFAULT_ENGINE
     """What scores: `sglang`, or `vllm`, which reads each sample's whole prompt again, whatever `prime` says."""
     refresh_every: int = 0
-    """Steps after which the teacher of `mode=base` becomes what the student is: 0, never; 1, always: the student itself
+    """Steps after which the teacher of `mode=base` is what the student is, 0 to 1: 0, never; 1, always: the student
     scores, adapter on, under the teacher's prompt. An older adapter is not kept."""
     urls: list[str] = field(default_factory=list)
     """Base URLs of external servers that all serve the same model, e.g. `http://10.0.0.2:30000`. No path."""

@@ -140,8 +140,8 @@ class MethodConfig:
     labels: see LabelReadingConfig.
     top_k: most likely tokens a position, >= 1; 0 asks for none; -1 for the whole vocabulary (small ones).
     support: whose most likely tokens those are, the `teacher`'s or the `student`'s, as its sampler has them.
-    support_tokens: with support=student, different tokens of a response that the teacher is asked for, at least top_k;
-        a server answers all of them at each position. What else the support names is left to the tail.
+    support_tokens: with support=student, different tokens of a response that the teacher is asked for, >= 1 (and at
+        least top_k); a server answers all of them at each position. What else the support names is left to the tail.
     tail: a direct loss counts the rest of the vocabulary as one more token. False may be negative.
     tail_samples: with loss=reverse_kl, sampled tokens in the tail stand for how it is divided (docs/method.md).
     mix: weight of the mixture, in [0, 1), not 0 for `jensen_shannon`; read by it and the skewed losses alone.
