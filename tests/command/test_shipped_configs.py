@@ -67,7 +67,8 @@ KEYS_READ = """pipeline student teacher data trainer ray_kwargs actor_rollout_re
     fsdp_config fsdp_size model_dtype use_torch_compile ulysses_sequence_parallel_size param_offload optimizer_offload
     rollout n tensor_model_parallel_size dtype gpu_memory_utilization max_num_seqs max_num_batched_tokens max_model_len
     free_cache_engine checkpoint_engine update_weights_bucket_megabytes nnodes n_gpus_per_node
-    train_batch_size max_prompt_length max_response_length mode urls model_path engine device tp dp quantization placement
+    train_batch_size max_prompt_length max_response_length mode urls model_path engine device tp dp quantization
+    placement
     replay share capacity_tokens capacity_bytes method top_k
     mem_fraction_static max_total_tokens share_device"""
 READ = frozenset(KEYS_READ.split())
