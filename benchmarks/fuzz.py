@@ -151,7 +151,7 @@ def execute(parser: Parser, data: bytes, scratch: Path, tally: Tally) -> None:
     try:
         found = parser.run(data, scratch)
         ending: object = ("returned", type(found).__name__, len(repr(found)).bit_length())
-    except Exception as error:
+    except Exception as error:  # a fuzzer looks for what nobody foresaw: all but ERRORS is a crash, kept and told
         where = [(Path(code.co_filename).name, line) for code, line in frames(error)]
         if type(error) not in ERRORS or not str(error):
             at = ":".join(map(str, where[-1])) if where else "nowhere"

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from broken_runs import BROKEN, other_template, swap_two_ids, teacher
+from breaking import other_template, swap_two_ids, teacher
+from broken_runs import BROKEN
 from omegaconf import OmegaConf
 from tiny_student import ROW
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from broken_runs import served_by_vllm
+from breaking import served_by_vllm
 from fake_sglang import FakeSGLang
 from tiny_teacher import edit_byte
 
