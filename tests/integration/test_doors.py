@@ -89,7 +89,7 @@ JOIN = """
 import sys, ray
 try:
     ray.init(sys.argv[1], logging_level="CRITICAL")
-except Exception as error:
+except Exception as error:  # of Ray, by whatever name: the test reads it
     print("refused", type(error).__name__)
 else:
     print("joined")
