@@ -68,10 +68,10 @@ class SftTrainer(SFTTrainer):
             if self.rank == 0:
                 lengths = tu.get(data, "global_token_num")
                 metrics = step_metrics(tu.get(output, "metrics"), sum(lengths), watch.seconds)
-                metrics_file.append(step, metrics)
+                spending.stepped(step, watch, lengths, metrics)
+                metrics_file.append(step, metrics)  # after its cost: killed between, no row stands without one
                 tu.get(output, "metrics").clear()  # verl logs what is in it: the next step's learning rate, sums
                 tu.get(output, "metrics").update(metrics)
-                spending.stepped(step, watch, lengths, metrics)
             self._stop_where_noted(noted, step)  # before a terminal that may have hung up is written to
             if self.rank == 0:
                 on_step(step, self.total_training_steps, metrics)

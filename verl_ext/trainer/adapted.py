@@ -257,12 +257,12 @@ class AdaptedTrainer(StoppableTrainer):
         written = self.worth_writing(metrics | {})
         metrics.clear()  # verl hands this very mapping to its loggers
         metrics.update(written)
-        self.metrics_file.append(global_steps, metrics)
-        self.timeline.append(global_steps)
         dropped, self.replay_buffer.dropped = self.replay_buffer.dropped, []
         fresh = only_fresh(batch)
         samples = [Sampled(prompt_of(key), *each) for key, *each in zip(fresh.keys, notes, fresh.tags, strict=True)]
         self.spending.stepped(global_steps, timing_raw["step"], samples, dropped, everything)
+        self.metrics_file.append(global_steps, metrics)  # after its cost: killed between, no row stands without one
+        self.timeline.append(global_steps)
 
 
 def only_fresh(batch: Any) -> Any:
