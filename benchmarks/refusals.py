@@ -2,7 +2,7 @@
 
 python -m recipe.demo && python -m benchmarks.refusals --demo outputs/demo
 
-A machine under load shows more; beside each stands its CPU time, and the last line is what an empty Python needs.
+A machine under load shows more; beside each stands its CPU time.
 """
 
 import argparse
@@ -17,6 +17,9 @@ from resource import RUSAGE_CHILDREN, getrusage
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arms.runs import report
+
+ROOT = Path(__file__).parents[1]
 BAR = 5.0
 """Seconds within which a user is told."""
 
@@ -30,8 +33,8 @@ def cases(demo: Path, scratch: Path) -> dict[str, list[str]]:
     files = [f"data.train_files={rows}/train.parquet", f"data.val_files={rows}/heldout.parquet"]
     models = [f"student.path={base}", f"teacher.model_path={base}", "platform=cpu", "teacher=cpu_fp32"]
     train = ["train", *models, *files, f"run_dir={scratch}/run"]
-    sft = ["sft", f"student.path={base}", f"data.train_files={chats}", f"run_dir={scratch}/sft"]
-    evaluate = ["evaluate", f"model={base}", f"data={rows}/heldout.parquet"]
+    sft = ["sft", "platform=cpu", f"student.path={base}", f"data.train_files={chats}", f"run_dir={scratch}/sft"]
+    evaluate = ["evaluate", f"data={rows}/heldout.parquet", f"base={base}"]
     below_a_file = f"run_dir={chats}/run"
     return {
         "an unknown key": [*train, "methd.loss=policy"],
@@ -52,26 +55,26 @@ def cases(demo: Path, scratch: Path) -> dict[str, list[str]]:
         "a prompt too long": [*train, "data.max_prompt_length=4"],
         "a teacher prompt beyond its context": [*train, "teacher.context_length=40"],
         "no model": [*train, f"student.path={scratch}/none"],
-        "no server answers": [*train, "teacher.mode=external", "teacher.url=http://127.0.0.1:9"],
+        "no server answers": [*train, "teacher.mode=external", "teacher.urls=[http://127.0.0.1:9]"],
         "SFT: an unknown key": [*sft, "optim.lrr=1"],
         "SFT: a rate of zero": [*sft, "optim.lr=0"],
         "SFT: a row too long": [*sft, "data.max_length=64", "data.truncation=error"],
         "SFT: rows of on-policy training": [*sft, f"data.train_files={rows}/train.parquet"],
-        "evaluate: no model": [*evaluate, f"model={scratch}/none"],
+        "evaluate: no model": [*evaluate, f"base={scratch}/none"],
         "evaluate: an unknown key": [*evaluate, "temprature=0"],
         "data: no file": ["data", "source=file", f"sentences={scratch}/none.txt"],
         "doctor: a batch of zero": ["doctor", *train[1:], "data.train_batch_size=0"],
-        "plan: an unknown group": ["plan", "hardware=h100_9x"],
-        "export: no checkpoint": ["export", f"{scratch}/none", f"{scratch}/student"],
+        "plan: an unknown group": ["plan", "memory", "hardware=h100_9x"],
+        "report: an unknown flag": ["report", f"{scratch}/none", "--watc"],
         "report: no run": ["report", f"{scratch}/none"],
         "an unknown verb": ["trian"],
     }
 
 
-def refused(command: list[str], folder: Path) -> tuple[float, float, int, str]:
+def refused(command: list[str]) -> tuple[float, float, int, str]:
     """Seconds, seconds of CPU, exit status and what stood on stderr."""
     began, before = time.perf_counter(), getrusage(RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     seconds, after = time.perf_counter() - began, getrusage(RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds, cpu, done.returncode, done.stderr.strip()
@@ -86,21 +89,17 @@ def main() -> None:
     table = Table(title="refusals")
     for column, side in (("what is wrong", "left"), ("s", "right"), ("CPU s", "right"), ("what is said", "left")):
         table.add_column(column, justify=side, no_wrap=column != "what is said")
-    found, late, unclear = {}, [], []
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, words in cases(options.demo.resolve(), Path(scratch)).items():
-            seconds, cpu, status, said = refused([verb, *words], Path(scratch))
+            seconds, cpu, status, said = refused([verb, *words])
             print(f"{name}: {seconds:.1f} s", flush=True)
-            found[name] = {"seconds": seconds, "cpu_seconds": cpu, "status": status, "said": said}
+            rows.append({"wrong": name, "seconds": seconds, "cpu_seconds": cpu, "status": status, "said": said})
             table.add_row(name, f"{seconds:.1f}", f"{cpu:.1f}", said)
-            late += [name] * (seconds > BAR)
-            unclear += [name] * (status == 0 or len(said.splitlines()) != 1)
-        empty = refused([sys.executable, "-c", "pass"], Path(scratch))
     Console().print(table)
-    print(f"an empty Python: {empty[0]:.2f} s; later than {BAR:.0f} s: {late or 'none'}; not one line: {unclear or 'none'}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
-    sys.exit(bool(late or unclear))
+    unclear = sum(row["status"] == 0 or len(row["said"].splitlines()) != 1 for row in rows)
+    slowest = max(row["seconds"] for row in rows)
+    report(rows, [("seconds_until_refused", slowest, BAR), ("not_one_line", float(unclear), 0.0)], options.json)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class ChaosRun:
 
     def suffer(self, fault: Fault, delay_s: float) -> Outcome:
         """Let the run make some steps, do the fault, and see what comes of it, up to the next step."""
-        extra = ("actor_rollout_ref.actor.optim.lr=1e6",) if fault.act == "lr" else ()
+        extra = ("method.coef=1e25", "resume_anyway=true") if fault.act == "infinite" else ()
         if extra:
             self.close()
         self._start(*extra)

@@ -28,7 +28,8 @@ from verl_ext.checks import memory
 from verl_ext.checks.check import TRAIN
 from verl_ext.checks.config import DoctorConfig
 from verl_ext.checks.context import context_of_run
-from verl_ext.checks.run import check_sft, refuse
+from verl_ext.checks.finding import FAIL
+from verl_ext.checks.run import check_sft, look, refuse
 from verl_ext.checks.verl_values import FIXED
 from verl_ext.checks.verl_values import SFT as SFT_RANGES
 from verl_ext.checks.verl_values import TRAIN as TRAIN_RANGES
@@ -81,7 +82,16 @@ def rows_settings(config: DictConfig) -> None:
 
 
 def training(config: DictConfig) -> None:
-    refuse(TRAIN, context_of_run(config))
+    """What training refuses, the doctor shows as failed: it goes on to the other checks, over the wrong value."""
+    failed = [finding.seen for finding in look(context_of_run(config)) if finding.verdict == FAIL]
+    said = ""
+    try:
+        refuse(TRAIN, context_of_run(config))
+    except ValueError as error:
+        said = str(error)
+    assert any(seen in said for seen in failed) == bool(said or failed), (said, failed)
+    if said:
+        raise ValueError(said)
 
 
 def looking(config: DictConfig) -> None:

@@ -29,6 +29,8 @@ INSTANT, MODELS, ENGINES = Cost.INSTANT, Cost.READS_MODELS, Cost.NEEDS_ENGINES
 RUN, ANSWERS = (TRAIN, DOCTOR), (GENERATE, SCORE, EVALUATE)
 GIVEN, TEACHER, BOTH = ("required settings",), ("teacher settings",), ("student tokenizer", "teacher tokenizer")
 RANGES = ("ranges",)
+SET = (*GIVEN, *RANGES)
+SERVED = ("server", "method")
 ROUTED, ROLES = ("data", "teacher names"), ("data", "tools", "student tokenizer", "roles")
 
 CHECKS = (
@@ -45,7 +47,7 @@ CHECKS = (
     Check("base teacher", INSTANT, (*RUN, SCORE), base_teacher.base_teacher, needs=(*TEACHER, "method")),
     Check("support", INSTANT, RUN, support.support, needs=(*TEACHER, "method")),
     Check("update", INSTANT, RUN, update.update, needs=RANGES),
-    Check("keys of the method", INSTANT, RUN, values.kept, needs=(*GIVEN, *RANGES)),
+    Check("keys of the method", INSTANT, RUN, values.kept, needs=SET),
     Check("sampling", INSTANT, RUN, inputs.sampling),
     Check("sizes", INSTANT, RUN, values.sizes, needs=RANGES),
     Check("memory plan", INSTANT, RUN, memory.plan, needs=(*GIVEN, "method", *TEACHER, "sizes")),
@@ -62,14 +64,14 @@ CHECKS = (
     Check("vLLM", INSTANT, (GENERATE, EVALUATE), values.sampler),
     Check("teacher device", INSTANT, (*RUN, SCORE), values.teacher_device, TEACHER, each_teacher=True),
     # Models and rows
-    Check("models", INSTANT, (*RUN, SFT, *ANSWERS), inputs.models, needs=GIVEN),
+    Check("models", INSTANT, (*RUN, SFT, *ANSWERS), inputs.models, needs=SET),
     Check("remote code", INSTANT, (*RUN, SFT, SCORE), trust.remote_code),
     Check("data", INSTANT, (*RUN, *ANSWERS), inputs.rows, needs=GIVEN),
-    Check("run folder", INSTANT, (*RUN, SFT), inputs.run_folder, needs=GIVEN),
+    Check("run folder", INSTANT, (*RUN, SFT), inputs.run_folder, needs=SET),
     Check("held-out data", INSTANT, RUN, inputs.heldout, needs=GIVEN),
     Check("labels", INSTANT, RUN, data.labels, needs=("data", "held-out data", "method")),
     Check("tools", INSTANT, (*RUN, *ANSWERS), tools.tools, needs=("data",)),
-    Check("batch", INSTANT, RUN, inputs.batch, needs=("data",)),
+    Check("batch", INSTANT, RUN, inputs.batch, needs=("data", *RANGES)),
     Check("teacher names", INSTANT, RUN, inputs.routing, needs=("data", *TEACHER)),
     Check("free memory", INSTANT, RUN, memory.free_memory, needs=("models",)),
     # Each teacher: can it score?
@@ -86,14 +88,14 @@ CHECKS = (
     Check("special tokens", MODELS, (*RUN, *ANSWERS), data.special_tokens, ("data", "student tokenizer")),
     Check("roles", MODELS, (*RUN, GENERATE, SCORE), roles.roles, ("data", "student tokenizer")),
     Check("tools in the prompt", MODELS, RUN, tools.template, ("tools", "student tokenizer")),
-    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, ROLES),
+    Check("prompt lengths", MODELS, RUN, inputs.prompt_lengths, (*ROLES, *RANGES)),
     Check("off-policy answers", MODELS, RUN, off_policy.answers, ("student tokenizer", "off-policy share")),
     Check("context length", MODELS, RUN, inputs.context_length, ("text model", "student tokenizer", *RANGES)),
     Check("served model", MODELS, (*RUN, SCORE), served.model, ("server",), each_teacher=True),
     Check("served tokenizer", MODELS, (*RUN, SCORE), served.tokenizer, ("server", *ROLES), each_teacher=True),
     Check("teacher tokenizer", MODELS, (*RUN, SCORE), inputs.teacher_tokenizer, ("teacher model",), each_teacher=True),
-    Check("teacher context", MODELS, RUN, architecture.teacher_context, (*BOTH, *ROUTED), each_teacher=True),
-    Check("teacher engine", MODELS, RUN, teacher_engine.teacher_engine, ("server", *BOTH, *ROUTED), each_teacher=True),
+    Check("teacher context", MODELS, RUN, architecture.teacher_context, (*BOTH, *ROUTED, *RANGES), each_teacher=True),
+    Check("teacher engine", MODELS, RUN, teacher_engine.teacher_engine, (*SERVED, *BOTH, *ROUTED), each_teacher=True),
     Check("tokenizer", MODELS, (*RUN, SCORE), tokens.tokenizers, BOTH, each_teacher=True),
     Check("chat template", MODELS, (*RUN, SCORE), tokens.templates, (*BOTH, *ROUTED), each_teacher=True),
     Check("think tokens", MODELS, (*RUN, SCORE), tokens.think_tokens, BOTH, each_teacher=True),
