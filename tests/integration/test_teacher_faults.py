@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faulty_proxy import FAULTS, above_zero, proxy
 from transformers import AutoModelForCausalLM
 
+from benchmarks.arms.faulty_proxy import FAULTS, above_zero, proxy
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.process import ManagedServer, group_members

@@ -51,16 +51,24 @@ class Proxy:
         self.faults = self.received = 0
         self.url = ""
         self._rng = random.Random(0)
+        self._session: ClientSession | None = None
+
+    @property
+    def session(self) -> ClientSession:
+        """To the server; connections are kept."""
+        if self._session is None:
+            self._session = ClientSession(headers={"Content-Type": "application/json"})
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
 
     async def handle(self, request: web.Request) -> web.Response:
         self.received += 1
         body = await request.read()
         started = asyncio.get_running_loop().time()
-        headers = {"Content-Type": "application/json"}
-        async with (
-            ClientSession(headers=headers) as session,
-            session.post(f"{self.target}/generate", data=body) as answer,
-        ):
+        async with self.session.post(f"{self.target}/generate", data=body) as answer:
             status, text = answer.status, await answer.read()
         await asyncio.sleep((asyncio.get_running_loop().time() - started) * (self.slower - 1))
         if self.fault is not None and len(json.loads(body)["input_ids"]) > 1 and self._rng.random() < self.share:
@@ -84,6 +92,7 @@ async def proxy(
     try:
         yield middle
     finally:
+        await middle.close()
         await runner.cleanup()
 
 
