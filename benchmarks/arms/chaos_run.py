@@ -23,6 +23,8 @@ START_S = 900.0
 END_S = 150.0  # for a run to end, or to make its next step
 CLEAN_S = 20.0  # for what is left to be gone
 STEPS_BETWEEN = 2
+TWO_SAVED = 5
+"""Steps of a start after which there is a checkpoint before the newest."""
 TOLD = ("has ended", "is stopped", "error:", "failed", "updates skipped", "interrupted")
 ENDLESS = 100_000
 NETWORK_OF_ITS_OWN = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
@@ -82,7 +84,7 @@ class ChaosRun:
         self._start(*extra)
         begun, told = time.monotonic(), self._said()
         if not extra:
-            self._wait_for_steps(STEPS_BETWEEN)
+            self._wait_for_steps(TWO_SAVED if fault.act == "checkpoint" else STEPS_BETWEEN)
             time.sleep(delay_s)
             self._look()
             begun, told = time.monotonic(), self._said()

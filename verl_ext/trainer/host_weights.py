@@ -3,6 +3,9 @@
 verl has no such way: its checkpoint engines move bytes between accelerators (NCCL, NIXL and the like), and `naive` only
 within a device. This one is registered by `rollout.checkpoint_engine.custom_backend_module`, in every process that
 verl makes one in.
+
+What listens takes only what is sealed with its key (CurveZMQ), which travels through Ray alone, and reads it as
+safetensors: an address that others reach is no door.
 """
 
 from collections.abc import Generator, Iterator
@@ -11,6 +14,7 @@ from typing import Any
 import ray
 import torch
 import zmq
+from safetensors.torch import load, save
 from verl.checkpoint_engine import CheckpointEngine, CheckpointEngineRegistry
 
 from verl_ext.trainer import rollout_registry as rollout_registry  # importing it is the effect
@@ -18,6 +22,7 @@ from verl_ext.trainer import rollout_registry as rollout_registry  # importing i
 NAME = "host"
 AHEAD = 4
 """Tensors that are sent before the first of them is taken."""
+END = b""
 
 
 @CheckpointEngineRegistry.register(NAME)  # pyright: ignore[reportAttributeAccessIssue]  verl forgot `staticmethod`
@@ -32,43 +37,48 @@ class HostWeights(CheckpointEngine):
         self._senders: list[zmq.Socket[bytes]] = []
 
     def prepare(self) -> dict[str, Any]:
-        """Where this rank listens, at a port of its own."""
+        """Where this rank listens, at a port of its own, and the key that it is spoken to with."""
         address = f"tcp://{ray.util.get_node_ip_address().strip('[]')}"
         self._receiver = self._context.socket(zmq.PULL)
         self._receiver.set_hwm(AHEAD)
-        return {"address": f"{address}:{self._receiver.bind_to_random_port(address)}"}
+        key, self._receiver.curve_secretkey = zmq.curve_keypair()
+        self._receiver.curve_server = True
+        return {"address": f"{address}:{self._receiver.bind_to_random_port(address)}", "key": key.decode()}
 
     @classmethod
     def build_topology(
         cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[dict]
     ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-        addresses = [each["address"] for each in metadata[actor_wg_world_size:]]
-        return {"addresses": [addresses] * actor_wg_world_size}, {"addresses": [[]] * rollout_world_size}
+        receivers = metadata[actor_wg_world_size:]
+        return {"receivers": [receivers] * actor_wg_world_size}, {"receivers": [[]] * rollout_world_size}
 
-    def init_process_group(self, addresses: list[str]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for address in addresses if self.is_master else ():
+    def init_process_group(self, receivers: list[dict[str, str]]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for receiver in receivers if self.is_master else ():
             sender = self._context.socket(zmq.PUSH)
             sender.set_hwm(AHEAD)
-            sender.connect(address)
+            sender.curve_serverkey = receiver["key"].encode()
+            sender.curve_publickey, sender.curve_secretkey = zmq.curve_keypair()
+            sender.connect(receiver["address"])
             self._senders.append(sender)
 
     async def send_weights(
         self, weights: Generator[tuple[str, torch.Tensor], None, None], global_steps: int | None = None
     ) -> None:
         del global_steps
-        for name, weight in weights:
-            self._send((name, weight.detach().cpu()) if self.is_master else None)
-        self._send(None)
+        for name, weight in weights:  # every rank takes part in gathering each
+            if self.is_master:
+                self._send(save({name: weight.detach().cpu().contiguous()}))
+        self._send(END)
 
-    def _send(self, what: tuple[str, torch.Tensor] | None) -> None:
+    def _send(self, message: bytes) -> None:
         for sender in self._senders:
-            sender.send_pyobj(what)
+            sender.send(message)
 
     def receive_weights(self, global_steps: int | None = None) -> Iterator[tuple[str, torch.Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         del global_steps
         assert self._receiver is not None
-        while (received := self._receiver.recv_pyobj()) is not None:
-            yield received
+        while (message := self._receiver.recv()) != END:
+            yield from load(message).items()
 
     def finalize(self) -> None:
         for socket in (*self._senders, self._receiver):
