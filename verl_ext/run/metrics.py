@@ -11,6 +11,9 @@ from typing import Any
 from verl_ext.run.files import read_lines, write_json
 from verl_ext.run.lines import end_of_lines
 
+METRICS = "metrics.jsonl"
+PLACE = "place.json"
+
 
 class MetricsFile:
     """Appends rows to `path`; a row whose step was written before (a resumed run repeats it) replaces it on read."""
@@ -82,10 +85,15 @@ def reach_stage(run_dir: Path | str, name: str) -> None:
 
 def write_place(run_dir: Path | str, place: str) -> None:
     """Keep where the run is, in words: what is shown while it is there, and named when it stays there too long."""
-    write_json(Path(run_dir) / "place.json", {"place": place, "time": time.time()})
+    write_json(Path(run_dir) / PLACE, {"place": place, "time": time.time()})
 
 
 def read_place(run_dir: Path) -> str:
     """Where the run is; "" before it said so."""
-    file = run_dir / "place.json"
+    file = run_dir / PLACE
     return json.loads(file.read_text())["place"] if file.exists() else ""
+
+
+def forget_place(run_dir: Path) -> None:
+    """Of an earlier start, which a start must not show, nor take for its own when a signal comes."""
+    (run_dir / PLACE).unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from verl_ext.run.checkpoints import (
 from verl_ext.run.environment import note_environment
 from verl_ext.run.files import RESOLVED, write_atomically, write_json
 from verl_ext.run.lines import mend
+from verl_ext.run.metrics import METRICS, forget_place, read_metrics
 from verl_ext.run.origin import DATA, MODEL_FILES, ORIGIN, RESUMED, is_of_origin, origin_of, set_aside
 from verl_ext.run.outputs import differing
 
@@ -212,12 +213,13 @@ def begin(config: DictConfig) -> list[str]:
         What to tell the user, a line each.
     """
     run_dir, resume = Path(config.run_dir), resume_of(config.trainer)
+    forget_place(run_dir)
     if resume is None:
         said = set_aside(run_dir)
         write_json(run_dir / ORIGIN, origin_of(config))
         note_environment(run_dir)
         return said
-    said = [*resume.said, *mend(run_dir)]
+    said = [*resume.said, *mend(run_dir), *_lost_row(run_dir, resume)]
     for folder, _ in resume.torn:
         set_torn_aside(folder)
     for link in (run_dir / "student", run_dir / "adapter"):
@@ -227,6 +229,14 @@ def begin(config: DictConfig) -> list[str]:
     if config.trainer.resume_mode == "auto":
         write_atomically(checkpoints / TRACKER, str(resume.step))
     return said + _note_changes(config, resume)
+
+
+def _lost_row(run_dir: Path, resume: Resume) -> list[str]:
+    """A run killed between a step's checkpoint and its row goes on behind a step that nothing tells of."""
+    rows = read_metrics(run_dir / METRICS) if (run_dir / METRICS).is_file() else []
+    if not rows or rows[-1]["step"] >= resume.step:
+        return []
+    return [f"step {resume.step} is saved and has no row in {METRICS}: the run was killed before it was written"]
 
 
 def add_settings(run_dir: Path, folder: Path) -> None:

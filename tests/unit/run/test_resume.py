@@ -12,6 +12,7 @@ from saved_checkpoints import save as save_checkpoint
 
 from verl_ext.run.checkpoints import MANIFEST, TRACKER, latest_step, saved_in, tracked
 from verl_ext.run.files import save_resolved_config
+from verl_ext.run.metrics import MetricsFile, read_place, write_place
 from verl_ext.run.resume import begin, check_ranks, check_resume, resume_of, resumed_step
 
 
@@ -55,6 +56,29 @@ def test_a_run_goes_on_for_longer_and_says_what_changed(config):
     assert note["after_step"] == 3
     changed = {each["setting"]: (each["from"], each["to"]) for each in note["changes"]}
     assert changed["actor_rollout_ref.actor.optim.lr"] == (1e-4, 5e-5)
+
+
+def test_a_step_that_was_saved_and_has_no_row_is_said(config):
+    start(config)
+    run_dir = Path(config.run_dir)
+    metrics = MetricsFile(run_dir / "metrics.jsonl")
+    save(config, 3)
+    assert start(config) == []  # a run without rows, as of a folder that holds a checkpoint alone
+    for step in (1, 2):
+        metrics.append(step, {})
+    (said,) = start(config)
+    assert said.startswith("step 3 is saved and has no row in metrics.jsonl: ")
+    metrics.append(3, {})
+    assert start(config) == []
+
+
+def test_where_an_earlier_start_was_is_forgotten(config):
+    """A start would show it, and a signal then wait for a step to be saved."""
+    start(config)
+    save(config, 3)
+    write_place(config.run_dir, "step 4: update")
+    start(config)
+    assert read_place(Path(config.run_dir)) == ""
 
 
 def test_what_changed_is_told_by_the_checkpoint_not_by_a_start_that_saved_nothing(config):
@@ -254,6 +278,7 @@ def test_a_line_that_a_killed_run_left_half_is_removed_and_that_is_said(config):
     assert start(config) == [
         f"{run_dir}/metrics.jsonl: its last line was cut in the middle; its 17 bytes are removed",
         f"{run_dir}/stages.jsonl: its last line was cut in the middle; its 8 bytes are removed",
+        "step 2 is saved and has no row in metrics.jsonl: the run was killed before it was written",
     ]
     assert (run_dir / "metrics.jsonl").read_text() == (run_dir / "timeline.jsonl").read_text() == '{"step": 1}\n'
     assert (run_dir / "stages.jsonl").read_text() == ""
