@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hydra import compose
@@ -53,6 +54,11 @@ def test_a_comparison_has_two_ways_to_its_page(tmp_path, monkeypatch, capsys):
         assert "<h1>SFT or on-policy: arithmetic</h1>" in page
         assert "the teacher did not start" in page
         (out / "report.html").unlink()
+    assert "![Held-out accuracy by samples](report.svg)" in (out / "report.md").read_text()
+    drawn = ElementTree.parse(out / "report.svg")
+    names = {"".join(each.itertext()) for each in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"Held-out accuracy by samples", "samples trained on"} <= names
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|url\(|@import|<script", (out / "report.svg").read_text())
     assert completions("verl-opd compare re") == ["report"]
 
 

@@ -135,7 +135,8 @@ def html(report: Report, live: bool = False) -> str:
     return template.render(report=report, css=Markup(css), js=Markup(js), live=live, policy=policy(css, js, live))
 
 
-def markdown(report: Report) -> str:
-    """The same content in Markdown, with a table in the place of each picture."""
-    text = _environment(plain).get_template("page.md.jinja").render(report=report)
+def markdown(report: Report, pictured: Chart | None = None, picture: str = "") -> str:
+    """The same content in Markdown, with a table in the place of each chart; the file `picture` shows `pictured`."""
+    template = _environment(plain).get_template("page.md.jinja")
+    text = template.render(report=report, pictured=pictured, picture=Markup(picture))
     return re.sub(r"\n{3,}", "\n\n", text)
