@@ -13,6 +13,7 @@ memory.
 
 import argparse
 import dataclasses
+import json
 import random
 import signal
 import tempfile
@@ -27,7 +28,7 @@ from benchmarks.arms.chaos_run import ChaosRun, Fault, Outcome
 from benchmarks.arms.runs import report
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
-ENDS, GOES_ON = "ends", "goes on"
+ENDS, GOES_ON, LOST = "ends", "goes on", "does not go on"
 FAULTS = (
     Fault("engine core", "VLLM::EngineCore", KILL, ENDS),
     Fault("vLLM's worker", "VLLM::Worker", KILL, ENDS),
@@ -130,9 +131,16 @@ def main() -> None:
             if run is None or run.mode != mode:
                 if run is not None:
                     run.close()
-                run = ChaosRun(mode, options.out / mode, MODES[mode])
-            outcomes.append(run.suffer(fault, delay))
+                run = ChaosRun(mode, options.out / f"{len(outcomes):02} {mode}", MODES[mode])
+            try:
+                outcomes.append(run.suffer(fault, delay))
+            except RuntimeError as error:  # no step any more: the next fault gets a run of its own
+                outcomes.append(Outcome(mode, fault.name, LOST, None, None, 0, [], str(error)))
+                run.close()
+                run = None
             print(f"{mode}, {fault.name}: {outcomes[-1]}", flush=True)
+            if options.json:
+                options.json.write_text(json.dumps([dataclasses.asdict(each) for each in outcomes], indent=2))
     finally:
         if run is not None:
             run.close()

@@ -52,7 +52,7 @@ class Outcome:
     mode: str
     fault: str
     outcome: str
-    """`ends`, `goes on` or `hangs`."""
+    """`ends`, `goes on`, `hangs`, or `does not go on`, where the same command made no step any more."""
     knew_s: float | None
     """Seconds until the console said something, or the command ended; None where it went on without a word."""
     recover_s: float | None

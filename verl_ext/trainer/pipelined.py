@@ -16,13 +16,22 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
     """
 
     def _load_checkpoint(self) -> None:
-        """As verl, whose checkpoint also holds the samples that its own step had just trained: nobody takes those."""
+        """As verl, whose checkpoint also holds the samples that its own step had just trained: nobody takes those.
+
+        And samples that no teacher could score, as where that was what ended the run: their prompts are asked again.
+        """
         super()._load_checkpoint()
         saved = (tq.kv_list("train") or {}).get("train", {})
         prompts = {key for key, tag in saved.items() if tag.get("is_prompt")}
         trained = [key for key in saved if key not in prompts and key.split("_")[0] not in prompts]
         if trained:
             tq.kv_clear(keys=trained, partition_id="train")
+        if again := unscored([key for key in saved if key.split("_")[0] in prompts and key not in prompts]):
+            reach_stage(
+                self.config.run_dir, f"{len(again)} saved prompts have samples without a score, and are asked again"
+            )
+            pending = [{"status": "pending"} for _ in again]  # for verl a prompt that was under way
+            tq.kv_batch_put(keys=again, partition_id="train", tags=pending)
 
     def on_train_begin(self) -> None:
         """The prompts of the first `pipeline.ahead` steps, less those that a checkpoint brought back.
@@ -77,3 +86,12 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
         manager.abort_replicas()
         manager.update_weights(self.global_steps)
         manager.resume_generation_replicas()
+
+
+def unscored(samples: list[str]) -> list[str]:
+    """Prompts that have a sample without a score; `samples` are keys of TransferQueue."""
+    if not samples:
+        return []
+    data: Any = tq.kv_batch_get(keys=samples, partition_id="train", select_fields=["extra_fields"])
+    notes = data.pop("extra_fields").tolist()
+    return sorted({key.split("_")[0] for key, note in zip(samples, notes, strict=True) if note["teacher_error"]})

@@ -1,9 +1,13 @@
 """Prompts under way while the student is trained: our trainer inside verl's own loop."""
 
+from pathlib import Path
+
 import pytest
 import transfer_queue as tq
 import yaml
+from local_run import write_rows
 from omegaconf import OmegaConf
+from tensordict import NonTensorStack, TensorDict
 
 from verl_ext.trainer.buffer import PipelineBuffer, SamplingStopped
 from verl_ext.trainer.pipeline_config import PipelineConfig, check_pipeline
@@ -83,6 +87,27 @@ def test_a_run_whose_every_prompt_fails_ends(make_run):
         run.fit()
 
 
+@pytest.mark.parametrize("mode", ["one_step_off", "stream"])
+def test_what_no_teacher_could_score_before_a_stop_is_asked_again_after_it(make_run, tmp_path, monkeypatch, mode):
+    """The checkpoint holds prompts of later steps with samples that are finished and have no score."""
+    # The queue of these tests has no controller to save it: it stays as it is.
+    monkeypatch.setattr(tq, "save_checkpoint", lambda folder, **_: Path(folder).mkdir())
+    monkeypatch.setattr(tq, "load_checkpoint", lambda _: None)
+    settings = (f"pipeline.mode={mode}", STREAM[1], "trainer.total_training_steps=4")
+    rows = write_rows(tmp_path / "rows.parquet", 8)
+    run = make_run(*settings, rows=rows)
+    run.sampler.answers = [[5, 6]] * 4 + [[7, 8]] * 100  # from the second step on
+    run.teacher.refuses = 7
+    with pytest.raises(RuntimeError, match=r"4 of 4 samples have no teacher score.*step 1 is saved"):
+        run.fit()
+    resumed = make_run(*settings, rows=rows).fit()
+    assert [row["step"] for row in resumed.metrics] == [1, 2, 3, 4]
+    assert [row["teacher/unscored"] for row in resumed.metrics] == [0] * 4
+    assert len(resumed.sampler.requests) == 3 * 4
+    stages = Path(run.config.run_dir, "stages.jsonl").read_text()
+    assert "2 saved prompts have samples without a score, and are asked again" in stages
+
+
 def test_where_every_prompt_fails_what_was_finished_is_saved(make_run):
     run = make_run("trainer.total_training_steps=3", "trainer.save_freq=100")
     run.sampler.refused = list(range(4, 1000))
@@ -126,6 +151,8 @@ def queued(*prompts: tuple[str, str, int]) -> None:
 def test_samples_that_a_checkpointed_step_had_trained_do_not_come_back(make_run):
     """verl saves the queue before it drops them."""
     queued(("waiting", "finished", 2))
+    note = NonTensorStack({"teacher_error": ""})
+    tq.kv_batch_put(keys=["waiting_0_0"], partition_id="train", fields=TensorDict({"extra_fields": note}, 1))
     trained = {"status": "success", "min_global_steps": 1}
     tq.kv_batch_put(keys=["gone_0_0"], partition_id="train", tags=[trained])
     make_run("pipeline.mode=one_step_off")  # the trainer of a resumed run, with the queue as it was saved
