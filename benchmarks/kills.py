@@ -3,8 +3,8 @@
     python -m benchmarks.kills on_policy --kills 6 --out outputs/kills        # vLLM, SGLang, FSDP2 on the CPU
     python -m benchmarks.kills sft --kills 6 --out outputs/kills-sft
 
-Both runs train the demo's tiny pair (`make demo` leaves it), with a checkpoint after every second step. Every kill is
-`kill -9` of the driver at a moment drawn between one second before a step and the end of the save behind it. Printed:
+Both runs train the demo's tiny pair (`make demo` leaves it), with a checkpoint after every second step. A kill is
+`kill -9` of the driver, at a drawn moment after a step, and every second time while a checkpoint is written. Printed:
 whether the last weights are equal, bit by bit, or else the largest difference; what was said at each start; and, of
 on-policy training, how many samples were scored beside those of the uninterrupted run (the store answers for the
 others).
@@ -31,8 +31,11 @@ DEMO = "outputs/demo"
 LOOK_S = 0.05
 START_S = 900.0
 """Within which a start has made a step, on a busy machine."""
-WINDOW_S = 4.0
+WINDOW_S = {"on_policy": 4.0, "sft": 0.5}
 """After a step was seen, until the kill, at most."""
+SAVE_S = 0.2
+"""The same, after a checkpoint is begun."""
+STEPS = {"on_policy": 30, "sft": 60}
 ENDED_S = 60.0
 
 
@@ -42,7 +45,8 @@ def words(verb: str, run: Path, steps: int) -> list[str]:
     common += [f"trainer.total_training_steps={steps}", "data.train_batch_size=8"]
     if verb == "sft":
         rows = run.parent / "conversations.jsonl"
-        return ["-m", "recipe.sft", *common, f"data.train_files={rows}", "trainer.max_ckpt_to_keep=2"]
+        common += ["data.micro_batch_size_per_gpu=8", "trainer.max_ckpt_to_keep=2"]
+        return ["-m", "recipe.sft", *common, f"data.train_files={rows}"]
     data = [f"data.train_files={DEMO}/data/train.parquet", f"data.val_files={DEMO}/data/heldout.parquet"]
     store = f"teacher.store_path={run.parent}/scores-{run.name}"
     return ["-m", "recipe.on_policy_distillation", *common, *data, store, "teacher.python=.venv-teacher/bin/python"]
@@ -65,21 +69,29 @@ def steps_of(run: Path) -> int:
     return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
-def kill(verb: str, run: Path, steps: int, log: Path, draw: random.Random) -> str:
-    """Start the run, kill it some time after a step of this start; what happened."""
+def being_saved(run: Path) -> list[str]:
+    """Checkpoints that are begun and not whole."""
+    return sorted(path.name for path in (run / "checkpoints" / ".unfinished").glob("global_step_*"))
+
+
+def kill(verb: str, run: Path, steps: int, log: Path, draw: random.Random, *, in_a_save: bool) -> str:
+    """Start the run, kill it some time after a step of this start, or after a save is begun; what happened."""
     before, process = steps_of(run), start(verb, run, steps, log)
     deadline, wanted = time.monotonic() + START_S, before + draw.randint(1, 2)
     while process.poll() is None and steps_of(run) < wanted and time.monotonic() < deadline:
         time.sleep(LOOK_S)
-    wait = draw.uniform(0, WINDOW_S)
+    stale = being_saved(run)
+    while in_a_save and process.poll() is None and being_saved(run) in ([], stale) and time.monotonic() < deadline:
+        time.sleep(LOOK_S / 10)
+    wait = draw.uniform(0, SAVE_S if in_a_save else WINDOW_S[verb])
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(wait)
         return f"ended by itself with status {process.returncode}"
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)  # of a driver, Ray ends the rest
     process.wait(ENDED_S)
-    unfinished = sorted(path.name for path in (run / "checkpoints" / ".unfinished").glob("*"))
-    return f"killed {wait:.2f} s after row {wanted}; while saving: {', '.join(unfinished) or 'no'}"
+    after = "a save was begun" if in_a_save else f"row {wanted}"
+    return f"killed {wait:.2f} s after {after}; while saving: {', '.join(being_saved(run)) or 'no'}"
 
 
 def finish(verb: str, run: Path, steps: int, log: Path) -> None:
@@ -97,7 +109,7 @@ def difference(left: Path, right: Path) -> float:
 
 def conversations(path: Path) -> None:
     """Rows of the demo as what SFT reads."""
-    rows = pq.read_table(ROOT / DEMO / "data" / "train.parquet").slice(0, 64).to_pylist()
+    rows = pq.read_table(ROOT / DEMO / "data" / "train.parquet").slice(0, 512).to_pylist()
     answers = [{"role": "assistant", "content": row["reward_model"]["ground_truth"]} for row in rows]
     lines = (json.dumps({"messages": [*row["prompt"], answer]}) for row, answer in zip(rows, answers, strict=True))
     path.write_text("\n".join(lines) + "\n")
@@ -107,10 +119,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=("on_policy", "sft"))
     parser.add_argument("--kills", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--steps", type=int, help=f"of the run; default: {STEPS}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    options.steps = options.steps or STEPS[options.verb]
     out = options.out.resolve()
     out.mkdir(parents=True)
     if options.verb == "sft":
@@ -118,7 +131,7 @@ def main() -> None:
     draw, whole, killed = random.Random(options.seed), out / "whole", out / "killed"
     finish(options.verb, whole, options.steps, out / "whole.txt")
     for number in range(options.kills):
-        happened = kill(options.verb, killed, options.steps, out / "killed.txt", draw)
+        happened = kill(options.verb, killed, options.steps, out / "killed.txt", draw, in_a_save=number % 2 == 1)
         print(f"kill {number + 1}: {happened}", flush=True)
     finish(options.verb, killed, options.steps, out / "killed.txt")
     rows = [read_metrics(folder / "metrics.jsonl") for folder in (whole, killed)]
