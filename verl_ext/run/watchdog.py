@@ -115,7 +115,7 @@ class Watchdog:
     def look(self) -> None:
         """Look now."""
         seen = self._look()
-        there = {each.key for each in seen.alive}  # a process that was forked has its parent's title at first
+        there = {each.key for each in seen.alive}  # one that was forked may take another title
         missing = {each for each in self._known if each.key not in there and not each.key.startswith(ACTOR)}
         for each in sorted((missing | seen.lost) - set(self._lost), key=str):
             self._lost[each] = time.monotonic()
@@ -155,13 +155,18 @@ def look_at_run(own_ray: bool) -> Look:
     `own_ray`: Ray is below this process too; where it is gone, asking it would take a minute.
     """
     alive, lost, stopped = set(), set(), set()
-    for process in psutil.Process().children(recursive=True):
+    kinds: dict[int, str] = {}
+    for process in psutil.Process().children(recursive=True):  # parents before their children
         try:
             title, started, status = " ".join(process.cmdline()), process.create_time(), process.status()
+            parent = process.ppid()
         except psutil.NoSuchProcess:
             continue
-        member = Member(kind_of(title), process.pid, f"{process.pid} {started}")
-        if member.kind in BELOW and status != psutil.STATUS_ZOMBIE:
+        kinds[process.pid] = kind_of(title)
+        member = Member(kinds[process.pid], process.pid, f"{process.pid} {started}")
+        # A process that was just forked, and may become any program, has its parent's title.
+        own_title = kinds.get(parent) != member.kind
+        if member.kind in BELOW and status != psutil.STATUS_ZOMBIE and own_title:
             alive.add(member)
         if member.kind and status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
             stopped.add(member)

@@ -26,7 +26,8 @@ class PipelinedTrainer(OnPolicyDistillationTrainer):
         trained = [key for key in saved if key not in prompts and key.split("_")[0] not in prompts]
         if trained:
             tq.kv_clear(keys=trained, partition_id="train")
-        if again := unscored([key for key in saved if key.split("_")[0] in prompts and key not in prompts]):
+        finished = {key for key in prompts if saved[key]["status"] == "finished"}
+        if again := unscored([key for key in saved if key.split("_")[0] in finished and key not in prompts]):
             reach_stage(
                 self.config.run_dir, f"{len(again)} saved prompts have samples without a score, and are asked again"
             )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import psutil
 import pytest
 from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext
 
@@ -109,6 +110,22 @@ def test_a_child_that_is_stopped_is_seen():
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert look_at_run(own_ray=True).alive == frozenset()  # a zombie is gone
     child.wait()
+
+
+def test_what_a_process_forks_is_not_taken_for_another_one():
+    """A compiler's process, say: between its fork and its exec it has the title of vLLM's worker."""
+    code = "import os, sys, time; os.fork() and print('forked', flush=True); time.sleep(60)"
+    child = subprocess.Popen(
+        ["VLLM::Worker", "-c", code], executable=sys.executable, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"forked\n"
+        assert len(psutil.Process(child.pid).children()) == 1
+        assert [each.pid for each in look_at_run(own_ray=True).alive] == [child.pid]
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
 
 
 def test_a_look_that_fails_is_said_once_and_tried_again(monkeypatch):
