@@ -32,7 +32,7 @@ REFUSE_CPU = if [ -d $(@D) ] && [ ! -e $(@D)/.gpu ]; then \
 	@echo "setting up .venv (verl, vLLM, Ray): about 3 minutes, 3 GB"
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install $(PIP_QUIET) torch==2.13.0
-	@$(PY) -m pip install $(PIP_QUIET) --no-deps -r requirements/trainer-cpu.txt -r requirements/dev.txt
+	@$(PY) -m pip install $(PIP_QUIET) --no-deps --require-hashes -r requirements/trainer-cpu.txt -r requirements/dev.txt
 	@$(PY) -m pip install $(PIP_QUIET) --no-deps --no-build-isolation --editable .
 	@$(PY) -m verl_ext.platform.vllm_alias
 	@touch $@
@@ -42,7 +42,7 @@ REFUSE_CPU = if [ -d $(@D) ] && [ ! -e $(@D)/.gpu ]; then \
 	@echo "setting up .venv-teacher (SGLang): about 2 minutes, 3 GB"
 	@$(PYTHON) -m venv .venv-teacher
 	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) torch==2.13.0
-	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps -r requirements/teacher-cpu.txt
+	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps --require-hashes -r requirements/teacher-cpu.txt
 	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps --no-build-isolation ./verl_ext/platform/sglang_cpu
 	@touch $@
 
@@ -50,7 +50,7 @@ REFUSE_CPU = if [ -d $(@D) ] && [ ! -e $(@D)/.gpu ]; then \
 	@$(REFUSE_CPU)
 	@echo "setting up .venv (verl, vLLM, Ray; CUDA 13.0): 11 GB"
 	@mkdir -p $(@D) && touch $(@D)/.gpu && $(GPU_PYTHON) -m venv $(@D)
-	@$(PY) -m pip install $(PIP_QUIET) --no-deps -r requirements/trainer-cuda.txt -r requirements/dev.txt
+	@$(PY) -m pip install $(PIP_QUIET) --no-deps --require-hashes -r requirements/trainer-cuda.txt -r requirements/dev.txt
 	@$(PY) -m pip install $(PIP_QUIET) --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -58,7 +58,7 @@ REFUSE_CPU = if [ -d $(@D) ] && [ ! -e $(@D)/.gpu ]; then \
 	@$(REFUSE_CPU)
 	@echo "setting up .venv-teacher (SGLang; CUDA 13.0): 9 GB"
 	@mkdir -p $(@D) && touch $(@D)/.gpu && $(GPU_PYTHON) -m venv $(@D)
-	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps -r requirements/teacher-cuda.txt
+	@.venv-teacher/bin/python -m pip install $(PIP_QUIET) --no-deps --require-hashes -r requirements/teacher-cuda.txt
 	@touch $@
 
 demo: ## the main job on this machine's CPU: a tiny student learns to do without its prompt
@@ -114,7 +114,7 @@ trl: .venv-trl/.ready ## TRL beside .venv, for benchmarks/sft_step.py and vs_trl
 	@$(PYTHON) -m venv .venv-trl
 	@site='import site; print(site.getsitepackages()[0])'; \
 	 $(PY) -c "$$site" > "$$(.venv-trl/bin/python -c "$$site")/trainer.pth"
-	@.venv-trl/bin/python -m pip install $(PIP_QUIET) --no-deps -r requirements/trl.txt
+	@.venv-trl/bin/python -m pip install $(PIP_QUIET) --no-deps --require-hashes -r requirements/trl.txt
 	@touch $@
 
 clean: ## remove both environments and every output

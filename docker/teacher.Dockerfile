@@ -13,7 +13,7 @@ RUN apt-get update \
 WORKDIR /opt/verl-opd
 COPY requirements/teacher-cuda.txt requirements/
 RUN python3.12 -m venv .venv-teacher \
-    && .venv-teacher/bin/python -m pip install --no-cache-dir --no-deps -r requirements/teacher-cuda.txt
+    && .venv-teacher/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r requirements/teacher-cuda.txt
 
 COPY configs configs
 COPY verl_ext verl_ext

@@ -12,7 +12,7 @@ RUN apt-get update \
 WORKDIR /opt/verl-opd
 COPY requirements/trainer-cuda.txt requirements/
 RUN python3.12 -m venv .venv \
-    && .venv/bin/python -m pip install --no-cache-dir --no-deps -r requirements/trainer-cuda.txt
+    && .venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r requirements/trainer-cuda.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY verl_ext verl_ext

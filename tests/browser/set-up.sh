@@ -13,5 +13,5 @@ fi
 if ! .venv-browser/bin/python -c "import playwright" 2> /dev/null; then
     "${PYTHON:-python3.11}" -m venv .venv-browser
     .venv-browser/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
-        -r requirements/browser.txt
+        --no-deps --require-hashes -r requirements/browser.txt
 fi

@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from requirements import lock
+
 ROOT = Path(__file__).parents[3]
 REQUIREMENTS = ROOT / "requirements"
 GPU = ("trainer", "teacher")
@@ -19,9 +21,8 @@ PIN = re.compile(r'([A-Za-z0-9._-]+)==([A-Za-z0-9._!+]+)( ; platform_machine == 
 
 
 def pins(name: str) -> dict[str, Version]:
-    lines = [line for line in (REQUIREMENTS / name).read_text().splitlines() if line and not line.startswith("#")]
-    found = [line.split(";")[0].split("==") for line in lines]
-    return {canonicalize_name(package): Version(version.strip()) for package, version in found}
+    found = [pin.split("==") for pin in lock.read_pins(REQUIREMENTS / name)]
+    return {canonicalize_name(package): Version(version) for package, version in found}
 
 
 def inputs(name: str) -> list[Requirement]:
@@ -38,7 +39,7 @@ def assert_met(requirement: Requirement, locked: dict[str, Version]) -> None:
 @pytest.mark.parametrize("name", GPU)
 def test_a_lock_holds_pins_and_no_host_or_path(name):
     lines = (REQUIREMENTS / f"{name}-cuda.txt").read_text().splitlines()
-    body = [line for line in lines if not line.startswith("#")]
+    body = [line for line in lock.logical_lines("\n".join(lines)) if not line.startswith("#")]
     matches = [PIN.fullmatch(line) for line in body]
     assert all(matches), [line for line, match in zip(body, matches, strict=True) if not match]
     assert not [line for line in lines if "://" in line or "index" in line or " /" in line]
