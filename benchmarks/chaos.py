@@ -51,7 +51,6 @@ FAULTS = (
     Fault("newest checkpoint cut off", "driver", "checkpoint", ENDS),
     Fault("disk full", "ray::Runner", "disk full", ENDS),
     Fault("run folder deleted", "driver", "deleted", ENDS),
-    Fault("updates not finite", "driver", "infinite", ENDS),
 )
 TRUNCATED = ("method.policy_loss.kind=truncated_importance_sampling", "method.student_logprobs=current")
 MODES = {

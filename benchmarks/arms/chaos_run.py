@@ -78,21 +78,11 @@ class ChaosRun:
 
     def suffer(self, fault: Fault, delay_s: float) -> Outcome:
         """Let the run make some steps, do the fault, and see what comes of it, up to the next step."""
-        extra = ("method.coef=1e25", "resume_anyway=true") if fault.act == "infinite" else ()
-        if extra:
-            self.close()
-        self._start(*extra)
-        begun, told = time.monotonic(), self._said()
-        if not extra:
-            self._wait_for_steps(TWO_SAVED if fault.act == "checkpoint" else STEPS_BETWEEN)
-            time.sleep(delay_s)
-            self._look()
-            begun, told = time.monotonic(), self._said()
-            undo = self._do(fault)
-        else:
-            self._wait_for_steps(1)
-            self._look()
-            undo = None
+        self._start()
+        self._wait_for_steps(TWO_SAVED if fault.act == "checkpoint" else STEPS_BETWEEN)
+        time.sleep(delay_s)
+        self._look()
+        begun, told, undo = time.monotonic(), self._said(), self._do(fault)
         steps, knew = self._steps(), None
         deadline = time.monotonic() + END_S
         while self._runs() and time.monotonic() < deadline:
@@ -128,7 +118,7 @@ class ChaosRun:
                 self.process.wait()
         self.process = None
 
-    def _start(self, *more: str) -> None:
+    def _start(self) -> None:
         if self.process is not None and self._runs():
             return
         data = DEMO / "data"
@@ -138,7 +128,7 @@ class ChaosRun:
             *(f"run_dir={self.run_dir}", f"student.path={DEMO}/models/base", "data.train_batch_size=8"),
             *(f"data.train_files={data}/train.parquet", f"data.val_files={data}/heldout.parquet"),
             *(f"trainer.total_training_steps={ENDLESS}", "trainer.save_freq=2", f"teacher.store_path={self.store}"),
-            *(*self.overrides, *more),
+            *self.overrides,
         ]
         self._before = self._steps()
         with self.log.open("ab") as log:

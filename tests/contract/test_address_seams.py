@@ -2,11 +2,15 @@
 
 import inspect
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
 import torch.distributed as dist
 from ray._private import node, ray_constants, services, worker
+from seams import parameters
 from transfer_queue.utils import zmq_utils
 from verl.single_controller.ray import base
 from verl.workers.rollout import utils as rollout_utils
@@ -55,3 +59,30 @@ def test_what_listens_takes_rays_address():
     assert "ray.util.get_node_ip_address()" in inspect.getsource(base)
     assert "ray.util.get_node_ip_address()" in inspect.getsource(vLLMHttpServer.__init__)
     assert "host=server_address" in inspect.getsource(rollout_utils.run_uvicorn)
+
+
+SEALED = """
+import os
+os.environ["RAY_AUTH_TOKEN"] = "one"
+from verl_ext.platform.sealed_queue import install
+install()
+from transfer_queue import controller
+from transfer_queue.storage import simple_storage
+from transfer_queue.storage.managers import base
+from transfer_queue.utils import zmq_utils
+assert all(each.create_zmq_socket.sealed for each in (controller, simple_storage, base, zmq_utils))
+"""
+
+
+def test_every_socket_of_transfer_queue_is_made_by_the_function_that_is_sealed():
+    subprocess.run([sys.executable, "-c", SEALED], check=True)
+    folder = Path(inspect.getfile(zmq_utils)).parents[1]
+    made = {
+        str(file.relative_to(folder))
+        for file in folder.rglob("*.py")
+        if re.search(r"(ctx|context)\.socket\(", file.read_text())
+    }
+    assert made == {"utils/zmq_utils.py"}
+    source = inspect.getsource(zmq_utils)
+    assert len(re.findall(r"\.socket\(socket_type\)", source)) == 1
+    assert parameters(zmq_utils.create_zmq_socket) == ["ctx", "socket_type", "ip", "identity"]

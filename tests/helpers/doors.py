@@ -58,10 +58,13 @@ class Payload:
         return Path.touch, (self.proof,)
 
 
-def attack(address: str, port: int, proof: Path, seconds: float) -> bool:
-    """Send a TransferQueue controller two frames; whether it ran our code within `seconds`."""
+def attack(address: str, port: int, proof: Path, seconds: float, key: bytes | None = None) -> bool:
+    """Send a TransferQueue controller two frames; whether it ran our code within `seconds`. `key`: sealed with it."""
     client = zmq.Context.instance().socket(zmq.DEALER)
     client.setsockopt(zmq.LINGER, 0)
+    if key is not None:
+        client.curve_serverkey = key
+        client.curve_publickey, client.curve_secretkey = zmq.curve_keypair()
     try:
         client.connect(f"tcp://{address}:{port}")
         client.send_multipart([TO_BE_UNPICKLED, pickle.dumps(Payload(proof))], flags=zmq.NOBLOCK)

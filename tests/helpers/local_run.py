@@ -49,8 +49,12 @@ TEACHER_PROMPT = "Say the language of: "
 
 
 @contextlib.contextmanager
-def queue_in_this_process() -> Iterator[None]:
-    """The real TransferQueue without Ray: controller and storage unit answer from threads of this process."""
+def queue_in_this_process() -> Iterator[list[tuple[str, int]]]:
+    """The real TransferQueue without Ray: controller and storage unit answer from threads of this process.
+
+    Yields:
+        Addresses and ports of the controller, which asks nobody for a key.
+    """
     controller = plain_class(TransferQueueController)()
     storage = plain_class(SimpleStorageUnit)({"num_data_storage_units": 1})
     config = OmegaConf.create({}, flags={"allow_objects": True})
@@ -60,7 +64,8 @@ def queue_in_this_process() -> Iterator[None]:
     client = interface._maybe_create_tq_client(config)
     try:
         with mock.patch.object(tq, "init"):  # looks for a controller among Ray's actors
-            yield
+            info = controller.get_zmq_server_info()
+            yield [(info.ip, port) for port in info.ports.values()]
     finally:
         client.close()
         interface._TQ_CLIENT = None

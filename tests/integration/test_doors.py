@@ -1,4 +1,4 @@
-"""A real Ray of a run's own with a real TransferQueue, as verl starts it: nobody gets in from outside the machine."""
+"""A real Ray of a run's own with a real TransferQueue, as verl starts it: nobody else gets in."""
 
 import contextlib
 import json
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import zmq
 from doors import attack, listeners, neighbour, outside, outside_address, refuses
+from local_run import queue_in_this_process
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -20,11 +22,13 @@ RUN = """
 import json, sys, ray, transfer_queue as tq
 from omegaconf import OmegaConf
 from pathlib import Path
+from verl_ext.platform import sealed_queue
 from verl_ext.platform.ray_address import keep_to_loopback
 from verl_ext.run.ray_session import ray_session
 config = OmegaConf.create(json.loads(sys.argv[1]))
 ray_init = OmegaConf.to_container(config.ray_kwargs.ray_init)
 with ray_session(keep_to_loopback(ray_init), Path(sys.argv[2])):
+    sealed_queue.install()  # as Ray's workers do, of which this process is none
     tq.init(config.transfer_queue)
     controller = ray.get_actor("TransferQueueController", namespace="transfer_queue")
     print("ready", flush=True)
@@ -114,12 +118,13 @@ def test_another_user_of_this_machine_does_not_join_its_ray(running: Running, tm
     assert not (tmp_path / ".ray" / "auth_token").exists()
 
 
-def test_code_from_outside_does_not_get_in(running: Running, tmp_path: Path):
-    """The same message does from loopback, which shows that it is one that would be unpickled."""
-    address = outside_address()
-    if address is None:
-        pytest.skip("this machine has no outside address")
+def test_code_of_another_user_does_not_get_in(running: Running, tmp_path: Path):
+    """With no key and with one of its own; of a TransferQueue that has no key, it does."""
+    address, key = outside_address(), zmq.curve_keypair()[0]
     for port in running.ports:
-        assert refuses(address, port)
-        assert not attack(address, port, tmp_path / "outside", 1)
-    assert any(attack("127.0.0.1", port, tmp_path / "loopback", 3) for port in running.ports)
+        assert not attack("127.0.0.1", port, tmp_path / "loopback", 1)
+        assert not attack("127.0.0.1", port, tmp_path / "loopback", 1, key)
+        if address is not None:
+            assert refuses(address, port)
+    with queue_in_this_process() as open_doors:
+        assert any(attack(*door, tmp_path / "control", 3) for door in open_doors)

@@ -1,7 +1,7 @@
 """A Ray of a run's own listens on this machine's loopback; with it all that verl, TransferQueue and vLLM open.
 
-They listen on the address that Ray calls its node's. TransferQueue unpickles what it is sent, so that address is its
-only door. torch's stores are `torch_store.py`'s.
+They listen on the address that Ray calls its node's. TransferQueue's key is `sealed_queue.py`'s, torch's stores are
+`torch_store.py`'s.
 """
 
 import os

@@ -17,6 +17,25 @@ def is_own(address: str | None) -> bool:
     return address in (None, "", OWN_RAY)
 
 
+def token() -> str | None:
+    """Ray's token, as Ray finds it; None where it asks nobody for one.
+
+    Raises:
+        OSError: if there is none.
+    """
+    if os.environ.get(MODE, "token").lower() != "token":
+        return None
+    if given := os.environ.get(RAY_TOKEN):
+        return given.strip()
+    return token_file().read_text().strip()
+
+
+def token_file() -> Path:
+    """Where Ray reads its token where the environment has none."""
+    named = os.environ.get(FILE)
+    return Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+
+
 def check_token(address: str | None) -> str:
     """Refuse a cluster whose Ray runs what anybody sends it, unless it is said that it may; how Ray asks for a token.
 
@@ -32,9 +51,8 @@ def check_token(address: str | None) -> str:
         return f"{MODE}={mode}: Ray asks nobody for a token"
     if os.environ.get(RAY_TOKEN):
         return f"Ray asks for the token of {RAY_TOKEN}"
-    named = os.environ.get(FILE)
-    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
-    if not named and not path.exists():
+    path = token_file()
+    if not os.environ.get(FILE) and not path.exists():
         raise ValueError(
             f"{key}: whoever reaches a Ray without a token runs code on its nodes, and {RAY_TOKEN} is not set; make "
             f"one (docs/security.md), or export {MODE}=disabled where nobody else reaches it"
