@@ -14,7 +14,7 @@ def open_doors(addresses: list[str]) -> str:
     if not outside:
         return ""
     return (
-        f"warning: the run listens on {', '.join(sorted(set(outside)))}: Ray and TransferQueue ask for Ray's token there, "
-        "torch's sockets for nothing. Let only the nodes of this run in (docs/security.md); `ray start "
+        f"warning: the run listens on {', '.join(sorted(set(outside)))}: Ray and TransferQueue ask for Ray's token "
+        "there, torch's sockets for nothing. Let only the nodes of this run in (docs/security.md); `ray start "
         "--node-ip-address` names the address"
     )
