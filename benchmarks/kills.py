@@ -137,8 +137,10 @@ def main() -> None:
     rows = [read_metrics(folder / "metrics.jsonl") for folder in (whole, killed)]
     print(f"steps {len(rows[0])} and {len(rows[1])}; largest difference of a weight {difference(whole, killed):g}")
     key = "teacher_kl" if options.verb == "on_policy" else "train/loss"
-    pairs = [(a[key], b[key]) for a, b in zip(*rows, strict=True)]
-    print(f"largest difference of {key} at a step: {max(abs(a - b) for a, b in pairs):g}")
+    untouched, again = ({row["step"]: row[key] for row in each} for each in rows)
+    gap = max(abs(value - untouched[step]) for step, value in again.items())
+    lost = sorted(untouched.keys() - again.keys())  # killed between a step's checkpoint and its row
+    print(f"largest difference of {key} at a step: {gap:g}; steps without a row: {lost or 'none'}")
     if options.verb == "on_policy":
         misses = []
         for folder in (whole, killed):
