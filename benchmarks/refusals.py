@@ -81,14 +81,15 @@ def refused(command: list[str]) -> tuple[float, float, int, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("outputs/demo"), help="folder of a demo: its pair and rows")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
     verb = str(Path(sys.executable).with_name("verl-opd"))
     table = Table(title="refusals")
-    for column, side in (("what is wrong", "left"), ("s", "right"), ("CPU s", "right"), ("what is said", "left")):
-        table.add_column(column, justify=side, no_wrap=column != "what is said")
+    for column in ("what is wrong", "s", "CPU s", "what is said"):
+        seconds = column in ("s", "CPU s")
+        table.add_column(column, justify="right" if seconds else "left", no_wrap=column != "what is said")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, words in cases(options.demo.resolve(), Path(scratch)).items():

@@ -48,6 +48,7 @@ def seal(module: ModuleType) -> None:
         return socket
 
     create_zmq_socket.sealed = True  # pyright: ignore[reportFunctionMemberAccess]
+    each: Any
     for each in [module, *(sys.modules[name] for name in list(sys.modules) if name.startswith("transfer_queue."))]:
         if getattr(each, "create_zmq_socket", None) is theirs:  # taken by name before
             each.create_zmq_socket = create_zmq_socket
