@@ -52,8 +52,8 @@ class Run:
     """Of an arm that began with another training, that one's ledger."""
     steps_before: int = 0
     """Steps of that training."""
-    labels: Sequence[Entry] = ()
-    """What the labels that it is trained on cost; none where it needs none."""
+    labels: Sequence[Entry] | None = ()
+    """What the labels that it is trained on cost; none where it needs none; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,8 @@ def cost(run: Run, point: Validated, unit: str, accounting: str, prices: Prices 
     labels = run.labels if accounting == PAID else ()
     if unit == UPDATES:
         return point.updates
+    if labels is None:
+        return None
     if unit == SAMPLES:
         return point.samples + sum(entry.samples for entry in labels)
     spent = [*labels, *trainings(run.before), *trainings(run.entries, point.step - run.steps_before)]
@@ -263,7 +265,7 @@ def _row(
         "accounting": accounting,
         "unit": unit,
         "seeds": len(runs),
-        "reached": len(costs),
+        "reached": sum(any(point.accuracy >= target for point in run.points) for run in runs),
         "cost": {str(seed): each and each.cost for seed, each in reached.items()},
         "cost_mean": vars(interval(costs)) if len(costs) == len(runs) else None,
         "budget": budget,

@@ -8,6 +8,7 @@ import re
 import unicodedata
 
 FIRST, FIRST_COMMON = "\U000f0000", "\U00100000"
+UNKNOWN = "\ufffd"
 LABEL = f"[{FIRST}-\U0010fffd]"
 """From FIRST_COMMON on: labels that are common words or mere numbers (`no`, `a`, `de`, `4`)."""
 MARKS = rf"[^\w{FIRST}-\U0010fffd]*"

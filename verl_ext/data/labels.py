@@ -25,7 +25,7 @@ from verl_ext.data.answer_text import (
     without_thinking,
 )
 from verl_ext.data.label_lists import best_valued, valued
-from verl_ext.data.label_prose import FIRST, FIRST_COMMON, KIND
+from verl_ext.data.label_prose import FIRST, FIRST_COMMON, KIND, UNKNOWN
 from verl_ext.data.label_words import JOINT, NUMBER, UNSPACED, denied_by, ends_word, is_common, pattern, starts_word
 from verl_ext.data.verdicts import only_denied, second_thoughts, verdict
 
@@ -172,7 +172,8 @@ class _Reader:
             if labels and labels not in seen:
                 seen.append(labels)
             first = FIRST_COMMON if is_common("".join(labels)) or not self.graded.isdisjoint(labels) else FIRST
-            masked.append(chr(ord(first) + seen.index(labels)) if labels else text[position])
+            other = text[position] if text[position] < FIRST else UNKNOWN  # no character of the text stands for a label
+            masked.append(chr(ord(first) + seen.index(labels)) if labels else other)
             position = end if labels else position + 1
         return "".join(masked), seen
 

@@ -70,8 +70,11 @@ class ArmRun:
             labels=self._labels(),
         )
 
-    def _labels(self) -> Sequence[Entry]:
-        """What the labels cost that it was trained on: their ledger is beside them."""
+    def _labels(self) -> Sequence[Entry] | None:
+        """What the labels cost that it was trained on: their ledger is beside them, or in the comparison's folder.
+
+        None where there is none: labels whose cost nobody knows are not free.
+        """
         assert self.files is not None
         taught = self.files if not self.files.on_policy else None
         if (self.files.folder / FIRST).is_dir():
@@ -80,7 +83,10 @@ class ArmRun:
             return ()
         rows = OmegaConf.select(taught.config, "data.train_files")
         file = Path(str(rows if isinstance(rows, str) else rows[0])).expanduser()
-        return [entry for entry in _entries(file.parent) if entry.phase == LABELS]
+        for folder in (file.parent, self.files.folder.parent / file.parent.name):  # the comparison may have been moved
+            if found := [entry for entry in _entries(folder) if entry.phase == LABELS]:
+                return found
+        return None
 
     def spent(self, point: Point, unit: str, paid: str) -> float | None:
         """What a validation had cost; samples and updates are known without a ledger."""

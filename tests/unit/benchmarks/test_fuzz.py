@@ -19,7 +19,10 @@ CRASHED = {
     "sentences.jsonl": [b'{"text": "a", "label": 1e+99999999999}\n', b'{"text": "a", "label": 1e-99999999999}\n'],
     "sentences.json": [b"[" * 3000, b'{"a":' * 3000, b"[" + b"9" * 5000 + b"]"],
     "rows.parquet": [b"PAR1" + b"\0" * 20 + b"PAR1", b"", b"PAR1"],
-    "labels": [bytes([how]) + b"[" * 3000 for how in (0, 4, 5, 9, 20, 37)],
+    "labels": [
+        *(bytes([how]) + b"[" * 3000 for how in (0, 4, 5, 9, 20, 37)),
+        b"\x05<thi\xf4j\xc4\x15\xf8\x10\xed\x01\xf4\x81\xaa\xa8\xb3\xde\r\x88",
+    ],
     "manifest": [b"", b"[]", b'{"settings": null}', b'{"settings": {"seed": 1}, "files": 3}', b"\xff"],
     "journal": [b'{"seed": 1}\n[]\n', b'{"seed": 1}\n{"index": [], "text": 1}\n', b"\xff\n\xff\n", b"3\n3\n"],
     "metrics": [b"[]\n", b'{"step": "x"}\n', b"\xff\n", b"{\n"],

@@ -43,3 +43,13 @@ def test_every_label_of_every_set_is_read_in_the_usual_dress():
                 continue
             answer = marker + dress.format(label)
             assert read_label(answer, extract, "strict", label_set).label == label, answer
+
+
+def test_a_character_that_stands_for_a_label_inside_the_reader_stands_for_none_in_an_answer():
+    for character in ("\U000f0000", "\U000f0001", "\U00100000", "\U00100001", "\U0010fffd"):
+        for answer in (f"yes. {character}", f"no, or rather {character}", f"The answer is {character}.", character):
+            found = read_label(answer, "whole", "strict", ["yes", "no"])
+            assert found.label in {"", "yes", "no"}
+            assert (
+                found.label == read_label(answer.replace(character, "\ufffd"), "whole", "strict", ["yes", "no"]).label
+            )

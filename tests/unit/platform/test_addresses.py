@@ -69,9 +69,7 @@ def test_a_running_cluster_keeps_its_addresses(kept):
 def test_what_a_cluster_opens_is_said_with_the_way_to_name_it():
     assert open_doors(["127.0.0.1", "127.0.0.2", "::1"]) == ""
     said = open_doors(["10.0.0.2", "127.0.0.1", "10.0.0.1"])
-    assert said.startswith(
-        "warning: the run listens on 10.0.0.1, 10.0.0.2: Ray and TransferQueue ask for Ray's token"
-    )
+    assert said.startswith("warning: the run listens on 10.0.0.1, 10.0.0.2: Ray and TransferQueue ask for Ray's token")
     assert "--node-ip-address" in said
 
 

@@ -62,6 +62,19 @@ def test_labels_are_paid_for_by_those_who_are_taught_by_them(comparison):
     assert own[1] == pytest.approx(own[0] + 4 * 3.4 * 1.7)
 
 
+def test_labels_are_paid_for_in_a_folder_that_was_moved_and_not_free_where_nobody_knows(comparison, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(comparison, moved)
+    for file in moved.glob("*/config.yaml"):
+        file.write_text(file.read_text().replace(str(comparison), str(tmp_path / "gone")))
+    assert table(read_comparison(moved), DATA_PAID, ": cost of")["sft (tinker)"]["samples"] == "2,176"
+    (moved / "data/ledger.jsonl").unlink()
+    paid, free = (table(read_comparison(moved), start, ": cost of") for start in (DATA_PAID, DATA_FREE))
+    assert paid["sft (tinker)"]["samples"] == "not known"
+    assert paid["on-policy"] == free["on-policy"]
+    assert free["sft (tinker)"]["samples"] == "2,048"
+
+
 def test_ratios_are_to_the_first_sft_arm_and_a_bound_where_an_arm_did_not_get_there(comparison):
     ratios = table(read_comparison(comparison), DATA_FREE, "times the cost of sft (tinker)")
     assert list(ratios) == ["on-policy", "sft then on-policy", "shuffled teacher"]
