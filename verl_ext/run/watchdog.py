@@ -46,6 +46,7 @@ WORDS = {
 }
 """What a person calls an actor class, or a process by how its title begins."""
 RAY = ("raylet", "gcs_server")
+QUEUE = ("TransferQueueController", "SimpleStorageUnit")
 BELOW = (*RAY, "VLLM::EngineCore", "VLLM::Worker")
 """Nobody's actors."""
 ACTOR = "actor "
@@ -138,6 +139,11 @@ class Watchdog:
     @property
     def ray_is_lost(self) -> bool:
         return any(each.kind in RAY for each in list(self._lost))
+
+    @property
+    def queue_is_lost(self) -> bool:
+        """TransferQueue is: who asks it for something waits for minutes."""
+        return any(each.kind in QUEUE for each in list(self._lost))
 
     @property
     def fatal(self) -> str:

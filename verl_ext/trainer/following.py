@@ -14,6 +14,7 @@ from verl_ext.run.metrics import MetricsTail, mark_stage
 from verl_ext.run.stop_request import request_stop
 from verl_ext.run.watchdog import Watchdog, dump_stacks, python_processes
 from verl_ext.trainer.failures import FILE, FailureWords
+from verl_ext.trainer.pipeline_config import SYNC
 from verl_ext.trainer.stopping import Stopping
 
 A_PROCESS_ENDED = (RayActorError, WorkerCrashedError, LocalRayletDiedError, ObjectLostError, RaySystemError)
@@ -98,8 +99,10 @@ def give_up(config: DictConfig, run: Run, error: Exception) -> NoReturn:
     """
     run_dir = Path(config.run_dir)
     run.console.stage(f"{error}; the run ends")
-    request_stop(run_dir, str(error))
     dump_stacks(python_processes(), run_dir / "stacks")
+    if run.watchdog.queue_is_lost and config.pipeline.mode != SYNC:
+        raise type(error)(f"{error}; it holds prompts that a checkpoint has to have, so none was saved")
+    request_stop(run_dir, str(error))
     asked, saving = time.monotonic(), False
     while not run.watchdog.ray_is_lost and time.monotonic() - asked < (SAVE_S if saving else ANSWER_S):
         done, _ = ray.wait([run.training], num_returns=1, timeout=0.5)

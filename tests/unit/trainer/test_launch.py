@@ -154,6 +154,20 @@ def test_a_process_that_ended_is_named_and_the_trainer_saves(run, tmp_path, caps
     assert cluster.stacks == [tmp_path / "stacks"]
 
 
+def test_without_the_queue_a_pipeline_saves_nothing_and_waits_for_nothing(run, tmp_path):
+    """Its checkpoint holds the queue, which the trainer would ask for minutes."""
+    cluster = Cluster(*[lambda: time.sleep(0.05)] * 20)
+    cluster.processes = [
+        Look(frozenset({CONTROLLER}), frozenset(), frozenset()),
+        Look(frozenset(), frozenset({CONTROLLER}), frozenset()),
+    ]
+    message = r"TransferQueue's controller .*; it holds prompts that a checkpoint has to have, so none was saved; trace"
+    with pytest.raises(SystemExit, match=message):
+        run(cluster, "pipeline.mode=one_step_off")
+    assert requested_stop(tmp_path) is None
+    assert cluster.stacks == [tmp_path / "stacks"]
+
+
 def test_a_row_that_fails_is_named_once(run, tmp_path, capsys):
     def fails() -> None:
         row = {"index": 3, "session_id": 0, "extra_info": {"place": "rows.jsonl:4"}}
