@@ -126,7 +126,8 @@ def commands(run: RunFiles, departures: Sequence[str] | str) -> list[Block]:
     module = "on_policy_distillation" if run.on_policy else "sft"
     words = [f"{run.folder}/config.yaml"] if isinstance(departures, str) else [*departures]
     lines = [f"python -m recipe.{module} " + " \\\n    ".join(here(run, shlex.quote(word)) for word in words)]
-    if OmegaConf.select(run.config, "data") is not None:
-        lines.append(here(run, evaluation_of(run.config)))
+    evaluation = evaluation_of(run.config) if OmegaConf.select(run.config, "data") is not None else None
+    if evaluation is not None:
+        lines.append(here(run, evaluation))
     lines.append(public(f"python -m recipe.report {shlex.quote(str(run.folder))}"))
     return [Code("Train, evaluate, and write this page", as_typed("\n".join(lines)))]

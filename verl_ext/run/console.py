@@ -107,10 +107,10 @@ class RunConsole:
         pace = sorted(self.step_seconds[max(1, len(self.step_seconds) - PACE_STEPS) :])
         return f"  ~{timedelta(seconds=round(steps * pace[len(pace) // 2]))} left"
 
-    def finish(self, evaluation: str) -> None:
+    def finish(self, evaluation: str | None) -> None:
         """Print the summary, write `run.json` (seconds of start-up and training), name the next commands.
 
-        `evaluation`: the command that evaluates the student.
+        `evaluation`: the command that evaluates the student, if there is one.
         """
         if not self.steps:
             self.stage("nothing left to train: the run was complete; delete the run directory to start over")
@@ -147,7 +147,7 @@ class RunConsole:
         of = f" of step {saved}, not of the last one" if saved != step else ""
         for line in (
             f"student{of}: {self.run_dir}/student (Hugging Face format, with a model card){adapter}; next:",
-            f"  {evaluation}",
+            *([] if evaluation is None else [f"  {evaluation}"]),
             f"  {report_of(self.run_dir)}",
             f"  vllm serve {self.run_dir}/student",
         ):
@@ -212,5 +212,5 @@ class SftConsole:
             self.line("nothing left to train: the run was complete; delete the run directory to start over")
         adapter = f", adapter: {config.run_dir}/adapter (PEFT)" if config.model.lora_rank else ""
         self.line(f"student: {config.run_dir}/student (Hugging Face format, with a model card){adapter}; next:")
-        for command in (evaluation_of(config), report_of(config.run_dir)):
+        for command in filter(None, (evaluation_of(config), report_of(config.run_dir))):
             self.console.print(f"  {command}", highlight=False, soft_wrap=True)

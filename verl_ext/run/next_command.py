@@ -3,9 +3,13 @@
 import shlex
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.run.command import as_typed
+
+
+SINGLE_TURN = "single_turn_agent"
+"""verl's loop of one turn."""
 
 
 def report_of(run_dir: object) -> str:
@@ -13,9 +17,15 @@ def report_of(run_dir: object) -> str:
     return as_typed(f"python -m recipe.report {shlex.quote(str(run_dir))}")
 
 
-def evaluation_of(config: DictConfig) -> str:
-    """`recipe.evaluate` on a run's held-out rows: base, student, and the teacher where that is one model here."""
+def evaluation_of(config: DictConfig) -> str | None:
+    """`recipe.evaluate` on a run's held-out rows: base, student, and the teacher where that is one model here.
+
+    None where answers take several turns, which only the run's own validation judges.
+    """
     on_policy = "method" in config
+    loop = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.default_agent_loop")
+    if on_policy and loop not in (None, SINGLE_TURN):
+        return None
     files = config.data.val_files if on_policy else config.data.train_files
     file = Path(files if isinstance(files, str) else files[0])
     if not on_policy:  # conversations; the rows that were kept back are beside them

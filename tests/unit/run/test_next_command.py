@@ -10,7 +10,8 @@ from verl_ext.evaluation.arms import EvaluateConfig
 from verl_ext.run.next_command import evaluation_of
 
 
-def settings_in(command: str) -> EvaluateConfig:
+def settings_in(command: str | None) -> EvaluateConfig:
+    assert command is not None
     python, flag, module, *words = shlex.split(command)
     assert (python, flag, module) == ("python", "-m", f"recipe.{VERB.name}")
     schema = OmegaConf.structured(EvaluateConfig)
@@ -27,6 +28,11 @@ def test_an_on_policy_run_is_evaluated_with_its_own_settings(composed_config):
     config.data.val_files = ["one.parquet", "two.parquet"]
     found = settings_in(evaluation_of(config))
     assert (found.data, found.teacher) == ("one.parquet", "")
+
+
+def test_answers_of_several_turns_are_judged_by_no_other_command(composed_config):
+    agent = {"actor_rollout_ref": {"rollout": {"agent": {"default_agent_loop": "tool_agent"}}}}
+    assert evaluation_of(OmegaConf.merge(composed_config, agent)) is None
 
 
 def test_an_sft_run_is_evaluated_on_the_rows_kept_back_for_it(tmp_path: Path):
