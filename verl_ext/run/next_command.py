@@ -7,7 +7,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.run.command import as_typed
 
-
 SINGLE_TURN = "single_turn_agent"
 """verl's loop of one turn."""
 
