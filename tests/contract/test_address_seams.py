@@ -64,7 +64,7 @@ def test_what_listens_takes_rays_address():
 SEALED = """
 import os
 os.environ["RAY_AUTH_TOKEN"] = "one"
-from verl_ext.platform.sealed_queue import install
+from verl_ext.run.sealed_queue import install
 install()
 from transfer_queue import controller
 from transfer_queue.storage import simple_storage

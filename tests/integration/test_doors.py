@@ -22,7 +22,7 @@ RUN = """
 import json, sys, ray, transfer_queue as tq
 from omegaconf import OmegaConf
 from pathlib import Path
-from verl_ext.platform import sealed_queue
+from verl_ext.run import sealed_queue
 from verl_ext.platform.ray_address import keep_to_loopback
 from verl_ext.run.ray_session import ray_session
 config = OmegaConf.create(json.loads(sys.argv[1]))

@@ -1,6 +1,6 @@
 """A Ray of a run's own listens on this machine's loopback; with it all that verl, TransferQueue and vLLM open.
 
-They listen on the address that Ray calls its node's. TransferQueue's key is `sealed_queue.py`'s, torch's stores are
+They listen on the address that Ray calls its node's. TransferQueue's key is `run/sealed_queue.py`'s, torch's stores are
 `torch_store.py`'s.
 """
 

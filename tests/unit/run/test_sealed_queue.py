@@ -1,5 +1,6 @@
 """Sockets of TransferQueue: whoever has Ray's token is heard, and nobody else."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import zmq
 
-from verl_ext.platform.sealed_queue import seal
+from verl_ext.run.sealed_queue import seal
 
 HEARD_MS, UNHEARD_MS = 5000, 300
 
@@ -82,3 +83,10 @@ def test_a_name_that_was_taken_before_is_replaced_too(monkeypatch):
     sealed = module.create_zmq_socket
     seal(module)
     assert module.create_zmq_socket is sealed
+
+
+def test_what_every_worker_of_ray_imports_for_it_is_light():
+    """Every one does, the teacher's too, which has no use for torch or TransferQueue."""
+    code = "import sys, verl_ext.run.sealed_queue as it; it.install(); print({'torch', 'ray', 'zmq'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
