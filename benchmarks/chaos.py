@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arms.chaos_run import ChaosRun, Fault, Outcome
-from benchmarks.arms.runs import report
+from benchmarks.arms.runs import DEMO, report
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 ENDS, GOES_ON, LOST = "ends", "goes on", "does not go on"
@@ -107,6 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--modes", default=",".join(MODES), help=f"of {', '.join(MODES)}")
     parser.add_argument("--seed", type=int, default=0, help="of the order and the moments")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: a new temporary one")
+    parser.add_argument("--demo", type=Path, default=DEMO, help="folder with data/ and models/base, as of `make demo`")
     parser.add_argument("--json", type=Path, help="write the table and the bars here")
     options = parser.parse_args()
     options.faults = [name.strip() for name in options.faults.split(",") if name.strip()]
@@ -130,7 +131,7 @@ def main() -> None:
             if run is None or run.mode != mode:
                 if run is not None:
                     run.close()
-                run = ChaosRun(mode, options.out / f"{len(outcomes):02} {mode}", MODES[mode])
+                run = ChaosRun(mode, options.out / f"{len(outcomes):02} {mode}", MODES[mode], options.demo)
             try:
                 outcomes.append(run.suffer(fault, delay))
             except RuntimeError as error:  # no step any more: the next fault gets a run of its own

@@ -67,8 +67,9 @@ class Outcome:
 class ChaosRun:
     """A run that is started again, in the same folder, whenever it has ended."""
 
-    def __init__(self, mode: str, folder: Path, overrides: tuple[str, ...]) -> None:
-        self.mode, self.folder, self.overrides = mode, folder.absolute(), overrides
+    def __init__(self, mode: str, folder: Path, overrides: tuple[str, ...], demo: Path = DEMO) -> None:
+        """`demo`: a folder with `data/` and `models/base`, as `make demo` leaves it."""
+        self.mode, self.folder, self.overrides, self.demo = mode, folder.absolute(), overrides, demo
         self.folder.mkdir(parents=True)
         self.run_dir, self.log, self.store = self.folder / "run", self.folder / "run.log", self.folder / "scores"
         self.process: subprocess.Popen[bytes] | None = None
@@ -121,11 +122,11 @@ class ChaosRun:
     def _start(self) -> None:
         if self.process is not None and self._runs():
             return
-        data = DEMO / "data"
+        data = self.demo / "data"
         command = [
             *NETWORK_OF_ITS_OWN,
             *(sys.executable, "-m", "recipe.on_policy_distillation", "platform=cpu", "task=demo"),
-            *(f"run_dir={self.run_dir}", f"student.path={DEMO}/models/base", "data.train_batch_size=8"),
+            *(f"run_dir={self.run_dir}", f"student.path={self.demo}/models/base", "data.train_batch_size=8"),
             *(f"data.train_files={data}/train.parquet", f"data.val_files={data}/heldout.parquet"),
             *(f"trainer.total_training_steps={ENDLESS}", "trainer.save_freq=2", f"teacher.store_path={self.store}"),
             *self.overrides,
