@@ -118,7 +118,8 @@ def test_the_index_is_asked_for_json(monkeypatch, kind, refused):
     page = {"files": [{"filename": "a.whl", "hashes": {"sha256": "1"}}, {"filename": "b.whl", "hashes": {}}]}
     asked = []
 
-    def answer(request, timeout):  # noqa: ARG001
+    def answer(request, timeout):
+        assert timeout > 0
         asked.append((request.full_url, request.headers["Accept"]))
         given = io.BytesIO(json.dumps(page).encode())
         given.headers = Message()
