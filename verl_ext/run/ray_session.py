@@ -100,7 +100,7 @@ def swept(logs: Path) -> Iterator[None]:
                 sweep.MARK: mark,
                 "SPT_NOENV": "1",  # a process that takes a title, as Ray's do, would write it over its environment
                 "TMPDIR": folder,
-                # With an arena a thread, what a checkpoint leaves in each is never given back: 12 MiB a checkpoint.
+                # With an arena a thread, what a checkpoint leaves in each is never given back: MiBs a checkpoint.
                 "MALLOC_ARENA_MAX": "2",
                 # Compiled kernels are of use to the next run.
                 "TORCHINDUCTOR_CACHE_DIR": f"{base}/torchinductor_{getpass.getuser()}",
