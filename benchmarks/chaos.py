@@ -4,11 +4,11 @@
     python -m benchmarks.chaos --faults "engine core,driver" --modes sync
 
 Real engines, the demo's model and rows. A seeded schedule: in each mode the faults come in a drawn order, each some
-steps and a drawn part of a second after the one before, into the same run, which the same command resumes where it has
-ended. `knew` is the time until the console said something new about it, `recover` that until the next step ended; of a
-run that has ended, from the same command on, start included. Not counted as lost are samples of a step that is made
-again. Looked at from outside, after each run that has ended: processes, its folder for temporary files and its shared
-memory.
+steps and up to two seconds after the one before, into the same run, which the same command resumes where it has ended.
+Rows that fail, and the clock (which asks for libfaketime), have runs of their own, at the end. `knew` is the time until
+the console said something new about it, `recover` that until the next step ended; of a run that has ended, from the
+same command on, start included. Not counted as lost are samples of a step that is made again. Looked at from outside,
+after each run that has ended: processes, its folder for temporary files and its shared memory.
 """
 
 import argparse
@@ -24,11 +24,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arms.chaos_run import ChaosRun, Fault, Outcome
+from benchmarks.arms.chaos_faults import CLOCK, FAILING_REWARD, Fault
+from benchmarks.arms.chaos_run import ChaosRun, Outcome
 from benchmarks.arms.runs import DEMO, report
 
+SET_CLOCK = "clock"
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 ENDS, GOES_ON, LOST = "ends", "goes on", "does not go on"
+OWN_REWARD = (
+    *("reward.num_workers=1", f"reward.custom_reward_function.path={FAILING_REWARD}"),
+    "method.guards.max_failed_share=1",  # a step has eight prompts
+)
 FAULTS = (
     Fault("engine core", "VLLM::EngineCore", KILL, ENDS),
     Fault("vLLM's worker", "VLLM::Worker", KILL, ENDS),
@@ -51,6 +57,9 @@ FAULTS = (
     Fault("newest checkpoint cut off", "driver", "checkpoint", ENDS),
     Fault("disk full", "ray::Runner", "disk full", ENDS),
     Fault("run folder deleted", "driver", "deleted", ENDS),
+    Fault("optimizer not finite", "driver", "not finite", ENDS),
+    Fault("rows that always fail", "driver", "rows", GOES_ON, 20, OWN_REWARD),
+    Fault("clock an hour on, and back", "driver", SET_CLOCK, GOES_ON, 15),
 )
 TRUNCATED = ("method.policy_loss.kind=truncated_importance_sampling", "method.student_logprobs=current")
 MODES = {
@@ -66,8 +75,14 @@ def schedule(faults: Sequence[str], modes: Sequence[str], seed: int) -> list[tup
     draw, found = random.Random(seed), []
     chosen = [fault for fault in FAULTS if not faults or fault.name in faults]
     for mode in modes:
-        found += [(mode, fault, round(draw.uniform(0.0, 2.0), 2)) for fault in draw.sample(chosen, len(chosen))]
+        drawn = sorted(draw.sample(chosen, len(chosen)), key=needs)
+        found += [(mode, fault, round(draw.uniform(0.0, 2.0), 2)) for fault in drawn]
     return found
+
+
+def needs(fault: Fault) -> tuple[tuple[str, ...], bool]:
+    """What a run must be started with to meet a fault; the same for most."""
+    return fault.overrides, fault.act == SET_CLOCK
 
 
 def show(outcomes: Sequence[Outcome]) -> None:
@@ -118,6 +133,9 @@ def parse() -> argparse.Namespace:
     ):
         if unknown := [name for name in names if name not in known]:
             parser.error(f"{key}: no {', '.join(unknown)}; there are {', '.join(known)}")
+    clock = next(fault.name for fault in FAULTS if fault.act == SET_CLOCK)
+    if not CLOCK.exists() and (not options.faults or clock in options.faults):
+        parser.error(f"{clock}: needs {CLOCK} (apt-get install libfaketime); name the other faults in --faults")
     options.out = options.out or Path(tempfile.mkdtemp(prefix="benchmark-"))
     return options
 
@@ -126,12 +144,16 @@ def main() -> None:
     options = parse()
     outcomes: list[Outcome] = []
     run: ChaosRun | None = None
+    has: tuple[tuple[str, ...], bool] | None = None
     try:
         for mode, fault, delay in schedule(options.faults, options.modes, options.seed):
-            if run is None or run.mode != mode:
-                if run is not None:
-                    run.close()
-                run = ChaosRun(mode, options.out / f"{len(outcomes):02} {mode}", MODES[mode], options.demo)
+            if run is not None and (run.mode != mode or has != needs(fault)):
+                run.close()
+                run = None
+            if run is None:
+                has = needs(fault)
+                folder, overrides = options.out / f"{len(outcomes):02} {mode}", (*MODES[mode], *fault.overrides)
+                run = ChaosRun(mode, folder, overrides, options.demo, faults_clock=fault.act == SET_CLOCK)
             try:
                 outcomes.append(run.suffer(fault, delay))
             except RuntimeError as error:  # no step any more: the next fault gets a run of its own

@@ -2,20 +2,17 @@
 
 import contextlib
 import json
-import math
 import os
-import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from benchmarks.arms.chaos_faults import Fault, Victim, do, environment
 from benchmarks.arms.runs import DEMO
 from verl_ext.run.metrics import read_metrics
 
@@ -29,20 +26,6 @@ TOLD = ("has ended", "is stopped", "error:", "failed", "updates skipped", "inter
 ENDLESS = 100_000
 NETWORK_OF_ITS_OWN = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
 """So that it can be cut off; asks for root."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is done to one process of a run."""
-
-    name: str
-    process: str
-    """How its command line begins, or its program's name; `driver` for the command itself."""
-    act: signal.Signals | str
-    expected: str
-    """`ends` or `goes on`."""
-    undone_after_s: float = math.inf
-    """Seconds; a fault that is never undone is so, at the latest, when the run has ended."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +50,14 @@ class Outcome:
 class ChaosRun:
     """A run that is started again, in the same folder, whenever it has ended."""
 
-    def __init__(self, mode: str, folder: Path, overrides: tuple[str, ...], demo: Path = DEMO) -> None:
+    def __init__(
+        self, mode: str, folder: Path, overrides: tuple[str, ...], demo: Path = DEMO, *, faults_clock: bool = False
+    ) -> None:
         """`demo`: a folder with `data/` and `models/base`, as `make demo` leaves it."""
         self.mode, self.folder, self.overrides, self.demo = mode, folder.absolute(), overrides, demo
-        self.folder.mkdir(parents=True)
+        self.signs = self.folder / "signs"
+        self.signs.mkdir(parents=True)
+        self.environment = environment(self.signs, faults_clock)
         self.run_dir, self.log, self.store = self.folder / "run", self.folder / "run.log", self.folder / "scores"
         self.process: subprocess.Popen[bytes] | None = None
         self.family: dict[int, tuple[float, str]] = {}
@@ -83,8 +70,8 @@ class ChaosRun:
         self._wait_for_steps(TWO_SAVED if fault.act == "checkpoint" else STEPS_BETWEEN)
         time.sleep(delay_s)
         self._look()
-        begun, told, undo = time.monotonic(), self._said(), self._do(fault)
-        steps, knew = self._steps(), None
+        undo = do(fault, self._victim(fault))
+        begun, told, steps, knew = time.monotonic(), self._said(), self._steps(), None
         deadline = time.monotonic() + END_S
         while self._runs() and time.monotonic() < deadline:
             if knew is None and any(word in self._said()[len(told) :] for word in TOLD):
@@ -133,53 +120,27 @@ class ChaosRun:
         ]
         self._before = self._steps()
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.environment)
 
-    def _do(self, fault: Fault) -> Callable[[], None] | None:
-        """Do the fault; what undoes it after a while, if anything."""
+    def _victim(self, fault: Fault) -> Victim:
         assert self.process is not None
-        victim = psutil.Process(self.process.pid if fault.process == "driver" else self._pid_of(fault.process))
-        if isinstance(fault.act, signal.Signals):
-            victim.send_signal(fault.act)
-            return victim.resume if fault.act == signal.SIGSTOP else None
-        match fault.act:
-            case "disk full":  # no file can be written any more
-                for pid in self.family:
-                    with contextlib.suppress(ProcessLookupError):
-                        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-                return None
-            case "memory":  # none can be had beyond what it has
-                resource.prlimit(victim.pid, resource.RLIMIT_AS, (0, resource.RLIM_INFINITY))
-                return None
-            case "network":
-                self._set_network("down")
-                return lambda: self._set_network("up")
-            case "scores":
-                for file in self.store.rglob("*"):
-                    if file.is_file():
-                        file.write_bytes(b"\0" * file.stat().st_size)
-                return lambda: shutil.rmtree(self.store)  # what the run asks its user to do
-            case "checkpoint":
-                victim.kill()
-                victim.wait()
-                shard = max(self.run_dir.glob("checkpoints/global_step_*/actor/model*.pt"), key=os.path.getmtime)
-                os.truncate(shard, shard.stat().st_size // 2)
-                return None
-        away = self.run_dir.with_name("moved-away")
-        self.run_dir.rename(away)
+        driver = self.process.pid
 
-        def bring_back() -> None:
-            if self.run_dir.exists():  # what the run made anew
-                self.run_dir.rename(self.run_dir.with_name(f"made-anew-{time.time():.0f}"))
-            away.rename(self.run_dir)
+        def start_again() -> None:
+            self.process = None
+            self._start()
+            with contextlib.suppress(RuntimeError):  # it may end before
+                self._wait_for_steps(1)
 
-        return bring_back
-
-    def _set_network(self, state: str) -> None:
-        """Of loopback, which is all that the run has."""
-        assert self.process is not None
-        enter = ["nsenter", "--net", "--target", str(self.process.pid)]
-        subprocess.run([*enter, "ip", "link", "set", "lo", state], check=True)
+        return Victim(
+            driver=driver,
+            process=driver if fault.process == "driver" else self._pid_of(fault.process),
+            family=tuple(self.family),
+            run_dir=self.run_dir,
+            store=self.store,
+            signs=self.signs,
+            start_again=start_again,
+        )
 
     def _pid_of(self, beginning: str) -> int:
         for pid, (_, command) in self.family.items():

@@ -6,6 +6,7 @@ from verl.trainer.ppo.v1 import register_trainer
 
 from verl_ext.method.reverse_kl import teacher_kl
 from verl_ext.run.visible import print
+from verl_ext.trainer import reward_workers as reward_workers  # importing it is the effect
 from verl_ext.trainer.advantages import (
     advantages,
     fetch,
