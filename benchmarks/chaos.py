@@ -59,7 +59,7 @@ FAULTS = (
     Fault("run folder deleted", "driver", "deleted", ENDS),
     Fault("optimizer not finite", "driver", "not finite", ENDS),
     Fault("rows that always fail", "driver", "rows", GOES_ON, 20, OWN_REWARD),
-    Fault("clock an hour on, and back", "driver", SET_CLOCK, GOES_ON, 15),
+    Fault("clock jump", "driver", SET_CLOCK, GOES_ON, 15),
 )
 TRUNCATED = ("method.policy_loss.kind=truncated_importance_sampling", "method.student_logprobs=current")
 MODES = {
@@ -128,7 +128,7 @@ def parse() -> argparse.Namespace:
     options.faults = [name.strip() for name in options.faults.split(",") if name.strip()]
     options.modes = [name.strip() for name in options.modes.split(",")]
     for key, names, known in (
-        ("--faults", options.faults, {fault.name for fault in FAULTS}),
+        ("--faults", options.faults, [fault.name for fault in FAULTS]),
         ("--modes", options.modes, MODES),
     ):
         if unknown := [name for name in names if name not in known]:
