@@ -5,7 +5,7 @@
 
 Real engines, the demo's model and rows. A seeded schedule: in each mode the faults come in a drawn order, each some
 steps and up to two seconds after the one before, into the same run, which the same command resumes where it has ended.
-Rows that fail, and the clock (which asks for libfaketime), have runs of their own, at the end. `knew` is the time until
+Rows that fail and the clock, which asks for a C compiler, have runs of their own, at the end. `knew` is the time until
 the console said something new about it, `recover` that until the next step ended; of a run that has ended, from the
 same command on, start included. Not counted as lost are samples of a step that is made again. Looked at from outside,
 after each run that has ended: processes, its folder for temporary files and its shared memory.
@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arms.chaos_faults import CLOCK, FAILING_REWARD, Fault
+from benchmarks.arms.chaos_faults import FAILING_REWARD, Fault
 from benchmarks.arms.chaos_run import ChaosRun, Outcome
 from benchmarks.arms.runs import DEMO, report
 
@@ -133,9 +133,6 @@ def parse() -> argparse.Namespace:
     ):
         if unknown := [name for name in names if name not in known]:
             parser.error(f"{key}: no {', '.join(unknown)}; there are {', '.join(known)}")
-    clock = next(fault.name for fault in FAULTS if fault.act == SET_CLOCK)
-    if not CLOCK.exists() and (not options.faults or clock in options.faults):
-        parser.error(f"{clock}: needs {CLOCK} (apt-get install libfaketime); name the other faults in --faults")
     options.out = options.out or Path(tempfile.mkdtemp(prefix="benchmark-"))
     return options
 

@@ -6,9 +6,12 @@ A red test here means that verl changed under us; the adapter it names is what t
 import importlib.metadata
 import inspect
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import ray
 import torch
 from seams import parameters
 from transfer_queue import interface
@@ -29,6 +32,7 @@ from verl.utils import transferqueue_utils
 from verl.utils.config import validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead
+from verl.workers.rollout import router
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
 from verl.workers.utils.losses import ppo_loss
@@ -313,3 +317,22 @@ def test_the_queue_that_is_started_early_is_found_by_verl():
 def test_verl_asks_for_agent_loop_workers_by_no_option_that_matters():
     source = inspect.getsource(AgentLoopManager._init_agent_loop_workers)
     assert re.findall(r"^ {20}(\w+)=", source, re.MULTILINE) == ["name", "scheduling_strategy"]
+
+
+SERVED = """
+import pickle, sys
+balancer = pickle.loads(sys.stdin.buffer.read())({"a": 1, "b": 2})
+assert balancer.acquire_server(request_id="r") == balancer.acquire_server(request_id="r")
+assert not {"verl", "torch", "verl_ext"} & set(sys.modules), "the import of these takes seconds"
+"""
+
+
+def test_a_load_balancer_that_is_sent_whole_works_without_verl():
+    """`get_router_handle` makes a Ray actor of this class, and Ray pickles it with its own cloudpickle."""
+    assert "ray.remote(load_balancer_cls)" in inspect.getsource(router._create_global_sticky_inflight)
+    runner.send_balancer_whole()
+    try:
+        sent = ray.cloudpickle.dumps(GlobalRequestLoadBalancer)
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(router)
+    subprocess.run([sys.executable, "-c", SERVED], input=sent, check=True)

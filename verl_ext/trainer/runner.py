@@ -44,6 +44,7 @@ class Runner:
                 config.trainer.v1.trainer_mode = SEPARATED if config.pipeline.placement == SEPARATE else PIPELINED
             ask_for_reference(config, check_method(config))
             make_room_for_weights(config)
+            send_balancer_whole()
             validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
             queue.result()
             RolloutReplicaRegistry.register("vllm", beside.submit(start_engines, config).result)
@@ -75,6 +76,17 @@ def start_engines(config: Any) -> type:
         sampler.start_early(config)
         DistillationAgentLoopManager.start_early()
     return sampler.FinishReasonReplica
+
+
+def send_balancer_whole() -> None:
+    """vLLM's load balancer reaches its process as code, not by name: it needs nothing of verl.
+
+    It starts last, and the first sample would wait seconds for an import.
+    """
+    from ray import cloudpickle
+    from verl.workers.rollout import router
+
+    cloudpickle.register_pickle_by_value(router)
 
 
 def show_gpus(config: Any) -> None:

@@ -5,11 +5,13 @@ import os
 from types import SimpleNamespace
 
 import pytest
+import ray
 from omegaconf import OmegaConf
 from verl.trainer import main_ppo
 from verl.trainer.ppo.utils import need_reference_policy
 from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.utils import device
+from verl.workers.rollout import router
 
 import verl_ext.platform
 from verl_ext.trainer import runner
@@ -56,6 +58,8 @@ def test_a_buffer_on_a_gpu_sees_those_that_ray_hides(config, started, monkeypatc
 
 def test_verl_is_started_with_our_trainer_on_the_platform_that_was_asked_for(config, started, tmp_path):
     plain_class(Runner)().run(config)
+    assert router.__name__ in ray.cloudpickle.list_registry_pickle_by_value()  # as verl makes its load balancer
+    ray.cloudpickle.unregister_pickle_by_value(router)
     assert started[0] == "cpu"
     assert started[1] is config
     assert get_trainer_cls(config.trainer.v1.trainer_mode) is OnPolicyDistillationTrainer
