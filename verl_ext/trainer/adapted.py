@@ -157,10 +157,15 @@ class AdaptedTrainer(StoppableTrainer):
         return batch
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict) -> Any:
-        """verl's; in bypass mode it would copy the rollout's, which the agent loop has done (`queue_writer.py`)."""
-        if self.config.algorithm.rollout_correction.bypass_mode:
-            return batch
-        return super()._compute_old_log_prob(batch, metrics)
+        """verl's; in bypass mode it copies the rollout's, which the agent loop has done (`queue_writer.py`).
+
+        Not for verl's synthetic rows, which have those of the sample that they were made from, and not its length.
+        """
+        if not self.config.algorithm.rollout_correction.bypass_mode:
+            return super()._compute_old_log_prob(batch, metrics)
+        if synthetic := [key for key, tag in zip(batch.keys, batch.tags, strict=True) if tag.get("is_padding")]:
+            super()._compute_old_log_prob(batch.select_keys(synthetic), metrics)
+        return batch
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         """verl sends every field of a sample to every rank, its conversation too; here those that an update reads."""

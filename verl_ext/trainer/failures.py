@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayTaskError
+
 FILE = "failed_rows.jsonl"
 NAMED = 3
 SHOWN = 10
@@ -14,14 +16,18 @@ SHOWN = 10
 
 
 def note_failure(run_dir: str, row: Mapping[str, Any], *, step: int, validate: bool, error: Exception) -> None:
-    """Append one; short enough for one write, since every agent loop's worker appends."""
+    """Append one; short enough for one write, since every agent loop's worker appends.
+
+    An error of another process, as a reward function's, is named by its cause.
+    """
+    cause = error.cause if isinstance(error, RayTaskError) else error
     noted = {
         "row": place_of(row),
         "index": int(row["index"]),
         "sample": int(row["session_id"]),
         "step": int(step),
         "held_out": bool(validate),
-        "cause": f"{type(error).__name__}: {error}"[:1000],
+        "cause": f"{type(cause).__name__}: {cause}"[:1000],
         "time": time.time(),
     }
     with (Path(run_dir) / FILE).open("a") as file:

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from verl_ext.trainer.accounting import SampleAccount
 
@@ -48,6 +49,33 @@ def test_a_sample_that_vanishes_without_an_error_is_counted(make_run):
     assert counts(run) == {
         **{"dispatched": [4], "trained": [3], "masked": [0], "dropped": [1], "failed": [1], "pending": [0]}
     }
+
+
+def test_a_row_that_failed_in_another_process_is_named_with_its_cause(make_run):
+    """A reward function's error, in verl's reward workers (`reward.num_workers`)."""
+    run = make_run()
+    score, calls = run.worker._compute_score, []
+
+    async def fails_at_the_first(outputs, kwargs):
+        calls.append(kwargs)
+        if len(calls) == 1:
+            raise RayTaskError("compute_score", "Traceback: ...", ValueError("no score")).as_instanceof_cause()
+        await score(outputs, kwargs)
+
+    run.worker._compute_score = fails_at_the_first
+    (failure,) = run.fit().failures
+    assert failure["cause"] == "ValueError: no score"
+
+
+def test_rows_that_stand_in_for_failed_ones_are_whole(make_run):
+    """verl makes them of a sample, one token long, and a micro-batch may hold nothing else."""
+    run = make_run("data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4")
+    run.sampler.refused = [2, 3]
+    (update,) = run.fit().actor.updates
+    assert {len(row["responses"]) for row in update} > {1}
+    for row in update:
+        for field in ("response_mask", "loss_mask", "rollout_log_probs", "old_log_probs", "advantages", "returns"):
+            assert len(row[field]) == len(row["responses"]), field
 
 
 def test_too_many_failures_end_the_run_with_what_was_finished(make_run):
