@@ -149,7 +149,7 @@ def main() -> None:
                 run = None
             if run is None:
                 has = needs(fault)
-                folder, overrides = options.out / f"{len(outcomes):02} {mode}", (*MODES[mode], *fault.overrides)
+                folder, overrides = options.out / f"{len(outcomes):02}-{mode}", (*MODES[mode], *fault.overrides)
                 run = ChaosRun(mode, folder, overrides, options.demo, faults_clock=fault.act == SET_CLOCK)
             try:
                 outcomes.append(run.suffer(fault, delay))

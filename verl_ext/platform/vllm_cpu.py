@@ -10,7 +10,8 @@ cores is a second taken from the trainer's update. Here they sleep at once. A sl
 and vLLM looks again only after 5 s; here after 10 ms.
 
 On a CPU vLLM spawns the worker below its engine, which imports for seconds what the engine has imported. Here it is
-forked, as vLLM's are elsewhere: the engine's process has used no thread pool by then.
+forked, as vLLM's are elsewhere: the engine's process has used no thread pool by then. And before the first sample
+vLLM has a C++ compiler make one line faster, which takes longer than the line ever will.
 """
 
 import functools
@@ -30,6 +31,7 @@ def load() -> None:
         rows_without_adapter_stay_so()
         keep_weights_unpacked()
         sleep_when_idle()
+        count_ranks_uncompiled()
         fork_workers()
 
 
@@ -55,6 +57,14 @@ def sleep_when_idle() -> None:
     sleepy = functools.partialmethod(queue.SpinCondition.__init__, busy_loop_s=0.0)
     queue.SpinCondition.__init__ = sleepy  # pyright: ignore[reportAttributeAccessIssue]
     queue.SHM_READER_RECHECK_INTERVAL_MS = RECHECK_MS
+
+
+def count_ranks_uncompiled() -> None:
+    """The rank of a sampled token among all, as vLLM's source has it."""
+    from vllm.v1.sample import sampler
+
+    compiled: Any = sampler.batched_count_greater_than
+    sampler.batched_count_greater_than = getattr(compiled, "_torchdynamo_orig_callable", compiled)
 
 
 def _never(*_: Any) -> bool:

@@ -32,6 +32,7 @@ from verl_ext.trainer.loops import last_answer
 from verl_ext.trainer.queue_writer import COLUMNS, QueueWriter
 from verl_ext.trainer.report_config import ReportConfig
 from verl_ext.trainer.sample_fields import cut_off, logprobs_or_zeros, top_fields
+from verl_ext.trainer.sampler import FinishReasonServer as FinishReasonServer  # its handle would ask for it, later
 from verl_ext.trainer.shared_calls import share_calls
 from verl_ext.trainer.support import ASKED, in_students_support
 from verl_ext.trainer.support_config import STUDENT

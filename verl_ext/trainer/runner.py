@@ -35,6 +35,7 @@ class Runner:
             from verl_ext.platform import assert_platform
             from verl_ext.run.metrics import reach_stage
             from verl_ext.trainer.buffer import StopAsked
+            from verl_ext.trainer.shared_calls import balance_one_server_here
             from verl_ext.trainer.trainer import PIPELINED, SEPARATED, register
 
             reach_stage(config.run_dir, "trainer process imported verl")
@@ -44,7 +45,7 @@ class Runner:
                 config.trainer.v1.trainer_mode = SEPARATED if config.pipeline.placement == SEPARATE else PIPELINED
             ask_for_reference(config, check_method(config))
             make_room_for_weights(config)
-            send_balancer_whole()
+            balance_one_server_here()
             validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
             queue.result()
             RolloutReplicaRegistry.register("vllm", beside.submit(start_engines, config).result)
@@ -76,17 +77,6 @@ def start_engines(config: Any) -> type:
         sampler.start_early(config)
         DistillationAgentLoopManager.start_early()
     return sampler.FinishReasonReplica
-
-
-def send_balancer_whole() -> None:
-    """vLLM's load balancer reaches its process as code, not by name: it needs nothing of verl.
-
-    It starts last, and the first sample would wait seconds for an import.
-    """
-    from ray import cloudpickle
-    from verl.workers.rollout import router
-
-    cloudpickle.register_pickle_by_value(router)
 
 
 def show_gpus(config: Any) -> None:

@@ -6,11 +6,15 @@ A sample's answer still arrives when it ends, not when the last of its prompt do
 """
 
 import asyncio
+import functools
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
+from verl.workers.rollout import router
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.router import GlobalRequestLoadBalancer
 
 
 class SamplerLost(RuntimeError):
@@ -146,3 +150,34 @@ def share_calls(client: LLMServerClient) -> None:
     """Let a client of verl's, or one derived of it, ask its servers this way."""
     shared = SharedCalls(client)
     client._acquire_server, client._release_server = shared.acquire, shared.release
+
+
+class OnlyServer:
+    """verl's load balancer in its client's own process, called as the actor that it else is.
+
+    The actor's process would import vLLM with the server's handle, and the first request would wait seconds for it.
+    """
+
+    def __init__(self, servers: dict[str, Any]) -> None:
+        self._balancer = GlobalRequestLoadBalancer(servers)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pickle asks before there is a balancer
+            raise AttributeError(name)
+        return SimpleNamespace(remote=functools.partial(self._call, getattr(self._balancer, name)))
+
+    def _call(self, method: Any, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(method(*args, **kwargs))
+        return answer
+
+
+def balance_one_server_here() -> None:
+    """Let verl's `LLMServerManager` start no load balancer where it would have one server to choose from."""
+    theirs = router.get_router_handle
+
+    def balancer_of(servers: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        asked = [*args, *kwargs.values()]
+        return theirs(servers, *args, **kwargs) if len(servers) > 1 or any(asked) else OnlyServer(servers)
+
+    router.get_router_handle = balancer_of

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from ray._private.node import Node
 
 from verl_ext.platform import torch_store, vllm_cpu
@@ -43,6 +44,17 @@ def test_a_program_under_our_launcher_forks_where_there_is_no_accelerator(tmp_pa
     command = [sys.executable, "-P", torch_store.__file__, "program"]
     done = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
     assert done.stdout.strip() == method
+
+
+def test_ranks_are_counted_without_a_compiler(monkeypatch):
+    from vllm.v1.sample import sampler
+
+    monkeypatch.setattr(sampler, "batched_count_greater_than", sampler.batched_count_greater_than)
+    vllm_cpu.count_ranks_uncompiled()
+    monkeypatch.setattr(torch, "compile", None)
+    monkeypatch.setattr("torch._dynamo.eval_frame.set_eval_frame", None)  # what compiled functions begin with
+    logprobs = torch.tensor([[-0.5, -2.0, -1.0], [-3.0, -0.1, -4.0]])
+    assert sampler.batched_count_greater_than(logprobs, logprobs[:, 2:]).tolist() == [2, 3]
 
 
 def test_the_worker_of_an_engine_is_forked_and_the_engine_is_not(monkeypatch):

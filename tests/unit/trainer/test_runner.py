@@ -5,7 +5,6 @@ import os
 from types import SimpleNamespace
 
 import pytest
-import ray
 from omegaconf import OmegaConf
 from verl.trainer import main_ppo
 from verl.trainer.ppo.utils import need_reference_policy
@@ -17,6 +16,7 @@ import verl_ext.platform
 from verl_ext.trainer import runner
 from verl_ext.trainer.config import GuardsConfig, MethodConfig
 from verl_ext.trainer.runner import Runner, ask_for_reference, make_room_for_weights, plain_class
+from verl_ext.trainer.shared_calls import OnlyServer
 from verl_ext.trainer.trainer import NAME, OnPolicyDistillationTrainer
 
 
@@ -31,6 +31,7 @@ def config(run_config, tmp_path):
 def started(monkeypatch) -> list:
     """What verl's task runner was started with, on which platform; nothing is started."""
     seen = []
+    monkeypatch.setattr(router, "get_router_handle", router.get_router_handle)
 
     class TaskRunner:
         def run(self, config) -> None:
@@ -58,8 +59,7 @@ def test_a_buffer_on_a_gpu_sees_those_that_ray_hides(config, started, monkeypatc
 
 def test_verl_is_started_with_our_trainer_on_the_platform_that_was_asked_for(config, started, tmp_path):
     plain_class(Runner)().run(config)
-    assert router.__name__ in ray.cloudpickle.list_registry_pickle_by_value()  # as verl makes its load balancer
-    ray.cloudpickle.unregister_pickle_by_value(router)
+    assert isinstance(router.get_router_handle({"a": None}), OnlyServer)  # as verl makes its load balancer
     assert started[0] == "cpu"
     assert started[1] is config
     assert get_trainer_cls(config.trainer.v1.trainer_mode) is OnPolicyDistillationTrainer

@@ -1,17 +1,19 @@
 """Requests travel together, answers arrive one by one: client and server in one process, with calls as Ray's."""
 
 import asyncio
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from ray.exceptions import RayActorError
+from verl.workers.rollout import router
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
 
-from verl_ext.trainer.shared_calls import Answering, SamplerLost, share_calls
+from verl_ext.trainer.shared_calls import Answering, SamplerLost, balance_one_server_here, share_calls
 
 CONFIG = OmegaConf.create({"actor_rollout_ref": {"rollout": {"name": "vllm", "full_determinism": False}}})
 
@@ -116,3 +118,28 @@ async def test_a_dead_server_is_heard_by_all_and_another_is_asked_for():
     await cluster.end(3)
     assert (await again).token_ids == [3]
     assert cluster.balancer.calls.count("acquire_server") == 2
+
+
+def test_where_there_is_one_server_the_client_has_its_load_balancer(monkeypatch):
+    """Sent to an agent loop's process, as a client is; two servers, or a router of the user's, are verl's."""
+    made = []
+    monkeypatch.setattr(router, "get_router_handle", lambda *asked, **named: made.append((asked, named)))
+    balance_one_server_here()
+
+    async def asked() -> TokenOutput:
+        engine = Engine()
+        balancer = router.get_router_handle({"s": None}, router_config_path=None, load_balancer_cls=None)
+        balancer = pickle.loads(pickle.dumps(balancer))
+        balancer.add_servers.remote({"s": Handle(Answering(engine.generate))})
+        client = LLMServerClient(CONFIG, load_balancer_handle=balancer)
+        share_calls(client)
+        answer = asyncio.create_task(client.generate("r", prompt_ids=[7], sampling_params={}))
+        await asyncio.sleep(0.01)
+        engine.ends[7].set()
+        return await answer
+
+    assert asyncio.run(asked()).token_ids == [7]
+    assert not made
+    router.get_router_handle({"a": None, "b": None})
+    router.get_router_handle({"a": None}, router_config_path="router.yaml")
+    assert len(made) == 2
