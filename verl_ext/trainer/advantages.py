@@ -91,12 +91,20 @@ def fetch(batch: Any, method: MethodConfig) -> tuple[Samples, list[dict[str, Any
 
 def store_mask(batch: Any, samples: Samples) -> None:
     """Make the trained tokens known to verl: it counts and sums over `response_mask` and `loss_mask`."""
-    shape = torch.nested.as_nested_tensor(
-        [torch.empty(int(length)) for length in samples.lengths_B], layout=torch.jagged
-    )
-    mask = response_to_nested(samples.mask_BT, shape)
-    fields = TensorDict({"response_mask": mask, "loss_mask": mask}, batch_size=len(batch))
-    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+    _store(batch, samples.mask_BT, samples.lengths_B, "response_mask", "loss_mask")
+
+
+def store_advantages(batch: Any, samples: Samples, advantages_BT: torch.Tensor) -> Any:
+    """What the update reads, stored as verl stores its own estimator's; returns the batch."""
+    return _store(batch, advantages_BT, samples.lengths_B, "advantages", "returns")
+
+
+def _store(batch: Any, values_BT: torch.Tensor, lengths_B: torch.Tensor, *names: str) -> Any:
+    """The same values under some names, of each sample as many as it has tokens."""
+    shape = torch.nested.as_nested_tensor([torch.empty(int(length)) for length in lengths_B], layout=torch.jagged)
+    values = response_to_nested(values_BT, shape)
+    fields = TensorDict(dict.fromkeys(names, values), batch_size=len(batch))
+    return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
 
 def guard(samples: Samples, settings: GuardsConfig, *, step: int) -> tuple[Samples, dict[str, float]]:

@@ -12,6 +12,7 @@ from verl_ext.trainer.advantages import (
     fetch,
     fresh_rows,
     guard,
+    store_advantages,
     store_mask,
     with_controlled_teacher,
 )
@@ -45,8 +46,8 @@ class OnPolicyDistillationTrainer(MixingTrainer):
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
         """Advantages: what the student and the teacher thought of a token becomes what its log-prob is pushed by.
 
-        They reach verl through its estimator seam (`AdaptedTrainer._estimate`), so that rollout correction applies as
-        it does to any estimator.
+        Where verl adds to them, as its rollout correction does, they reach it through its estimator seam
+        (`AdaptedTrainer._estimate`); else they are stored as they are, and verl need not fetch the batch once more.
         """
         self.at("advantages")
         samples, notes = fetch(batch, self.method)
@@ -73,7 +74,10 @@ class OnPolicyDistillationTrainer(MixingTrainer):
         self._store_weights(batch, samples)
         self._advantages_BT, found = advantages(guarded, self.method)
         metrics.update(found)
-        return super()._compute_advantage(batch, metrics)
+        algorithm = self.config.algorithm
+        if algorithm.use_kl_in_reward or not algorithm.rollout_correction.bypass_mode:
+            return super()._compute_advantage(batch, metrics)
+        return store_advantages(batch, samples, self._advantages_BT)
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         """Update: FSDP2 descends the policy loss, log-probs weighed by advantages, or a direct loss (`losses.py`)."""
