@@ -11,7 +11,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from verl_ext.run.visible import print
 RAY_ATTEMPTS = 3
 SHUTDOWN_S = 20.0  # for Ray's own way to end; what lives then is killed
 SWEEP_S = 60.0
+Workers = Callable[[dict[str, Any]], AbstractContextManager[dict[str, Any]]]
 LONGEST_TEMPORARY = 24
 """Characters of a folder below which Ray's sockets still have paths that the system takes (107 in all)."""
 
@@ -55,12 +57,12 @@ def start_ray(ray_init: dict[str, Any], log_link: Path) -> None:
 
 
 @contextlib.contextmanager
-def ray_session(ray_init: dict[str, Any], log_link: Path) -> Iterator[None]:
+def ray_session(ray_init: dict[str, Any], log_link: Path, workers: Workers = nullcontext) -> Iterator[None]:
     """Ray for the length of a `with`; nothing that was started in it outlives it, or this process.
 
-    At its end `log_link` is a folder with the logs.
+    At its end `log_link` is a folder with the logs. `workers`: what stands beside Ray, and may change how it is begun.
     """
-    with swept(log_link):
+    with swept(log_link), workers(ray_init) as ray_init:
         try:
             with blocked(signal.SIGHUP):  # with its terminal gone, a run still saves its last step
                 start_ray(ray_init, log_link)

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from verl_ext.platform.lean_ray import lean
 from verl_ext.platform.ray_address import OWN_RAY, keep_to_loopback
+from verl_ext.platform.warm_workers import warm_workers
 from verl_ext.run.console import RunConsole
 from verl_ext.run.files import RESOLVED
 from verl_ext.run.loopback import open_doors
@@ -65,12 +67,13 @@ def train(config: DictConfig, started: float) -> None:
 
     run_dir = Path(config.run_dir)
     ray_init = keep_to_loopback(mapping_of(config.ray_kwargs.ray_init))
-    watchdog = Watchdog(partial(look_at_run, own_ray=ray_init["address"] == OWN_RAY))
-    if ray_init["address"] == OWN_RAY:
+    own_ray = ray_init["address"] == OWN_RAY
+    watchdog = Watchdog(partial(look_at_run, own_ray=own_ray))
+    if own_ray:
         ray_init = lean(ray_init)
     with (
         RunConsole(run_dir, started) as console,
-        ray_session(ray_init, run_dir / "logs"),
+        ray_session(ray_init, run_dir / "logs", warm_workers if own_ray else nullcontext),
         stopping(config, console) as stop,
     ):
         console.stage("Ray is up")

@@ -1,0 +1,235 @@
+"""Processes that begin with their imports done: forked from one that has imported torch, verl and vLLM.
+
+    python -IS warm.py run SOCKET [-B] -c CODE ...     # in the place of `python [-B] -c CODE ...`
+    python -IS warm.py run SOCKET SCRIPT ...           # in the place of `python SCRIPT ...`
+    python warm.py serve SOCKET MODULE ...             # what they are forked from
+
+A run on one machine has eight Python processes, each of which else imports for 4 to 9 seconds of a core what another
+one has. `run` hands its arguments, environment and files over, and lives as long as the process that was forked for it,
+with which it ends and which ends with it. Where nobody serves, or serves another environment, it is Python as ever.
+So is the first one: `serve` takes its environment, in which modules and libraries are loaded as they would be there.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from types import ModuleType
+from typing import Any
+
+OPTIONS = ("-B",)
+SOCKET = "VERL_OPD_WARM"
+"""Environment variable of a process that was forked: where others are."""
+MATTERS = ("PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "LD_", "OMP_", "MKL_", "KMP_", "GOMP_", "MALLOC_", "TORCH")
+MATTERS += ("PYTORCH", "HF_", "TRANSFORMERS_", "VERL_PLATFORM", "VERL_ENGINE", "TRANSFER_QUEUE_", "VLLM_LOGGING")
+"""Beginnings of variables that are read when a module or a library is loaded."""
+HIGH = 512
+"""File descriptors from here on are free for a while in a process that was just forked."""
+
+
+def run(path: str, arguments: list[str]) -> None:
+    """Never returns: exits as the process that was forked in its place, or becomes Python."""
+    with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as server:
+        server.connect(path)
+        numbers = [number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number, server)]
+        asked = {"arguments": plain(arguments), "environment": dict(os.environ), "folder": os.getcwd()}
+        body = json.dumps(asked | {"numbers": numbers}).encode()
+        socket.send_fds(server, [len(body).to_bytes(4, "big")], numbers)
+        server.sendall(body)
+        if forked := server.recv(16):
+            follow(int(forked), server, numbers)
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+def plain(arguments: list[str]) -> list[str]:
+    """Without options that make no difference here. Raises ValueError where another one is given."""
+    while arguments and arguments[0] in OPTIONS:
+        arguments = arguments[1:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] != "-c"):
+        raise ValueError(arguments)
+    return arguments
+
+
+def is_open(number: int, server: socket.socket) -> bool:
+    """Whether a descriptor is one that this process was given."""
+    try:
+        return number != server.fileno() and not fcntl.fcntl(number, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    except OSError:  # the one by which they were listed
+        return False
+
+
+def follow(pid: int, server: socket.socket, numbers: list[int]) -> None:
+    """Wait for the end of a process, and end as it did."""
+    for number in numbers:  # so that who waits for their end sees it
+        os.close(number)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+    status = server.recv(16)
+    os._exit(int(status) if status else 1)
+
+
+def serve(path: str, modules: list[str]) -> None:
+    """Wait for the first who asks, and begin again in its environment, as `fork`."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)  # who asks from now on waits for the imports
+    while not (asked := request_of(listener)):
+        pass
+    for descriptor in asked["descriptors"]:
+        os.close(descriptor)
+    asked["client"].close()
+    listener.set_inheritable(True)
+    arguments = [sys.executable, __file__, "fork", str(listener.fileno()), *modules]
+    os.execve(sys.executable, arguments, asked["environment"])
+
+
+def fork(number: str, modules: list[str]) -> None:
+    """Import, and fork for everyone who asks, until the process that started this one has ended."""
+    import ctypes
+    import gc
+    import importlib
+
+    del sys.path[0]  # this file's folder
+    begun = dict(os.environ)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    listener = socket.socket(fileno=int(number))
+    listener.set_inheritable(False)
+    for module in modules:
+        importlib.import_module(module)
+    if more := [name for name in threads() if name not in ("jemalloc_bg_thd", first_thread())]:
+        sys.exit(f"imports have started threads, which a fork would not have: {', '.join(more)}")
+    gc.collect()
+    gc.freeze()
+    set_by_imports = {name: value for name, value in os.environ.items() if begun.get(name) != value}
+    path = listener.getsockname()
+    asked = Server(listener, decisive(begun | set_by_imports), set_by_imports).until_asked()
+    listener.close()
+    become(asked, asked["environment"] | set_by_imports | {SOCKET: path})
+
+
+def threads() -> list[str]:
+    found = []
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/comm") as file:
+            found.append(file.read().strip())
+    return found
+
+
+def first_thread() -> str:
+    with open("/proc/self/comm") as file:
+        return file.read().strip()
+
+
+class Server:
+    """Forks; in the process that was forked, `until_asked` returns what it is to be."""
+
+    def __init__(self, listener: socket.socket, environment: dict[str, str], by_imports: dict[str, str]) -> None:
+        """`environment`: as it matters, with what the imports have set."""
+        self.listener, self.environment, self.by_imports = listener, environment, by_imports
+        self.children: dict[int, tuple[int, socket.socket]] = {}
+        """By the descriptor of a child's end: its process id, and who waits for it."""
+
+    def until_asked(self) -> dict[str, Any]:
+        while True:
+            waiting = select.poll()  # with no descriptor of its own
+            clients = {client.fileno(): end for end, (_, client) in self.children.items()}
+            for number in (self.listener.fileno(), *self.children, *clients):
+                waiting.register(number, select.POLLIN)
+            for number, _ in waiting.poll():
+                if number in self.children:
+                    self.report(number)
+                elif number in clients and clients[number] in self.children:
+                    os.kill(self.children[clients[number]][0], signal.SIGKILL)  # who asked for it is gone
+                    self.report(clients[number])
+                elif number == self.listener.fileno() and (asked := self.fork()):
+                    return asked
+
+    def fork(self) -> dict[str, Any] | None:
+        if (asked := request_of(self.listener)) is None:
+            return None
+        client, descriptors = asked["client"], asked["descriptors"]
+        found = decisive(asked["environment"] | self.by_imports)
+        if found == self.environment:
+            if not (pid := os.fork()):
+                for end, (_, other) in self.children.items():
+                    os.close(end)
+                    other.close()
+                client.close()
+                return asked
+            self.children[os.pidfd_open(pid)] = pid, client
+            with contextlib.suppress(OSError):
+                client.sendall(str(pid).encode())
+        else:
+            other = sorted(name for name, _ in found.items() ^ self.environment.items())
+            print(f"{asked['arguments'][:2]} has an environment of its own: {', '.join(other)}", file=sys.stderr)
+            client.close()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return None
+
+    def report(self, end: int) -> None:
+        pid, client = self.children.pop(end)
+        os.close(end)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(OSError), client:
+            client.sendall(str(code if code >= 0 else 128 - code).encode())
+
+
+def request_of(listener: socket.socket) -> dict[str, Any] | None:
+    """What a client asks for, who it is, and its descriptors; None where it is gone."""
+    client, _ = listener.accept()
+    try:
+        size, descriptors, _, _ = socket.recv_fds(client, 4, 250)
+        body, wanted = b"", int.from_bytes(size, "big")
+        while len(body) < wanted:
+            more = client.recv(wanted - len(body))
+            if not more:
+                raise ValueError(f"{wanted} bytes were announced")
+            body += more
+        return json.loads(body) | {"client": client, "descriptors": descriptors}
+    except (OSError, ValueError):
+        client.close()
+        return None
+
+
+def decisive(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(MATTERS)}
+
+
+def become(asked: dict[str, Any], environment: dict[str, str]) -> None:
+    """Be the program that was asked for, in this forked process."""
+    take(asked["descriptors"], asked["numbers"])
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(asked["folder"])
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # Python's own does so by itself
+    first, *others = asked["arguments"]
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    if first == "-c":
+        code, *others = others
+        sys.argv, sys.path[0:0] = ["-c", *others], [""]
+        program = compile(code, "<string>", "exec")
+    else:
+        sys.argv, sys.path[0:0] = [first, *others], [os.path.dirname(os.path.abspath(first))]
+        main.__file__ = first
+        with open(first, "rb") as file:
+            program = compile(file.read(), first, "exec")
+    exec(program, main.__dict__)
+
+
+def take(descriptors: list[int], numbers: list[int]) -> None:
+    """Let the descriptors that were sent be open under the numbers that they had."""
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, HIGH) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for descriptor, number in zip(high, numbers, strict=True):
+        os.dup2(descriptor, number, inheritable=True)
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    {"run": run, "serve": serve, "fork": fork}[sys.argv[1]](sys.argv[2], sys.argv[3:])
