@@ -49,6 +49,7 @@ FAULTS = (
     Fault("raylet", "raylet", KILL, ENDS),
     Fault("gcs_server", "gcs_server", KILL, ENDS),
     Fault("driver", "driver", KILL, ENDS),
+    Fault("what workers are forked from", "warm.py", KILL, GOES_ON),
     Fault("engine core stopped", "VLLM::EngineCore", STOP, GOES_ON, undone_after_s=15),
     Fault("agent loop stopped", "ray::DistillationAgentLoopWorker", STOP, GOES_ON, undone_after_s=15),
     Fault("network lost", "driver", "network", GOES_ON, undone_after_s=10),

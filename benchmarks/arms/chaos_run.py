@@ -144,7 +144,8 @@ class ChaosRun:
 
     def _pid_of(self, beginning: str) -> int:
         for pid, (_, command) in self.family.items():
-            if command.startswith(beginning) or Path(command.split(" ")[0]).name == beginning:
+            programs = [Path(word).name for word in command.split(" ")[:2]]  # `python warm.py`
+            if command.startswith(beginning) or beginning in programs:
                 return pid
         raise RuntimeError(f"the run has no process {beginning}: {sorted(c for _, c in self.family.values())}")
 

@@ -17,10 +17,8 @@ vLLM has a C++ compiler make one line faster, which takes longer than the line e
 import functools
 import multiprocessing
 import os
-from multiprocessing import spawn
 from typing import Any
 
-from verl_ext.platform import warm
 from verl_ext.platform.vllm_prompts import base_logits_of_prompts, rows_without_adapter_stay_so
 
 RECHECK_MS = 10
@@ -35,21 +33,6 @@ def load() -> None:
         sleep_when_idle()
         count_ranks_uncompiled()
         fork_workers()
-        begin_engine_warm()
-
-
-def begin_engine_warm() -> None:
-    """In a process that was forked from one with all imports (`warm.py`), what it spawns is forked from that too."""
-    path = os.environ.get(warm.SOCKET)
-    if not path or warm.__file__ in spawn.get_command_line():
-        return
-    theirs = spawn.get_command_line
-
-    def command_line(**words: Any) -> list[str]:
-        python, *arguments = theirs(**words)
-        return [python, "-IS", warm.__file__, "run", path, *arguments]
-
-    spawn.get_command_line = command_line
 
 
 def fork_workers() -> None:
@@ -80,8 +63,9 @@ def count_ranks_uncompiled() -> None:
     """The rank of a sampled token among all, as vLLM's source has it."""
     from vllm.v1.sample import sampler
 
-    compiled: Any = sampler.batched_count_greater_than
-    sampler.batched_count_greater_than = getattr(compiled, "_torchdynamo_orig_callable", compiled)
+    asks: Any = sampler
+    compiled = asks.batched_count_greater_than
+    asks.batched_count_greater_than = getattr(compiled, "_torchdynamo_orig_callable", compiled)
 
 
 def _never(*_: Any) -> bool:

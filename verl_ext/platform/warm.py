@@ -2,7 +2,7 @@
 
     python -IS warm.py run SOCKET [-B] -c CODE ...     # in the place of `python [-B] -c CODE ...`
     python -IS warm.py run SOCKET SCRIPT ...           # in the place of `python SCRIPT ...`
-    python warm.py serve SOCKET MODULE ...             # what they are forked from
+    python warm.py serve SOCKET LIBRARY MODULE ...     # what they are forked from
 
 A run on one machine has eight Python processes, each of which else imports for 4 to 9 seconds of a core what another
 one has. `run` hands its arguments, environment and files over, and lives as long as the process that was forked for it,
@@ -27,21 +27,29 @@ SOCKET = "VERL_OPD_WARM"
 MATTERS = ("PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "LD_", "OMP_", "MKL_", "KMP_", "GOMP_", "MALLOC_", "TORCH")
 MATTERS += ("PYTORCH", "HF_", "TRANSFORMERS_", "VERL_PLATFORM", "VERL_ENGINE", "TRANSFER_QUEUE_", "VLLM_LOGGING")
 """Beginnings of variables that are read when a module or a library is loaded."""
+OF_COMPILERS = ("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "TORCH_CUDA_ARCH_LIST")
+"""What vLLM sets for its engine, which then compiles nothing (`sampler.py`)."""
+PRELOAD = "LD_PRELOAD"
+START_S = 120.0
+"""For the imports. Who waits longer begins by itself."""
 HIGH = 512
 """File descriptors from here on are free for a while in a process that was just forked."""
 
 
-def run(path: str, arguments: list[str]) -> None:
+def run(path: str, *arguments: str) -> None:
     """Never returns: exits as the process that was forked in its place, or becomes Python."""
-    with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as server:
+    forked, server = b"", socket.socket(socket.AF_UNIX)
+    numbers = [number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number, server)]
+    with contextlib.suppress(OSError, ValueError):
         server.connect(path)
-        numbers = [number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number, server)]
-        asked = {"arguments": plain(arguments), "environment": dict(os.environ), "folder": os.getcwd()}
+        asked = {"arguments": plain([*arguments]), "environment": dict(os.environ), "folder": os.getcwd()}
         body = json.dumps(asked | {"numbers": numbers}).encode()
         socket.send_fds(server, [len(body).to_bytes(4, "big")], numbers)
         server.sendall(body)
-        if forked := server.recv(16):
-            follow(int(forked), server, numbers)
+        server.settimeout(START_S)
+        forked = server.recv(16)
+    if forked:
+        follow(int(forked), server, numbers)
     os.execv(sys.executable, [sys.executable, *arguments])
 
 
@@ -63,16 +71,25 @@ def is_open(number: int, server: socket.socket) -> bool:
 
 
 def follow(pid: int, server: socket.socket, numbers: list[int]) -> None:
-    """Wait for the end of a process, and end as it did."""
+    """Wait for the end of a process, and end as it did; where nobody says how, with 1."""
+    ended = None
+    with contextlib.suppress(ProcessLookupError):
+        ended = os.pidfd_open(pid)
     for number in numbers:  # so that who waits for their end sees it
         os.close(number)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+    server.settimeout(None)
     status = server.recv(16)
-    os._exit(int(status) if status else 1)
+    if not status and ended is not None:
+        select.select([ended], [], [])
+    os._exit(int(status or 1))
 
 
-def serve(path: str, modules: list[str]) -> None:
-    """Wait for the first who asks, and begin again in its environment, as `fork`."""
+def serve(path: str, library: str, *modules: str) -> None:
+    """Wait for the first who asks, and begin again in its environment, as `fork`.
+
+    `library`: loaded before all others, as for those who ask for it; "" for none.
+    """
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)  # who asks from now on waits for the imports
@@ -82,12 +99,18 @@ def serve(path: str, modules: list[str]) -> None:
         os.close(descriptor)
     asked["client"].close()
     listener.set_inheritable(True)
-    arguments = [sys.executable, __file__, "fork", str(listener.fileno()), *modules]
-    os.execve(sys.executable, arguments, asked["environment"])
+    environment = asked["environment"]
+    first = environment.get(PRELOAD, "")
+    preloads = {PRELOAD: ":".join(filter(None, (first, library)))} if library else {}
+    arguments = [sys.executable, __file__, "fork", str(listener.fileno()), first, *modules]
+    os.execve(sys.executable, arguments, environment | preloads)
 
 
-def fork(number: str, modules: list[str]) -> None:
-    """Import, and fork for everyone who asks, until the process that started this one has ended."""
+def fork(number: str, preload: str, *modules: str) -> None:
+    """Import, and fork for everyone who asks, until the process that started this one has ended.
+
+    `preload`: of LD_PRELOAD, what the first who asked had there.
+    """
     import ctypes
     import gc
     import importlib
@@ -105,7 +128,8 @@ def fork(number: str, modules: list[str]) -> None:
     gc.freeze()
     set_by_imports = {name: value for name, value in os.environ.items() if begun.get(name) != value}
     path = listener.getsockname()
-    asked = Server(listener, decisive(begun | set_by_imports), set_by_imports).until_asked()
+    preloads = {preload, begun.get(PRELOAD, "")}
+    asked = Server(listener, decisive(begun | set_by_imports), set_by_imports, preloads).until_asked()
     listener.close()
     become(asked, asked["environment"] | set_by_imports | {SOCKET: path})
 
@@ -126,9 +150,12 @@ def first_thread() -> str:
 class Server:
     """Forks; in the process that was forked, `until_asked` returns what it is to be."""
 
-    def __init__(self, listener: socket.socket, environment: dict[str, str], by_imports: dict[str, str]) -> None:
-        """`environment`: as it matters, with what the imports have set."""
+    def __init__(
+        self, listener: socket.socket, environment: dict[str, str], by_imports: dict[str, str], preloads: set[str]
+    ) -> None:
+        """`environment`: as it matters, with what the imports have set. `preloads`: of LD_PRELOAD, either will do."""
         self.listener, self.environment, self.by_imports = listener, environment, by_imports
+        self.preloads = preloads
         self.children: dict[int, tuple[int, socket.socket]] = {}
         """By the descriptor of a child's end: its process id, and who waits for it."""
 
@@ -152,7 +179,7 @@ class Server:
             return None
         client, descriptors = asked["client"], asked["descriptors"]
         found = decisive(asked["environment"] | self.by_imports)
-        if found == self.environment:
+        if found == self.environment and asked["environment"].get(PRELOAD, "") in self.preloads:
             if not (pid := os.fork()):
                 for end, (_, other) in self.children.items():
                     os.close(end)
@@ -196,7 +223,8 @@ def request_of(listener: socket.socket) -> dict[str, Any] | None:
 
 
 def decisive(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(MATTERS)}
+    own = (PRELOAD, *OF_COMPILERS)
+    return {name: value for name, value in environment.items() if name.startswith(MATTERS) and name not in own}
 
 
 def become(asked: dict[str, Any], environment: dict[str, str]) -> None:
@@ -232,4 +260,4 @@ def take(descriptors: list[int], numbers: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    {"run": run, "serve": serve, "fork": fork}[sys.argv[1]](sys.argv[2], sys.argv[3:])
+    {"run": run, "serve": serve, "fork": fork}[sys.argv[1]](*sys.argv[2:])

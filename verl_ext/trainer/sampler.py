@@ -16,6 +16,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from verl_ext.platform.warm_workers import spawn_warm
 from verl_ext.trainer.base_teacher import scores_of
 from verl_ext.trainer.early import EarlyActor
 from verl_ext.trainer.presence import LOOK_S
@@ -29,6 +30,8 @@ class FinishReasonServer(vLLMHttpServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.config.enforce_eager:  # an engine that compiles reads settings of vLLM's as it begins
+            spawn_warm()
         self._reasons: dict[str, str | None] = {}
         self._scored: dict[str, Any] = {}
         """By request: what is to be scored of its prompt; once it ended, the scores."""

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from ray.exceptions import OutOfMemoryError
 from saved_checkpoints import save
 
+from verl_ext.platform.warm_workers import warm_workers
 from verl_ext.run import watchdog
 from verl_ext.run.metrics import MetricsFile, write_place
 from verl_ext.run.stop_request import requested_stop
@@ -62,8 +63,9 @@ class Cluster:
             self.waited_for = reference
         return self.saved if reference == TRAINING else "http://127.0.0.1:9"
 
-    def session(self, ray_init: dict, _: Path) -> contextlib.AbstractContextManager:
+    def session(self, ray_init: dict, _: Path, workers: Any) -> contextlib.AbstractContextManager:
         assert ray_init["kept"]
+        assert workers is warm_workers  # its address is a Ray of the run's own
         return contextlib.nullcontext()
 
     def nodes(self) -> list[dict[str, Any]]:
