@@ -30,6 +30,9 @@ MATTERS += ("PYTORCH", "HF_", "TRANSFORMERS_", "VERL_PLATFORM", "VERL_ENGINE", "
 OF_COMPILERS = ("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "TORCH_CUDA_ARCH_LIST")
 """What vLLM sets for its engine, which then compiles nothing (`sampler.py`)."""
 PRELOAD = "LD_PRELOAD"
+ALONE = {"OPENBLAS_NUM_THREADS": "1"}
+"""NumPy would begin threads when it is imported; its users in a run need none."""
+PR_SET_PDEATHSIG = 1
 START_S = 120.0
 """For the imports. Who waits longer begins by itself."""
 HIGH = 512
@@ -86,10 +89,14 @@ def follow(pid: int, server: socket.socket, numbers: list[int]) -> None:
 
 
 def serve(path: str, library: str, *modules: str) -> None:
-    """Wait for the first who asks, and begin again in its environment, as `fork`.
+    """Wait for the first who asks, and begin again in its environment, as `fork`; end with who started this.
 
     `library`: loaded before all others, as for those who ask for it; "" for none.
     """
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.close(os.pidfd_open(os.getpid()))  # a kernel that knows none says so before anything is forked
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)  # who asks from now on waits for the imports
@@ -102,49 +109,43 @@ def serve(path: str, library: str, *modules: str) -> None:
     environment = asked["environment"]
     first = environment.get(PRELOAD, "")
     preloads = {PRELOAD: ":".join(filter(None, (first, library)))} if library else {}
-    arguments = [sys.executable, __file__, "fork", str(listener.fileno()), first, *modules]
-    os.execve(sys.executable, arguments, environment | preloads)
+    # No empty argument: what gives a process its title would not find the others.
+    arguments = [sys.executable, __file__, "fork", str(listener.fileno()), f"{PRELOAD}={first}", *modules]
+    os.execve(sys.executable, arguments, environment | preloads | ALONE)  # what is added goes behind the first
 
 
 def fork(number: str, preload: str, *modules: str) -> None:
-    """Import, and fork for everyone who asks, until the process that started this one has ended.
-
-    `preload`: of LD_PRELOAD, what the first who asked had there.
-    """
-    import ctypes
+    """Import, and fork for everyone who asks. `preload`: LD_PRELOAD=..., as the first who asked had it."""
     import gc
     import importlib
 
     del sys.path[0]  # this file's folder
     begun = dict(os.environ)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     listener = socket.socket(fileno=int(number))
     listener.set_inheritable(False)
     for module in modules:
         importlib.import_module(module)
-    if more := [name for name in threads() if name not in ("jemalloc_bg_thd", first_thread())]:
-        sys.exit(f"imports have started threads, which a fork would not have: {', '.join(more)}")
+    if more := [name for name in other_threads() if name != "jemalloc_bg_thd"]:  # which knows that it was forked
+        os.write(2, f"imports have started threads, which a fork would not have: {', '.join(more)}\n".encode())
+        os._exit(1)  # which waits for none of them
     gc.collect()
     gc.freeze()
     set_by_imports = {name: value for name, value in os.environ.items() if begun.get(name) != value}
     path = listener.getsockname()
-    preloads = {preload, begun.get(PRELOAD, "")}
+    preloads = {preload.partition("=")[2], begun.get(PRELOAD, "")}
     asked = Server(listener, decisive(begun | set_by_imports), set_by_imports, preloads).until_asked()
     listener.close()
     become(asked, asked["environment"] | set_by_imports | {SOCKET: path})
 
 
-def threads() -> list[str]:
+def other_threads() -> list[str]:
+    """Names of this process' threads, its first one left out."""
     found = []
     for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/comm") as file:
-            found.append(file.read().strip())
+        if int(thread) != os.getpid():
+            with open(f"/proc/self/task/{thread}/comm") as file:
+                found.append(file.read().strip())
     return found
-
-
-def first_thread() -> str:
-    with open("/proc/self/comm") as file:
-        return file.read().strip()
 
 
 class Server:
@@ -190,8 +191,8 @@ class Server:
             with contextlib.suppress(OSError):
                 client.sendall(str(pid).encode())
         else:
-            other = sorted(name for name, _ in found.items() ^ self.environment.items())
-            print(f"{asked['arguments'][:2]} has an environment of its own: {', '.join(other)}", file=sys.stderr)
+            other = ", ".join(sorted({name for name, _ in found.items() ^ self.environment.items()}))
+            os.write(2, f"{asked['arguments'][:2]} has an environment of its own: {other}\n".encode())  # into a log
             client.close()
         for descriptor in descriptors:
             os.close(descriptor)
@@ -214,10 +215,10 @@ def request_of(listener: socket.socket) -> dict[str, Any] | None:
         while len(body) < wanted:
             more = client.recv(wanted - len(body))
             if not more:
-                raise ValueError(f"{wanted} bytes were announced")
+                raise EOFError
             body += more
         return json.loads(body) | {"client": client, "descriptors": descriptors}
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         client.close()
         return None
 
@@ -230,8 +231,10 @@ def decisive(environment: dict[str, str]) -> dict[str, str]:
 def become(asked: dict[str, Any], environment: dict[str, str]) -> None:
     """Be the program that was asked for, in this forked process."""
     take(asked["descriptors"], asked["numbers"])
-    os.environ.clear()
-    os.environ.update(environment)
+    # Not one by one anew: what gives a process its title looks for it before the first variable that it began with.
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
     os.chdir(asked["folder"])
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # Python's own does so by itself

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.platform import warm
+from verl_ext.run.visible import print
 
 MODULES = (
     *("ray", "torch", "tensordict", "transformers", "verl.trainer.main_ppo", "transfer_queue"),
@@ -51,6 +52,9 @@ def warm_workers(ray_init: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             yield ray_init | {"runtime_env": runtime_env | {"py_executable": shlex.join(python_of(str(path)))}}
         finally:
+            if server.poll() is not None:
+                said = path.with_suffix(".log").read_text(errors="replace").strip().splitlines() or ["no word"]
+                print(f"the run's processes were not forked, or not all: {said[-1]}")
             server.kill()
 
 

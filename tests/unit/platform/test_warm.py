@@ -40,11 +40,11 @@ if __name__ == "__main__":
 class Server:
     """What programs are forked from, and how they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, module: str = "colorsys", **variables: str) -> None:
         self.path, self.log = str(folder / "warm"), folder / "log"
-        command = [sys.executable, warm.__file__, "serve", self.path, "", "colorsys"]
+        command = [sys.executable, warm.__file__, "serve", self.path, "", module]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log)
+            self.process = subprocess.Popen(command, stderr=log, env=os.environ | variables)
         while not Path(self.path).exists():
             time.sleep(0.01)
 
@@ -97,6 +97,23 @@ def test_who_asked_and_what_was_forked_end_together(server: Server, sent: signal
     client, program = server.begin("-c", WAITS)
     program.send_signal(sent)
     assert client.wait(10) == 128 + sent
+
+
+def test_it_can_have_a_title_of_its_own_by_which_a_watchdog_knows_it(server: Server):
+    _, program = server.begin("-c", "import setproctitle; setproctitle.setproctitle('VLLM::Own'); " + WAITS)
+    assert program.cmdline()[0].strip() == "VLLM::Own"
+    program.kill()
+
+
+def test_imports_that_start_threads_are_refused_and_programs_begin_as_ever(tmp_path: Path):
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()"
+    )
+    server = Server(tmp_path, "threaded", PYTHONPATH=str(tmp_path))
+    for _ in range(2):
+        assert server.ask("-c", SEEN, env=os.environ | {"PYTHONPATH": str(tmp_path)}).stdout.startswith("False")
+    assert server.process.wait(10) == 1
+    assert "imports have started threads" in server.log.read_text()
 
 
 def test_without_its_server_a_program_goes_on(server: Server):
