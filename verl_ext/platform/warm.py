@@ -239,6 +239,7 @@ def become(asked: dict[str, Any], environment: dict[str, str]) -> None:
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # Python's own does so by itself
     first, *others = asked["arguments"]
+    sys.orig_argv = [sys.executable, first, *others]
     main = sys.modules["__main__"] = ModuleType("__main__")
     if first == "-c":
         code, *others = others

@@ -16,6 +16,7 @@ from verl_ext.platform.warm_workers import python_of, torchs_openmp, warm_worker
 
 pytestmark = pytest.mark.timeout(60)
 SEEN = 'import os, sys; print("colorsys" in sys.modules, os.getpid(), os.getppid(), sys.argv, flush=True)'
+ASKED = "import sys; print(sys.orig_argv[1:])"
 WAITS = SEEN + "; import time; time.sleep(60)"
 HEARD = "import os, sys; sys.stdout.write(os.environ['OWN'] + os.getcwd() + sys.stdin.read()); sys.exit(3)"
 SPAWNS = """
@@ -73,6 +74,7 @@ def test_a_program_finds_what_was_imported_and_is_itself(server: Server, tmp_pat
         imported, _, parent, said = server.ask(*arguments).stdout.split(" ", 3)
         assert (imported, int(parent)) == ("True", server.process.pid)
         assert argv in said
+    assert server.ask("-c", ASKED, "--flag").stdout == f"{['-c', ASKED, '--flag']}\n"
 
 
 def test_it_has_the_environment_folder_and_files_of_who_asked_and_they_its_status(server: Server, tmp_path: Path):
