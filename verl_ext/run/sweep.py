@@ -18,7 +18,8 @@ from pathlib import Path
 
 MARK = "VERL_OPD_RUN"
 """Environment variable of every process of a run, with a value of its own."""
-LOOK_S = 10.0  # between looks at which shared memory the run has mapped
+LOOK_S = 10.0  # between looks at which shared memory the run has mapped, where none is new
+NEW_S = 0.5  # between looks at whether any is
 END_S = 20.0  # for killed processes to be gone
 LOG_BYTES = 64 * 2**20
 """Of all logs that are kept, about: each file's end, in equal shares."""
@@ -88,10 +89,13 @@ def remove(path: Path) -> None:
 
 def main(mark: str, folder: Path, logs: Path) -> None:
     mapped: set[str] = set()
-    ended = False
+    known, next_look, ended = set(), 0.0, False
     while not ended:
-        mapped |= segments(marked(mark))
-        ended = bool(select.select([sys.stdin], [], [], LOOK_S)[0])  # nobody writes there, so it is the pipe's end
+        there = set(os.listdir(SHARED_MEMORY))
+        if there - known or time.monotonic() > next_look:
+            mapped |= segments(marked(mark))
+            known, next_look = there, time.monotonic() + LOOK_S
+        ended = bool(select.select([sys.stdin], [], [], NEW_S)[0])  # nobody writes there, so it is the pipe's end
     mapped |= segments(marked(mark))
     with contextlib.suppress(OSError):  # the run's folder is gone, or cannot be written: what follows is still done
         keep_logs(logs)

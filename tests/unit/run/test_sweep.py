@@ -28,13 +28,16 @@ time.sleep(60)
     child.stdout.readline()
     print(os.environ["TMPDIR"], child.pid, *(each.pid for each in __import__("psutil").Process(child.pid).children()))
     sys.stdout.flush()
-    time.sleep(60 if sys.argv[3] == "waits" else 0)
+    time.sleep({"waits": 60, "ends": 0, "loses who mapped it": 1.5}[sys.argv[3]])
+    if sys.argv[3] == "loses who mapped it":
+        child.kill()
+        child.wait()
 """
 
 
-@pytest.mark.parametrize("ending", ["waits", "ends"])
+@pytest.mark.parametrize("ending", ["waits", "ends", "loses who mapped it"])
 def test_nothing_outlives_it(tmp_path: Path, ending: str):
-    segment = Path(f"/dev/shm/verl-opd-test-{os.getpid()}-{ending}")
+    segment = Path(f"/dev/shm/verl-opd-test-{os.getpid()}-{ending.split()[0]}")
     command = [sys.executable, "-c", SESSION, str(tmp_path / "logs"), segment.name, ending]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
