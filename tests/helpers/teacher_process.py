@@ -5,6 +5,7 @@ Run as `sglang.launch_server` would be; `python_for` writes the interpreter that
 
 import http.server
 import json
+import mmap
 import sys
 from pathlib import Path
 
@@ -34,8 +35,16 @@ def python_for(folder: Path) -> str:
     return str(script)
 
 
+def segment_of(port: int | str) -> Path:
+    """The shared memory of the server at a port."""
+    return Path(f"/dev/shm/verl-opd-test-{port}")
+
+
 if __name__ == "__main__":
     words = sys.argv[1:]
     host, port = (words[words.index(name) + 1] for name in ("--host", "--port"))
+    with open(segment_of(port), "w+b") as segment:  # as SGLang's load snapshot
+        segment.truncate(4096)
+        mapped = mmap.mmap(segment.fileno(), 4096)
     print("serving", " ".join(words), flush=True)
     http.server.ThreadingHTTPServer((host, int(port)), Handler).serve_forever()

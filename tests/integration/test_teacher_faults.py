@@ -19,9 +19,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.arms.faulty_proxy import FAULTS, above_zero, proxy
+from verl_ext.run.sweep import group_members
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
-from verl_ext.teacher.server.process import ManagedServer, group_members
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherError
 
 torch.set_num_threads(1)

@@ -20,10 +20,11 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
+from verl_ext.run.sweep import group_members
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.actor import ManagedTeacher, with_absolute_paths
-from verl_ext.teacher.server.process import ManagedServer, group_members
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.types import Score, ScoreRequest, TeacherResponseError
 
 torch.set_num_threads(1)  # the server needs the other core

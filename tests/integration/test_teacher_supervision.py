@@ -16,10 +16,11 @@ import pytest
 import ray
 
 from verl_ext.run.ray_session import as_actor
+from verl_ext.run.sweep import group_members
 from verl_ext.teacher.client.pool import TeacherPool
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.actor import ManagedTeacher, with_absolute_paths
-from verl_ext.teacher.server.process import ManagedServer, group_members
+from verl_ext.teacher.server.process import ManagedServer
 from verl_ext.teacher.server.prometheus import MetricsServer
 from verl_ext.teacher.server.supervisor import Supervisor
 from verl_ext.teacher.types import Score, ScoreRequest

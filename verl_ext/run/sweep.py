@@ -49,6 +49,25 @@ def segments(pids: list[int]) -> set[str]:
     return found
 
 
+def free(mapped: set[str]) -> None:
+    """Remove what nobody has mapped any more."""
+    for name in mapped - segments([int(each.name) for each in Path("/proc").glob("[0-9]*")]):
+        Path(name).unlink(missing_ok=True)
+
+
+def group_members(group: int) -> list[int]:
+    """Ids of the living processes of a process group (zombies left out: only their parent can end them)."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended while we looked
+        if fields[0] != "Z" and int(fields[2]) == group:
+            members.append(int(stat.parent.name))
+    return members
+
+
 def kill(mark: str) -> None:
     """Until none is left: one that is being started may start another."""
     deadline = time.monotonic() + END_S
@@ -100,9 +119,7 @@ def main(mark: str, folder: Path, logs: Path) -> None:
     with contextlib.suppress(OSError):  # the run's folder is gone, or cannot be written: what follows is still done
         keep_logs(logs)
     kill(mark)
-    still_used = segments([int(each.name) for each in Path("/proc").glob("[0-9]*")])
-    for name in mapped - still_used:
-        Path(name).unlink(missing_ok=True)
+    free(mapped)
     shutil.rmtree(folder, ignore_errors=True)
 
 

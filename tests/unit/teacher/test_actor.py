@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ray
-from teacher_process import python_for
+from teacher_process import python_for, segment_of
 
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.server.actor import ManagedTeacher, with_absolute_paths
@@ -45,7 +45,10 @@ def test_a_teacher_says_its_address_at_once_answers_later_and_is_gone_when_stopp
     assert "sglang:x 3.0" in get(f"{url}/metrics")
     words = (tmp_path / "teacher.log").read_text().split()
     assert words[words.index("--model-path") + 1] == str(tmp_path)
+    shared = segment_of(url.rpartition(":")[2])
+    assert shared.exists()
     teacher.stop()
+    assert not shared.exists()
     assert teacher.status().state == "down"
     with pytest.raises(OSError, match="refused"):
         get(f"{url}/metrics")

@@ -1,4 +1,4 @@
-"""What a guarded command leaves when its parent is killed: no process, no temporary file."""
+"""What a guarded command leaves when its parent is killed: no process, no shared memory, no temporary file."""
 
 import os
 import subprocess
@@ -12,14 +12,24 @@ from verl_ext.teacher.server import guard
 
 PARENT = """
 import os, subprocess, sys, time
-guarded = [sys.executable, "-I", sys.argv[1], str(os.getpid()), "", "sleep", "60"]
+guarded = [sys.executable, "-I", sys.argv[1], str(os.getpid()), "", sys.executable, "-c", sys.argv[3], sys.argv[4]]
 child = subprocess.Popen(guarded, env=os.environ | {"TMPDIR": sys.argv[2]}, start_new_session=True)
 print(child.pid, flush=True)
 time.sleep(60)
 """
 
 
-def test_a_killed_parent_takes_command_and_folder_with_it(tmp_path: Path):
+MAPS = """
+import mmap, sys, time
+with open(sys.argv[1], "w+b") as segment:
+    segment.truncate(4096)
+    mapped = mmap.mmap(segment.fileno(), 4096)
+time.sleep(60)
+"""
+
+
+def test_a_killed_parent_takes_command_folder_and_shared_memory_with_it(tmp_path: Path):
+    segment = Path(f"/dev/shm/verl-opd-test-{os.getpid()}-guard")
     folder, other = tmp_path / f"{guard.TEMPORARY}1", tmp_path / "another"
     for each in (folder, other):
         each.mkdir()
@@ -27,10 +37,14 @@ def test_a_killed_parent_takes_command_and_folder_with_it(tmp_path: Path):
     groups = []
     for each in (folder, other):
         parent = subprocess.Popen(
-            [sys.executable, "-c", PARENT, guard.__file__, str(each)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", PARENT, guard.__file__, str(each), MAPS, str(segment)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert parent.stdout is not None
         groups.append(int(parent.stdout.readline()))
+        while not segment.exists():
+            time.sleep(0.02)
         parent.kill()
         parent.wait()
     deadline = time.monotonic() + 10
@@ -38,6 +52,7 @@ def test_a_killed_parent_takes_command_and_folder_with_it(tmp_path: Path):
         time.sleep(0.05)
     assert not any(map(alive, groups))
     assert not folder.exists()
+    assert not segment.exists()
     assert (other / "socket").exists()  # not a folder of a server's own
 
 

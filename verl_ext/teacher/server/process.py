@@ -21,6 +21,7 @@ from types import TracebackType
 
 from verl_ext.run.api_key import api_key, bearer_header
 from verl_ext.run.replies import SETTINGS_BYTES
+from verl_ext.run.sweep import free, group_members, segments
 from verl_ext.teacher.client.protocol import Span
 from verl_ext.teacher.config import TeacherConfig
 from verl_ext.teacher.engines.known import engine_of
@@ -183,17 +184,20 @@ class ManagedServer:
     def stop(self) -> None:
         """Kill every process of the server. Safe to call twice.
 
-        SIGKILL at once: a scoring server holds nothing worth saving, and the engine's own shutdown takes seconds.
+        SIGKILL at once: a scoring server holds nothing worth saving, and the engine's own shutdown takes seconds. Its
+        shared memory, which only that shutdown would remove, is removed here.
         """
         atexit.unregister(self.stop)
         if self._process is not None:
             group = self._process.pid
+            mapped = segments(group_members(group))
             with contextlib.suppress(ProcessLookupError):  # it ended by itself
                 os.killpg(group, signal.SIGKILL)
             self._process.wait(STOP_TIMEOUT_S)
             deadline = time.monotonic() + STOP_TIMEOUT_S
             while group_members(group) and time.monotonic() < deadline:
                 time.sleep(0.05)
+            free(mapped)
             self._process = None
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -205,19 +209,6 @@ class ManagedServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.stop()
-
-
-def group_members(group: int) -> list[int]:
-    """Ids of the living processes of a process group (zombies left out: only their parent can end them)."""
-    members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended while we looked
-        if fields[0] != "Z" and int(fields[2]) == group:
-            members.append(int(stat.parent.name))
-    return members
 
 
 def _claim_port(host: str, port: int) -> int:
