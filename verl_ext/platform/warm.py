@@ -35,6 +35,8 @@ ALONE = {"OPENBLAS_NUM_THREADS": "1"}
 PR_SET_PDEATHSIG = 1
 START_S = 120.0
 """For the imports. Who waits longer begins by itself."""
+ASK_S = 10.0
+"""For a request to arrive as a whole."""
 HIGH = 512
 """File descriptors from here on are free for a while in a process that was just forked."""
 
@@ -166,14 +168,14 @@ class Server:
             clients = {client.fileno(): end for end, (_, client) in self.children.items()}
             for number in (self.listener.fileno(), *self.children, *clients):
                 waiting.register(number, select.POLLIN)
-            for number, _ in waiting.poll():
-                if number in self.children:
-                    self.report(number)
-                elif number in clients and clients[number] in self.children:
-                    os.kill(self.children[clients[number]][0], signal.SIGKILL)  # who asked for it is gone
-                    self.report(clients[number])
-                elif number == self.listener.fileno() and (asked := self.fork()):
-                    return asked
+            number, _ = waiting.poll()[0]  # one alone: what it does may give another's number anew
+            if number in self.children:
+                self.report(number)
+            elif number in clients:
+                os.kill(self.children[clients[number]][0], signal.SIGKILL)  # who asked for it is gone
+                self.report(clients[number])
+            elif asked := self.fork():
+                return asked
 
     def fork(self) -> dict[str, Any] | None:
         if (asked := request_of(self.listener)) is None:
@@ -191,7 +193,7 @@ class Server:
             with contextlib.suppress(OSError):
                 client.sendall(str(pid).encode())
         else:
-            other = ", ".join(sorted({name for name, _ in found.items() ^ self.environment.items()}))
+            other = ", ".join(sorted({name for name, _ in found.items() ^ self.environment.items()})) or PRELOAD
             os.write(2, f"{asked['arguments'][:2]} has an environment of its own: {other}\n".encode())  # into a log
             client.close()
         for descriptor in descriptors:
@@ -209,6 +211,7 @@ class Server:
 def request_of(listener: socket.socket) -> dict[str, Any] | None:
     """What a client asks for, who it is, and its descriptors; None where it is gone."""
     client, _ = listener.accept()
+    client.settimeout(ASK_S)
     try:
         size, descriptors, _, _ = socket.recv_fds(client, 4, 250)
         body, wanted = b"", int.from_bytes(size, "big")
@@ -217,6 +220,7 @@ def request_of(listener: socket.socket) -> dict[str, Any] | None:
             if not more:
                 raise EOFError
             body += more
+        client.settimeout(None)
         return json.loads(body) | {"client": client, "descriptors": descriptors}
     except (OSError, ValueError, EOFError):
         client.close()
