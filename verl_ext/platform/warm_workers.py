@@ -52,7 +52,7 @@ def warm_workers(ray_init: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             yield ray_init | {"runtime_env": runtime_env | {"py_executable": shlex.join(python_of(str(path)))}}
         finally:
-            if server.poll() is not None:
+            if (server.poll() or 0) > 0:  # by itself: Ray, which ends first, kills what it finds here
                 said = path.with_suffix(".log").read_text(errors="replace").strip().splitlines() or ["no word"]
                 print(f"the run's processes were not forked, or not all: {said[-1]}")
             server.kill()

@@ -25,6 +25,7 @@ LOG_BYTES = 64 * 2**20
 """Of all logs that are kept, about: each file's end, in equal shares."""
 SMALLEST_SHARE = 64 * 2**10
 SHARED_MEMORY = Path("/dev/shm")
+WEIGHTS, BEING_MADE_S = "verl_weights_*", 2.0
 SEGMENT = re.compile(rb"\s(/dev/shm/[^\n]+)$", re.MULTILINE)
 DELETED = b" (deleted)"
 
@@ -46,6 +47,17 @@ def segments(pids: list[int]) -> set[str]:
         with contextlib.suppress(OSError):
             names = SEGMENT.findall(Path(f"/proc/{pid}/maps").read_bytes())
             found |= {os.fsdecode(name) for name in names if not name.endswith(DELETED)}
+    return found
+
+
+def weights_on_no_way() -> set[str]:
+    """verl's segments of new weights, one a sync, that are not just being made; no look need have seen them."""
+    found = set()
+    for file in SHARED_MEMORY.glob(WEIGHTS):
+        with contextlib.suppress(FileNotFoundError):
+            about = file.stat()
+            if about.st_uid == os.getuid() and time.time() - about.st_mtime > BEING_MADE_S:
+                found.add(str(file))
     return found
 
 
@@ -119,7 +131,7 @@ def main(mark: str, folder: Path, logs: Path) -> None:
     with contextlib.suppress(OSError):  # the run's folder is gone, or cannot be written: what follows is still done
         keep_logs(logs)
     kill(mark)
-    free(mapped)
+    free(mapped | weights_on_no_way())
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 """A process that is forked instead of started is the same program, and lives and ends as it."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from verl_ext.platform import warm
+from verl_ext.platform import warm_workers as warm_workers_module
 from verl_ext.platform.warm_workers import python_of, torchs_openmp, warm_workers
 
 pytestmark = pytest.mark.timeout(60)
@@ -142,6 +144,21 @@ def test_elsewhere_ray_starts_its_workers_as_ever(runtime_env):
     ray_init = {"runtime_env": runtime_env}
     with warm_workers(ray_init) as same:
         assert same is ray_init
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"), [(("colorsys",), ""), (("no_such_module",), "not forked, or not all: Mod")]
+)
+def test_a_server_that_ended_by_itself_is_spoken_of(tmp_path: Path, monkeypatch, capsys, modules, said):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(warm_workers_module, "MODULES", modules)
+    with warm_workers({"runtime_env": {"env_vars": {"VERL_PLATFORM": "cpu"}}}) as ray_init:
+        words = [*shlex.split(ray_init["runtime_env"]["py_executable"]), "-c", SEEN]
+        while not (tmp_path / "warm").exists():
+            time.sleep(0.01)
+        found = [subprocess.run(words, text=True, capture_output=True, check=True).stdout for _ in range(2)]
+        assert [each.split(" ")[0] for each in found] == ["False", str(not said)]
+    assert (said in capsys.readouterr().out) if said else capsys.readouterr().out == ""
 
 
 def test_torchs_openmp_is_found():

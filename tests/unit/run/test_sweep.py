@@ -1,5 +1,6 @@
 """What a killed process leaves behind, and what a session that ended in order does: nothing but its logs."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -53,6 +54,20 @@ def test_nothing_outlives_it(tmp_path: Path, ending: str):
     assert not Path(folder).exists()
     assert not segment.exists()
     assert not [pid for pid in map(int, pids) if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+
+
+def test_weights_that_a_killed_sync_left_are_gone_and_those_of_another_run_are_not(tmp_path: Path):
+    left, mapped = (Path(f"/dev/shm/verl_weights_test_{os.getpid()}_{name}") for name in ("left", "mapped"))
+    for each in (left, mapped):
+        each.write_bytes(bytes(4096))
+        os.utime(each, (0, 0))
+    try:
+        with mapped.open("r+b") as file, mmap.mmap(file.fileno(), 4096), swept(tmp_path / "logs"):
+            pass
+        assert not left.exists()
+        assert mapped.exists()
+    finally:
+        mapped.unlink()
 
 
 def test_logs_are_kept_as_a_folder_and_a_long_one_says_what_is_left_out(tmp_path: Path, monkeypatch):
