@@ -1,6 +1,8 @@
 """verl 0.9.1's reward workers, which run code that comes with a student; ours do where that was allowed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,6 @@ from verl.experimental.reward_loop import RewardLoopWorker as theirs
 from verl.experimental.reward_loop import reward_loop
 from verl.utils import hf_tokenizer
 
-from verl_ext.trainer import trainer as trainer  # as in a run
 from verl_ext.trainer.reward_workers import RewardLoopWorker as ours
 
 CODE = """
@@ -20,6 +21,13 @@ from transformers import PreTrainedTokenizerFast
 Path({mark!r}).touch()
 class Own(PreTrainedTokenizerFast):
     pass
+"""
+
+
+IN_A_RUN = """
+import verl_ext.trainer.trainer  # as the process does that makes verl's manager
+from verl.experimental.reward_loop import reward_loop
+assert reward_loop.RewardLoopWorker.__module__ == "verl_ext.trainer.reward_workers"
 """
 
 
@@ -51,7 +59,7 @@ def test_verls_still_does(student: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_verls_manager_starts_ours():
-    assert reward_loop.RewardLoopWorker is ours
+    subprocess.run([sys.executable, "-c", IN_A_RUN], check=True)
     assert "ray.remote(RewardLoopWorker)" in Path(reward_loop.__file__).read_text()
     assert parameters(ours._init_reward_fn) == parameters(theirs._init_reward_fn)
 
