@@ -59,6 +59,20 @@ def test_the_first_distribution_that_is_there_counts() -> None:
     assert version_of_engine(sys.executable, "vllm") == version("vllm")
 
 
+def test_a_script_that_stands_for_python_may_bring_its_own_path(tmp_path: Path, monkeypatch) -> None:
+    """As tests/gpu/teacher_python.sh; and the trainer's own path says nothing of the teacher's."""
+    for owner, number in (("teachers", "7.8"), ("trainers", "1.2")):
+        (tmp_path / owner / f"sglang-{number}.dist-info").mkdir(parents=True)
+        (tmp_path / owner / f"sglang-{number}.dist-info/METADATA").write_text(f"Name: sglang\nVersion: {number}\n")
+    script = tmp_path / "python.sh"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/teachers exec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "trainers"))
+    assert version_of_engine(str(script), "sglang") == "7.8"
+    with pytest.raises(ValueError, match=r"cannot tell its SGLang's version"):
+        version_of_engine(sys.executable, "sglang")
+
+
 def test_a_model_that_is_not_here(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"teacher\.model_path: nobody/nothing is neither a folder nor"):
         model_folder(TeacherConfig(model_path="nobody/nothing"))

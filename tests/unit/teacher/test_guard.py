@@ -10,9 +10,10 @@ import psutil
 
 from verl_ext.teacher.server import guard
 
+# -S: without what is installed, as where our package is on PYTHONPATH alone.
 PARENT = """
 import os, subprocess, sys, time
-guarded = [sys.executable, "-I", sys.argv[1], str(os.getpid()), "", sys.executable, "-c", sys.argv[3], sys.argv[4]]
+guarded = [sys.executable, "-IS", sys.argv[1], str(os.getpid()), "", sys.executable, "-c", sys.argv[3], sys.argv[4]]
 child = subprocess.Popen(guarded, env=os.environ | {"TMPDIR": sys.argv[2]}, start_new_session=True)
 print(child.pid, flush=True)
 time.sleep(60)

@@ -15,8 +15,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from verl_ext.run.sweep import free, group_members, segments
+sys.path.insert(0, str(Path(__file__).parents[3]))  # -I leaves it out, and a checkout on PYTHONPATH is not installed
+
+from verl_ext.run.sweep import free, group_members, segments  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.5

@@ -6,6 +6,7 @@ Made here of a model's files; `identity.py` has external servers, `probe_record.
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from verl_ext.teacher.engines.known import engine_of
 
 ID_LENGTH = 16  # hex digits: 64 bits, for a handful of teachers
 VERSION_TIMEOUT_S = 60.0
+TRAINERS = ("PYTHONPATH", "PYTHONHOME")
 VERSION = """
 import importlib.metadata as m, sys
 for name in sys.argv[1:]:
@@ -97,9 +99,13 @@ def version_of_engine(python: str, name: str) -> str:
         ValueError: if it has none or does not answer within a minute.
     """
     engine = engine_of(name)
-    command = [str(Path(python).expanduser()), "-I", "-c", VERSION, *engine.packages]
+    command = [str(Path(python).expanduser()), "-c", VERSION, *engine.packages]
+    # As the server runs: without the trainer's path. A script may stand for `python` and set one of its own (no -I).
+    environment = {name: value for name, value in os.environ.items() if name not in TRAINERS} | {"PYTHONSAFEPATH": "1"}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=True)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=True, env=environment
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise ValueError(
             f"teacher.python: {python} cannot tell its {engine.title}'s version ({type(error).__name__}); "
