@@ -81,12 +81,12 @@ def train(config: DictConfig, started: float) -> None:
             console.stage(doors)
         mark_stage(run_dir, "Ray is up")
         teachers, worker_config = start_teachers(config)
-        if any(teacher.share_device for teacher in teachers_of(config).values()):
-            ray.get(list(teachers))  # its memory is taken before trainer and vLLM measure what is free
+        shared = any(teacher.share_device for teacher in teachers_of(config).values())
         OmegaConf.resolve(worker_config)  # resolvers of ours are known to this process alone
         runner = as_actor(Runner).options(scheduling_strategy=here()).remote()
         with watchdog:
-            follow(config, Run(console, watchdog, teachers, runner, runner.run.remote(worker_config)), stop)
+            training = runner.run.remote(worker_config, list(teachers) if shared else [])
+            follow(config, Run(console, watchdog, teachers, runner, training), stop)
         console.update()
     if config.actor_rollout_ref.model.lora_rank and config.trainer.save_freq > 0:
         from verl_ext.student.export import export_what_is_missing  # seconds to import, which nothing waits for here

@@ -18,8 +18,11 @@ FP32_BYTES = 4  # what a tensor takes at most on its way
 class Runner:
     """verl's task runner in a process of its own, with our trainer registered."""
 
-    def run(self, config: Any) -> str | None:
+    def run(self, config: Any, before: list[Any]) -> str | None:
         """Train to the end; returns when the last checkpoint is written, with what was saved where it was stopped.
+
+        `before`: references that are ready when those have their memory who share the trainer's device; only then do
+        trainer and vLLM measure what is free.
 
         Raises:
             RuntimeError: if verl did not load the platform that `config.platform` names.
@@ -49,6 +52,7 @@ class Runner:
             validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
             queue.result()
             RolloutReplicaRegistry.register("vllm", beside.submit(start_engines, config).result)
+            ray.get(before)
             try:
                 plain_class(TaskRunnerV1)().run(config)
             except StopAsked as stopped:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from verl.utils import tensordict_utils as tu
-from verl.workers.engine import EngineRegistry
+from verl.workers.engine import EngineRegistry, base
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_ext.trainer import engine
@@ -117,11 +117,15 @@ def test_an_answer_sees_its_prompt_and_itself_and_padding_sees_itself():
     assert seen[1] == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 3), (4, 4)]
 
 
-def test_verl_takes_it_by_vendor(monkeypatch):
-    monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
-    monkeypatch.setenv("VERL_ENGINE_VENDOR", engine.VENDOR)
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize("update", ["full", "lora", "qlora"])
+def test_every_platform_takes_it(platform, update, compose_run, monkeypatch):
+    """The driver counts by what it says of an update; verl's says nothing."""
+    environment = compose_run(f"platform={platform}", f"update={update}").ray_kwargs.ray_init.runtime_env.env_vars
+    monkeypatch.setattr(base, "get_device_name", lambda: platform)
+    monkeypatch.setattr(base, "get_vendor", lambda: "nvidia")
+    for name in ("VERL_ENGINE_DEVICE", "VERL_ENGINE_VENDOR"):
+        monkeypatch.delenv(name, raising=False)
+        if name in environment:
+            monkeypatch.setenv(name, environment[name])
     assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is engine.SharedPromptEngine
-
-
-def test_the_cpu_asks_for_it(run_config):
-    assert run_config.ray_kwargs.ray_init.runtime_env.env_vars.VERL_ENGINE_VENDOR == engine.VENDOR

@@ -46,8 +46,8 @@ class Cluster:
         assert own_ray
         return self.processes.pop(0) if len(self.processes) > 1 else self.processes[0]
 
-    def start_training(self, config: Any) -> str:
-        self.given = config
+    def start_training(self, config: Any, before: list[str]) -> str:
+        self.given, self.waited_for = config, before
         return TRAINING
 
     def wait(self, pending: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
@@ -58,9 +58,6 @@ class Cluster:
     def get(self, reference: Any) -> str | None:
         if isinstance(reference, Exception):
             raise reference
-        if isinstance(reference, list):
-            assert self.given is None  # the trainer has not started
-            self.waited_for = reference
         return self.saved if reference == TRAINING else "http://127.0.0.1:9"
 
     def session(self, ray_init: dict, _: Path, workers: Any) -> contextlib.AbstractContextManager:
@@ -239,10 +236,11 @@ def test_a_signal_waits_for_the_trainer_to_save_its_step(run, tmp_path, capsys):
     assert json.loads((tmp_path / "stages.jsonl").read_text().splitlines()[-1])["stage"] == "stopped by SIGTERM"
 
 
-def test_a_teacher_on_the_trainers_device_is_up_before_the_trainer_starts(run):
+def test_a_trainer_waits_for_the_teacher_on_its_device_while_the_run_is_followed(run, capsys):
     cluster = Cluster(lambda: TEACHER, lambda: TRAINING)
     run(cluster, "platform=cuda", "teacher.share_device=true")
     assert cluster.waited_for == [TEACHER]
+    assert "the teacher default answers log-prob requests at" in capsys.readouterr().out
 
 
 def test_a_cluster_that_other_machines_reach_is_warned_about(run, capsys):

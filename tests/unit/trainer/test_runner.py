@@ -52,13 +52,13 @@ def started(monkeypatch) -> list:
 def test_a_buffer_on_a_gpu_sees_those_that_ray_hides(config, started, monkeypatch, device, hidden, left):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     config.replay = {"share": 0.5, "device": device}
-    plain_class(Runner)().run(config)
+    plain_class(Runner)().run(config, [])
     assert started[1] is config
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == left
 
 
 def test_verl_is_started_with_our_trainer_on_the_platform_that_was_asked_for(config, started, tmp_path):
-    plain_class(Runner)().run(config)
+    plain_class(Runner)().run(config, [])
     assert isinstance(router.get_router_handle({"a": None}), OnlyServer)  # as verl makes its load balancer
     assert started[0] == "cpu"
     assert started[1] is config
@@ -68,17 +68,23 @@ def test_verl_is_started_with_our_trainer_on_the_platform_that_was_asked_for(con
     assert not need_reference_policy(config)
 
 
+def test_verl_waits_for_those_who_share_its_device(config, started, monkeypatch):
+    monkeypatch.setattr(runner.ray, "get", started.append)
+    plain_class(Runner)().run(config, ["teacher is ready"])
+    assert started == ["cpu", ["teacher is ready"], config]
+
+
 def test_verls_own_checks_run_first(config, started):
     config.actor_rollout_ref.actor.ppo_mini_batch_size = 3  # does not divide the batch of 2
     with pytest.raises((ValueError, AssertionError)):
-        plain_class(Runner)().run(config)
+        plain_class(Runner)().run(config, [])
     assert started == ["cpu"]
 
 
 def test_a_contradicting_method_is_refused_before_verl_starts(config, started):
     config.method.student_logprobs = "old"
     with pytest.raises(ValueError, match=r"^method\.student_logprobs=old"):
-        plain_class(Runner)().run(config)
+        plain_class(Runner)().run(config, [])
     assert started == ["cpu"]
 
 
@@ -86,7 +92,7 @@ def test_the_reference_model_gets_what_verl_asks_of_one(config, started):
     config.trainer.device = "cuda"
     config.method.guards.reference_kl_coef = 0.5
     config.actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu = 7
-    plain_class(Runner)().run(config)
+    plain_class(Runner)().run(config, [])
     assert need_reference_policy(started[1])
     assert started[1].algorithm.kl_ctrl.kl_coef == 0
     assert started[1].actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu == 7
