@@ -43,6 +43,16 @@ def test_verl_starts_our_server_in_place_of_its_own(composed_config, monkeypatch
     assert "self.server_class.options(" in inspect.getsource(vLLMReplica.launch_servers)
 
 
+def test_an_engine_that_compiles_nothing_is_forked(monkeypatch):
+    forked = []
+    monkeypatch.setattr(vLLMHttpServer, "__init__", lambda self, config: setattr(self, "config", config))
+    monkeypatch.setattr(sampler, "spawn_warm", lambda: forked.append("spawned from now on"))
+    for eager in (False, True):
+        server = sampler.FinishReasonServer(SimpleNamespace(enforce_eager=eager))
+        assert server.config.enforce_eager is eager  # what verl's own sets, which we read
+        assert len(forked) == eager
+
+
 def test_the_server_that_is_started_early_is_the_one_that_verl_asks_for():
     source = inspect.getsource(vLLMReplica.launch_servers)
     for words in (

@@ -11,7 +11,8 @@ and vLLM looks again only after 5 s; here after 10 ms.
 
 On a CPU vLLM spawns the worker below its engine, which imports for seconds what the engine has imported. Here it is
 forked, as vLLM's are elsewhere: the engine's process has used no thread pool by then. And before the first sample
-vLLM has a C++ compiler make one line faster, which takes longer than the line ever will.
+vLLM has a C++ compiler make one line faster, which takes longer than the line ever will. How requests with a seed are
+sampled: vllm_draws.py.
 """
 
 import functools
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 from typing import Any
 
+from verl_ext.platform.vllm_draws import draw_one_number_a_token
 from verl_ext.platform.vllm_prompts import base_logits_of_prompts, rows_without_adapter_stay_so
 
 RECHECK_MS = 10
@@ -32,6 +34,7 @@ def load() -> None:
         keep_weights_unpacked()
         sleep_when_idle()
         count_ranks_uncompiled()
+        draw_one_number_a_token()
         fork_workers()
 
 
