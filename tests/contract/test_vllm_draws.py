@@ -60,7 +60,7 @@ def test_what_is_returned_is_vllms(forward):
 
 
 def test_requests_without_a_seed_go_vllms_way(forward, monkeypatch):
-    monkeypatch.setattr(ops, "compiled_random_sample", lambda logits: "vLLM's")
+    monkeypatch.setattr(ops, "compiled_random_sample", lambda _: "vLLM's")
     assert forward(torch.zeros(2, 4), seeded(1))[0] == "vLLM's"
 
 

@@ -1,8 +1,8 @@
 """One random number a sampled token, for requests with a seed of their own on a CPU.
 
-vLLM samples by the smallest of exponential numbers over probabilities, which a GPU draws at once. On a CPU it draws one
-for every token of the vocabulary, twice, from a request's own generator: half of the time of sampling with 32,000 tokens.
-The inverse of the cumulative distribution takes one uniform number and gives the same distribution.
+vLLM takes the largest of probabilities over exponential numbers, which a GPU draws at once. On a CPU it draws one for
+every token of the vocabulary, twice: half of the time of sampling with 32,000 tokens. The inverse of the cumulative
+distribution takes one uniform number and gives the same distribution.
 """
 
 from collections.abc import Mapping

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # -I leaves it out, and a checkout on PYTHONPATH is not installed
 
-from verl_ext.run.sweep import free, group_members, segments  # noqa: E402
+from verl_ext.run.sweep import free, group_members, segments
 
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.5
