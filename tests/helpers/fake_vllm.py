@@ -69,10 +69,6 @@ class FakeVLLM(FakeSGLang):
             return outcome
         return web.json_response({"id": "cmpl-1", "choices": choices, "usage": {"prompt_tokens": 7}})
 
-    @property
-    def sequences(self) -> list[list[int]]:
-        raise NotImplementedError  # every body is `prompt` here
-
 
 def entry(logprob: float, rank: int) -> dict[str, Any]:
     return {"logprob": logprob, "rank": rank, "decoded_token": "ot"}

