@@ -2,12 +2,13 @@
 
     python -m benchmarks.method_ablation --arms reverse_kl,forward_kl --json ablation.json
 
-One teacher server answers all arms. About 2 minutes an arm on two quiet cores. An arm whose result is in `--out` is not
-run again.
+One teacher server answers all arms. About a minute an arm and seed on two quiet cores. An arm whose result is in `--out`
+is not run again. Of several seeds the table and the bars show the mean, and the steps to the target of each.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -117,8 +118,8 @@ def teacher_answers(out: Path) -> Path:
     return file
 
 
-def result_file(name: str, out: Path, steps: int) -> Path:
-    return out / f"{name}-{steps}.json"
+def result_file(name: str, out: Path, steps: int, seed: int) -> Path:
+    return out / f"{name}-{steps}-{seed}.json"
 
 
 def demo_teacher(out: Path) -> AbstractContextManager[list[str]]:
@@ -129,16 +130,15 @@ def demo_teacher(out: Path) -> AbstractContextManager[list[str]]:
     return shared_teacher(config, out / "teacher.log")
 
 
-def run_arm(name: str, out: Path, steps: int, teacher: Sequence[str]) -> dict[str, Any]:
-    """Metrics of every step of one arm."""
-    validate = ("trainer.test_freq=1", "data.val_batch_size=300", "trainer.resume_mode=disable")
-    folder = out / name
+def run_arm(name: str, out: Path, steps: int, seed: int, teacher: Sequence[str]) -> None:
+    """Train one arm; the metrics of its every step go into its result file."""
+    validate = ("trainer.test_freq=1", "data.val_batch_size=300", "trainer.resume_mode=disable", f"data.seed={seed}")
+    folder = out / f"{name}-{seed}"
     (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was cut off
     arm = [ANSWERS.replace("ANSWERS", str(teacher_answers(out))) if word == ANSWERS else word for word in ARMS[name]]
     rows = launch("recipe.on_policy_distillation", folder, steps, *validate, *teacher, *arm).rows
-    result = {"arm": name, "overrides": list(ARMS[name]), "steps": [of_step(row) for row in rows]}
-    write_json(result_file(name, out, steps), result)
-    return result
+    result = {"arm": name, "seed": seed, "overrides": list(ARMS[name]), "steps": [of_step(row) for row in rows]}
+    write_json(result_file(name, out, steps, seed), result)
 
 
 def of_step(row: dict[str, float]) -> dict[str, float | int | None]:
@@ -156,19 +156,28 @@ def of_step(row: dict[str, float]) -> dict[str, float | int | None]:
     }
 
 
-def summary(result: dict[str, Any], target: float) -> dict[str, Any]:
-    """One line of the table. `target`: the accuracy that counts as learned."""
-    steps = result["steps"]
-    reached = next((row["step"] for row in steps if row["accuracy"] >= target), None)
-    seconds = sorted(row["seconds"] for row in steps)
+def reached(steps: list[dict[str, Any]], target: float) -> tuple[float, float]:
+    """Steps and samples until the accuracy is reached; infinite where it is not."""
+    for number, row in enumerate(steps, 1):
+        if row["accuracy"] >= target:
+            return row["step"], sum(earlier["sampled"] for earlier in steps[:number])
+    return float("inf"), float("inf")
+
+
+def summary(arm: str, of_seeds: list[dict[str, Any]], target: float) -> dict[str, Any]:
+    """One line of the table: means over the seeds. `target`: the accuracy that counts as learned."""
+    seeds = [result["steps"] for result in of_seeds]
+    needed = [reached(steps, target) for steps in seeds]
     return {
-        "arm": result["arm"],
-        "steps_to_target": reached,
-        "samples_to_target": None if reached is None else sum(row["sampled"] for row in steps[:reached]),
-        "best_accuracy": max(row["accuracy"] for row in steps),
-        "final_accuracy": steps[-1]["accuracy"],
-        "final_teacher_kl": steps[-1]["teacher_kl"],
-        "median_seconds": seconds[len(seconds) // 2],
+        "arm": arm,
+        "steps_to_target": statistics.mean(steps for steps, _ in needed),
+        "of_each_seed": ", ".join(f"{steps:g}" for steps, _ in needed),
+        "samples_to_target": statistics.mean(samples for _, samples in needed),
+        "sampled": statistics.mean(sum(row["sampled"] for row in steps) for steps in seeds),
+        "best_accuracy": statistics.mean(max(row["accuracy"] for row in steps) for steps in seeds),
+        "final_accuracy": statistics.mean(steps[-1]["accuracy"] for steps in seeds),
+        "final_teacher_kl": statistics.mean(steps[-1]["teacher_kl"] for steps in seeds),
+        "median_seconds": statistics.median(row["seconds"] for steps in seeds for row in steps),
     }
 
 
@@ -178,7 +187,7 @@ def bars(rows: list[dict[str, Any]], teacher: float) -> list[tuple[str, float, f
     synchronous = next((row["steps_to_target"] for row in rows if row["arm"] == "reverse_kl"), None)
     for row in rows:
         if row["arm"] in PIPELINES and synchronous is not None:
-            later = (row["steps_to_target"] or float("inf")) - synchronous
+            later = row["steps_to_target"] - synchronous
             found.append((f"{row['arm']}_updates_later", later, LAGS[row["arm"]] + 1))
         if row["arm"] in METHODS:
             found.append((f"{row['arm']}_missing", max(0.0, ENOUGH * teacher - row["best_accuracy"]), 0.0))
@@ -190,12 +199,13 @@ def bars(rows: list[dict[str, Any]], teacher: float) -> list[tuple[str, float, f
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="estimators, losses, baselines and controls side by side")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--seeds", default="0", help="of data and samples; each is a run of each arm")
     parser.add_argument("--steps", type=int, default=12, help="training steps of each arm")
     parser.add_argument("--out", type=Path, default=Path("outputs/method_ablation"), help="folder of runs and results")
     parser.add_argument("--plot", type=Path, help="draw the accuracies by step here; the ending chooses the format")
     parser.add_argument("--json", type=Path, help="write the table and the bars here")
     options = parser.parse_args()
-    options.arms = options.arms.split(",")
+    options.arms, options.seeds = options.arms.split(","), [int(seed) for seed in options.seeds.split(",")]
     unknown = [name for name in options.arms if name not in ARMS]
     if unknown:
         parser.error(f"--arms: no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
@@ -207,13 +217,13 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="left" if column == "arm" else "right")
     for row in rows:
-        cells = ("-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
+        cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
         table.add_row(*cells)
     Console(width=140).print(table)
 
 
 def draw(results: list[dict[str, Any]], target: float, file: Path) -> None:
-    """Accuracy by step, the methods left, the controls right."""
+    """Accuracy by step of one seed, the methods left, the controls right."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -237,15 +247,18 @@ def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     teacher = teacher_accuracy(options.out)
-    missing = [name for name in options.arms if not result_file(name, options.out, options.steps).exists()]
+    every = [(name, seed) for seed in options.seeds for name in options.arms]
+    missing = [(name, seed) for name, seed in every if not result_file(name, options.out, options.steps, seed).exists()]
     if missing:
         with demo_teacher(options.out) as overrides:
-            for name in missing:
-                run_arm(name, options.out, options.steps, overrides)
-    results = [json.loads(result_file(name, options.out, options.steps).read_text()) for name in options.arms]
-    rows = [summary(result, ENOUGH * teacher) for result in results]
+            for name, seed in missing:
+                run_arm(name, options.out, options.steps, seed, overrides)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in options.arms}
+    for name, seed in every:
+        results[name].append(json.loads(result_file(name, options.out, options.steps, seed).read_text()))
+    rows = [summary(name, of_seeds, ENOUGH * teacher) for name, of_seeds in results.items()]
     if options.plot:
-        draw(results, ENOUGH * teacher, options.plot)
+        draw([of_seeds[0] for of_seeds in results.values()], ENOUGH * teacher, options.plot)
     show(rows, f"target: {ENOUGH} x the teacher's accuracy of {teacher:.3f}; 32 prompts x 4 samples a step")
     report(rows, bars(rows, teacher), options.json)
 
