@@ -22,6 +22,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_ext.ledger.flops import Work, sequence, shared_prompt
+from verl_ext.method.token_logprobs import token_logprobs
 from verl_ext.trainer.nf4 import NF4, freeze_in_4_bits
 
 Tensor = torch.Tensor
@@ -159,17 +160,22 @@ class SharedPromptEngine(_Engine):
         if "packed" not in output_args:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         packed: SharedPrompts = output_args["packed"]
-        logits_NV = output.logits[packed.rows_N, packed.columns_N].float()
+        columns, vocabulary = output.logits.shape[1:]
+        logits_RV = output.logits.reshape(-1, vocabulary)
+        device = logits_RV.device
+        rows_N = (packed.rows_N * columns + packed.columns_N).to(device)
         temperature = micro_batch["temperature"]
-        if isinstance(temperature, Tensor):
-            temperature = temperature[packed.samples_N, None].float()
-        logprobs_NV = torch.log_softmax(logits_NV / temperature, dim=-1)
-        found = {"log_probs": logprobs_NV.gather(1, packed.labels_N.to(logits_NV.device)[:, None])[:, 0]}
-        if tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False):
+        if isinstance(temperature, Tensor):  # a sample's own; samples of one prompt share the row of its last token
+            logits_RV = logits_RV[rows_N] / temperature[packed.samples_N, None].to(logits_RV.dtype)
+            rows_N, temperature = torch.arange(len(rows_N), device=device), 1.0
+        asked = bool(tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False))
+        labels_N = packed.labels_N.to(device)
+        logprobs_N, entropy_R = token_logprobs(logits_RV, rows_N, labels_N, temperature=temperature, entropy=asked)
+        found = {"log_probs": logprobs_N}
+        if entropy_R is not None:
             # A gradient that the loss multiplies with 0 costs as much as one that it uses.
             used = bool(tu.get_non_tensor_data(micro_batch, "entropy_is_trained", default=True))
-            with torch.set_grad_enabled(used and torch.is_grad_enabled()):
-                found["entropy"] = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+            found["entropy"] = (entropy_R if used else entropy_R.detach())[rows_N]
         input_ids = micro_batch["input_ids"]
         return {key: _whole(value_N, packed.positions_N, input_ids) for key, value_N in found.items()}
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,30 @@ def test_ranks_are_counted_without_a_compiler(monkeypatch):
     monkeypatch.setattr("torch._dynamo.eval_frame.set_eval_frame", None)  # what compiled functions begin with
     logprobs = torch.tensor([[-0.5, -2.0, -1.0], [-3.0, -0.1, -4.0]])
     assert sampler.batched_count_greater_than(logprobs, logprobs[:, 2:]).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(("dtype", "by_onednn"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_a_product_is_onednns_and_of_the_weights_as_they_are(monkeypatch, dtype, by_onednn):
+    import vllm._custom_ops as ops
+    import vllm.model_executor.layers.utils as layers
+
+    for module, name in (
+        *((ops, "_supports_onednn"), (layers, "check_cpu_sgl_kernel")),
+        (layers, "dispatch_cpu_unquantized_gemm"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    vllm_cpu.keep_weights_unpacked()
+    vllm_cpu.multiply_with_onednn()
+    layer: Any = torch.nn.Linear(64, 48, dtype=dtype).requires_grad_(False)
+    layers.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    layer.weight.mul_(3)  # as a weight sync writes
+    x = torch.randn(5, 64, dtype=dtype)
+    with torch.autograd.profiler.profile() as seen:
+        found = layers.cpu_unquantized_gemm(layer, x, layer.weight, layer.bias)
+    torch.testing.assert_close(found, torch.nn.functional.linear(x, layer.weight, layer.bias))
+    assert any("mkldnn::_linear_pointwise" in each.name for each in seen.function_events) == by_onednn
+    alone = layers.cpu_unquantized_gemm(layer, x[0], layer.weight, None)
+    torch.testing.assert_close(alone, x[0] @ layer.weight.T)
 
 
 def test_the_worker_of_an_engine_is_forked_and_the_engine_is_not(monkeypatch):
