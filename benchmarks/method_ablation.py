@@ -2,8 +2,8 @@
 
     python -m benchmarks.method_ablation --arms reverse_kl,forward_kl --json ablation.json
 
-One teacher server answers all arms. About a minute an arm and seed on two quiet cores. An arm whose result is in `--out`
-is not run again. Of several seeds the table and the bars show the mean, and the steps to the target of each.
+One teacher server answers all arms. About a minute an arm and seed on two quiet cores. An arm whose result is in
+`--out` is not run again. Of several seeds the table and the bars show the mean, and the steps to the target of each.
 """
 
 import argparse
