@@ -53,13 +53,20 @@ class VllmSampler:
         `template_kwargs` go to the chat template; None: those of `sampling`.
 
         Raises:
-            ValueError: without vLLM, or if a prompt leaves no room for an answer in the model's context.
+            ValueError: without vLLM or a device for it, or if a prompt leaves the context no room for an answer.
         """
         on_gpu = prepare_engine_environment()
         if importlib.util.find_spec("vllm") is None:
             raise ValueError("vLLM is not installed in this environment: run `make setup`, or serve the model")
         from transformers import AutoConfig
         from vllm import LLM
+        from vllm.platforms import current_platform
+
+        if current_platform.is_unspecified():
+            raise ValueError(
+                "vLLM is installed here for GPUs and finds none: run this where `nvidia-smi` lists one, or install the "
+                "build for CPUs with `make setup`"
+            )
 
         tokenizer = load_tokenizer(model)
         self._sampling = sampling
