@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.checks.context import Context
 from verl_ext.teacher.config import BASE, TeacherConfig
+from verl_ext.teacher.refresh import refresh_of
 from verl_ext.trainer.config import check_method
 
 MOST_LIKELY = 20
@@ -39,9 +40,10 @@ def check_base_teacher(config: DictConfig, teachers: Mapping[str, TeacherConfig]
                 f"teacher.model_path={teacher.model_path}: teacher.mode=base is the student's own base "
                 f"({config.student.path}); leave it out, or set teacher.mode=managed"
             )
+    refresh_of(ours)
     if config.replay.share and any(teacher.refresh_every for teacher in ours):
         raise ValueError(
-            f"replay.share={config.replay.share} with teacher.refresh_every=1: a stored score is that of a teacher "
+            f"replay.share={config.replay.share} with teacher.refresh_every: a stored score is that of a teacher "
             "that has moved on; leave one out"
         )
     most = OmegaConf.select(config, MAX_LOGPROBS) or MOST_LIKELY

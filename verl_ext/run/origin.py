@@ -19,7 +19,7 @@ OFF_POLICY = "file of method.off_policy_data"
 MODEL_FILES = "files of student.path"
 READ_BYTES = 32 << 20
 """Of a model's files, those up to this size are read to know them; a larger one is known by its size."""
-TEACHER = ("model_path", "dtype", "quantization", "refresh_every")
+TEACHER = ("model_path", "dtype", "quantization", "refresh_every", "ema")
 ON_POLICY = (
     *("student.path", "method", "data.train_batch_size", "data.max_response_length", "data.seed"),
     *("data.apply_chat_template_kwargs", "actor_rollout_ref.rollout.n", "actor_rollout_ref.model.lora_rank"),

@@ -39,6 +39,7 @@ ON_POLICY = {
     "share of the teacher's own answers": "method.off_policy_share",
     "those answers": "method.off_policy_data",
     "teacher is the student after steps": "teacher.refresh_every",
+    "share of that teacher which stays": "teacher.ema",
     "control (breaks the run on purpose)": "method.control",
     "rows": "data.train_files",
     "prompts a step": "data.train_batch_size",

@@ -54,8 +54,11 @@ class TeacherConfig:
     engine: str = DEFAULT_ENGINE
     """What scores: `sglang`, or `vllm`, which reads each sample's whole prompt again, whatever `prime` says."""
     refresh_every: int = 0
-    """Steps after which the teacher of `mode=base` is what the student is, 0 to 1: 0, never; 1, always: the student
-    scores, adapter on, under the teacher's prompt. An older adapter is not kept."""
+    """Steps after which the teacher of `mode=base` is what the student is, >= 0. 0, never. 1, always: the student
+    scores, adapter on, under the teacher's prompt. N: the student of the last step that N divides does."""
+    ema: float = 0.0
+    """Share of that teacher which stays at each refresh, 0 <= x < 1: a moving average of the student's adapters, of
+    each of LoRA's two factors. Needs `refresh_every`, which may be 1."""
     urls: list[str] = field(default_factory=list)
     """Base URLs of external servers that all serve the same model, e.g. `http://10.0.0.2:30000`. No path."""
     api_key_env: str = "TEACHER_API_KEY"
@@ -141,6 +144,11 @@ class TeacherConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint, as you, in the teacher's process."""
 
+    @property
+    def is_earlier(self) -> bool:
+        """Whether it is a student of earlier steps, whose adapter is kept beside the student's."""
+        return self.refresh_every > 1 or self.ema > 0
+
     def __post_init__(self) -> None:
         if self.device == "auto":
             object.__setattr__(self, "device", device_of_machine())
@@ -148,8 +156,10 @@ class TeacherConfig:
             object.__setattr__(self, "dtype", "float32" if self.device == "cpu" else "bfloat16")
         _require(self.engine in ENGINES, "engine", f"{self.engine!r} must be one of {', '.join(ENGINES)}")
         _require(self.mode in MODES, "mode", f"{self.mode!r} must be one of {', '.join(MODES)}")
-        live = f"{self.refresh_every} must be 0, or 1 with mode=base: an adapter of earlier steps is not kept"
-        _require(self.refresh_every == 0 or (self.refresh_every == 1 and self.mode == BASE), "refresh_every", live)
+        live = f"{self.refresh_every} must be 0, or at least 1 with mode=base"
+        _require(self.refresh_every == 0 or (self.refresh_every > 0 and self.mode == BASE), "refresh_every", live)
+        _require(0 <= self.ema < 1, "ema", f"{self.ema} must be at least 0 and below 1")
+        _require(not self.ema or self.refresh_every > 0, "ema", f"{self.ema:g} needs a teacher.refresh_every >= 1")
         if self.mode == EXTERNAL:
             _require(bool(self.urls), "urls", "empty: mode=external needs at least one, e.g. [http://host:30000]")
         elif self.mode == BASE:

@@ -2,7 +2,8 @@
 
 `teacher.mode=base`: with `update=lora` vLLM holds the base and the adapter. A sample is scored there as a prompt, under
 the teacher's messages and without the adapter: a frozen self-teacher needs neither a server nor a second copy. With
-`teacher.refresh_every=1` the adapter is on: the student of the moment is its own teacher, under another prompt. vLLM
+`teacher.refresh_every=1` the adapter is on: the student of the moment is its own teacher, under another prompt; an
+earlier one is an adapter of its own (`earlier.py`). vLLM
 reads the whole of (teacher's prompt, response) for each sample, since it makes log-probs of no prompt that it cached.
 """
 
@@ -21,6 +22,9 @@ from verl_ext.teacher.teachers import open_scorer, vocab_size_of
 from verl_ext.teacher.types import Score, Scorer, ScoreRequest, TeacherError, TeacherUnavailableError
 from verl_ext.trainer.client import ABORTED
 
+NONE, STUDENT, EARLIER = "none", "student", "earlier"
+"""Which adapter is on while a prompt is scored."""
+
 
 def open_teacher(settings: TeacherConfig, student: str, client: LLMServerClient) -> Scorer:
     """The scorer of one teacher: its servers, its store, or the base of `student` in the servers of `client`."""
@@ -35,6 +39,8 @@ class BaseScorer:
     def __init__(self, client: LLMServerClient, settings: TeacherConfig, vocab_size: int) -> None:
         self._client, self._settings, self._vocab_size = client, settings, vocab_size
         self._counts: Counter[str] = Counter()
+        live = STUDENT if settings.refresh_every else NONE
+        self._adapter = EARLIER if settings.is_earlier else live
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | TeacherError]:
         """See `Scorer`. Raises ValueError for an id outside the vocabulary or an empty prompt."""
@@ -71,7 +77,7 @@ class BaseScorer:
                     scored={
                         "start": len(request.prompt_ids),
                         "top_k": request.top_k,
-                        "adapter": self._settings.refresh_every == 1,
+                        "adapter": self._adapter,
                     },
                 )
             finally:

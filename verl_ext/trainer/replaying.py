@@ -21,7 +21,7 @@ from verl.workers.utils.padding import response_from_nested
 from verl_ext.ledger.flops import Work, sequence
 from verl_ext.run.visible import print
 from verl_ext.trainer.advantages import Samples
-from verl_ext.trainer.guarded import GuardedTrainer
+from verl_ext.trainer.refreshing import RefreshingTrainer
 from verl_ext.trainer.replay import queue
 from verl_ext.trainer.replay.buffer import Draw, PriorityBuffer
 from verl_ext.trainer.replay.config import check_replay
@@ -46,7 +46,7 @@ class Replayed:
     metrics: dict[str, float]
 
 
-class ReplayingTrainer(GuardedTrainer):
+class ReplayingTrainer(RefreshingTrainer):
     """`GuardedTrainer`, whose batches hold replayed rows beside fresh ones, under the tag `replayed`."""
 
     def __init__(self, config: DictConfig) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from omegaconf import OmegaConf
 
+from verl_ext.teacher.refresh import make_room
+from verl_ext.teacher.teachers import teachers_of
 from verl_ext.trainer.config import MethodConfig, check_method
 from verl_ext.trainer.pipeline_config import SEPARATE, SYNC
 
@@ -48,6 +50,7 @@ class Runner:
                 config.trainer.v1.trainer_mode = SEPARATED if config.pipeline.placement == SEPARATE else PIPELINED
             ask_for_reference(config, check_method(config))
             make_room_for_weights(config)
+            make_room(config, teachers_of(config).values())
             balance_one_server_here()
             validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
             queue.result()

@@ -17,7 +17,8 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from verl_ext.platform.warm_workers import spawn_warm
-from verl_ext.trainer.base_teacher import scores_of
+from verl_ext.trainer.base_teacher import EARLIER, STUDENT, scores_of
+from verl_ext.trainer.earlier import teachers_request
 from verl_ext.trainer.early import EarlyActor
 from verl_ext.trainer.presence import LOOK_S
 from verl_ext.trainer.shared_calls import Answering, Answers, Requests, SamplerLost
@@ -55,6 +56,8 @@ class FinishReasonServer(vLLMHttpServer):
         return "verl_ext.trainer.weight_socket.ReceivingWorker"
 
     async def run_server(self, args: Namespace) -> None:
+        of_vllm = self.config.engine_kwargs.get("vllm") or {}
+        args.max_loras = of_vllm.get("max_loras", args.max_loras)  # verl writes 1 over it
         args.middleware = [*args.middleware, middleware_of(self.config.prometheus.enable)]
         await super().run_server(args)
         self.engine.generate = self._noting(self.engine.generate)
@@ -63,7 +66,7 @@ class FinishReasonServer(vLLMHttpServer):
         self, *args: Any, request_id: str, scored: dict[str, Any] | None = None, **kwargs: Any
     ) -> TokenOutput:
         """verl's. With `scored`, `{"start": ..., "top_k": ..., "adapter": ...}`, `extra_fields["scores"]` holds the
-        log-probs of the prompt from its token `start` on, of the base or with the adapter on (`base_teacher.py`). Where
+        log-probs of the prompt from its token `start` on, with the adapter that it names (`base_teacher.py`). Where
         the sampling parameters ask for them, the most likely tokens are in the extra fields too (`support.py`)."""
         self._reasons[request_id] = None
         kwargs["sampling_params"] = params = dict(kwargs["sampling_params"])
@@ -96,8 +99,8 @@ class FinishReasonServer(vLLMHttpServer):
             prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
         ) -> AsyncIterator[Any]:
             asked = self._scored.get(request_id)
-            if asked is not None and not asked["adapter"]:
-                kwargs["lora_request"] = None
+            if asked is not None and asked["adapter"] != STUDENT:
+                kwargs["lora_request"] = teachers_request() if asked["adapter"] == EARLIER else None
             if request_id in self._likely:
                 sampling_params.logprobs = self._likely[request_id]
             async for output in theirs(prompt, sampling_params, request_id, *args, **kwargs):

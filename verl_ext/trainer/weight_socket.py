@@ -10,14 +10,16 @@ from pathlib import Path
 
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
+from verl_ext.trainer.earlier import TeachingWorker
+
 
 def in_own_folder(handle: str) -> str:
     """`ipc:///tmp/NAME` as `ipc://FOLDER/NAME`, where FOLDER is `TMPDIR`: mode 700 where a verb started the run."""
     return f"ipc://{tempfile.gettempdir()}/{Path(handle).name}"
 
 
-class ReceivingWorker(vLLMColocateWorkerExtension):
-    """verl's part of vLLM's worker, which takes new weights."""
+class ReceivingWorker(TeachingWorker, vLLMColocateWorkerExtension):
+    """verl's part of vLLM's worker, which takes new weights, and keeps an earlier student that teaches."""
 
     def _get_zmq_handle(self) -> str:
         return in_own_folder(super()._get_zmq_handle())
