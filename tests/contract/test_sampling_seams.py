@@ -6,12 +6,14 @@ A red test here means that verl or vLLM changed under us; the adapter it names i
 import inspect
 from types import SimpleNamespace
 
+import pytest
 import torch
 from seams import parameters
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput, get_rollout_replica_class
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
+from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from vllm import SamplingParams
@@ -118,8 +120,27 @@ async def test_the_most_likely_tokens_come_with_the_answers_that_ask_for_them(mo
     assert (server._reasons, server._likely) == ({}, {})
 
 
-async def test_what_is_scored_is_read_by_the_base_alone():
-    """verl hands the adapter to every request."""
+@pytest.mark.parametrize(("of_vllm", "room"), [({}, 1), ({"vllm": {"max_loras": 2}}, 2), ({"vllm": None}, 1)])
+async def test_as_many_adapters_as_the_run_asks_for_have_room(of_vllm, room, monkeypatch):
+    """verl writes 1 over what a run's `engine_kwargs` say."""
+    assert '"max_loras": 1,' in inspect.getsource(vLLMHttpServer.launch_server)
+    started = []
+
+    async def run_server(_, args) -> None:
+        started.append(args)
+
+    monkeypatch.setattr(vLLMHttpServer, "run_server", run_server)
+    server = object.__new__(sampler.FinishReasonServer)
+    server.config = SimpleNamespace(engine_kwargs=of_vllm, prometheus=SimpleNamespace(enable=False))
+    server.engine = SimpleNamespace(generate=None)
+    monkeypatch.setattr(sampler, "middleware_of", lambda _: "door")
+    await server.run_server(SimpleNamespace(middleware=[], max_loras=1))
+    assert (started[0].max_loras, started[0].middleware) == (room, ["door"])
+
+
+@pytest.mark.parametrize(("adapter", "number"), [("none", None), ("student", 123), ("earlier", 124)])
+async def test_what_is_scored_is_read_with_the_adapter_that_is_asked_for(adapter, number):
+    """verl hands the student's to every request."""
     asked = []
 
     async def answers(prompt, sampling_params, request_id, lora_request, priority):
@@ -135,13 +156,14 @@ async def test_what_is_scored_is_read_by_the_base_alone():
     server = object.__new__(sampler.FinishReasonServer)  # the rest of it needs an engine
     server._reasons, server._scored, server._likely = (
         {"ours": None},
-        {"ours": {"start": 1, "top_k": 0, "adapter": False}},
+        {"ours": {"start": 1, "top_k": 0, "adapter": adapter}},
         {},
     )
-    words = {"prompt": None, "sampling_params": None, "lora_request": "the adapter", "priority": 0}
+    students = SimpleNamespace(lora_int_id=VLLM_LORA_INT_ID)
+    words = {"prompt": None, "sampling_params": None, "lora_request": students, "priority": 0}
     for request_id in ("ours", "another"):
         assert len([output async for output in server._noting(answers)(request_id=request_id, **words)]) == 1
-    assert asked == [None, "the adapter"]
+    assert [each and each.lora_int_id for each in asked] == [number, VLLM_LORA_INT_ID]
     assert server._scored == {"ours": {"logprobs": [-0.5], "top_ids": [[]], "top_logprobs": [[]]}}
     source = inspect.getsource(vLLMHttpServer.generate)
     for word in (

@@ -31,17 +31,20 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.rollout.llm_server import LLMServerClient, LLMServerManager
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.utils.losses import ppo_loss
 
 from verl_ext.trainer import (
     adapted,
     agent_loop,
     dataset,
+    earlier,
     engine,
     guarded,
     keeping,
     looping,
     loops,
+    refreshing,
     runner,
     shared_calls,
     stoppable,
@@ -84,6 +87,8 @@ OVERRIDES = [
     (surviving.SurvivingTrainer, PPOTrainerSync, "on_validate_begin"),
     (surviving.SurvivingTrainer, PPOTrainerSync, "on_sample_end"),
     (surviving.SurvivingTrainer, PPOTrainerSync, "step"),
+    *((refreshing.RefreshingTrainer, PPOTrainerSync, name) for name in ("on_init_end", "_load_checkpoint")),
+    (earlier.TeachingWorker, vLLMColocateWorkerExtension, "_update_weights"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_balance_batch"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_compute_old_log_prob"),
     (adapted.AdaptedTrainer, PPOTrainerSync, "_update_actor"),
@@ -121,6 +126,8 @@ def test_our_overrides_are_all_listed():
         (dataset.CheckedRows, RLHFDataset),
         (adapted.AdaptedTrainer, PPOTrainerSync),
         (guarded.GuardedTrainer, PPOTrainerSync),
+        (refreshing.RefreshingTrainer, PPOTrainerSync),
+        (earlier.TeachingWorker, vLLMColocateWorkerExtension),
         (trainer.OnPolicyDistillationTrainer, PPOTrainerSync),
     ):
         for name, value in vars(ours).items():

@@ -77,7 +77,15 @@ BROKEN = [
             *("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8", "teacher.refresh_every=1"),
             *("replay.share=0.25", "method.policy_loss.kind=truncated_importance_sampling"),
         ),
-        r"replay\.share=0\.25 with teacher\.refresh_every=1: .*moved on; leave one out",
+        r"replay\.share=0\.25 with teacher\.refresh_every: .*moved on; leave one out",
+    ),
+    (
+        "base teacher",
+        words(
+            *("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8"),
+            "teachers={one:{refresh_every:2},other:{refresh_every:1,ema:0.5}}",
+        ),
+        r"refresh_every=1, ema=0\.5 and refresh_every=2, ema=0: one earlier student is kept; give all the same",
     ),
     (
         "base teacher",

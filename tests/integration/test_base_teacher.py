@@ -174,3 +174,19 @@ def test_the_teachers_own_answers_are_trained_on_by_cross_entropy_and_counted_ap
     assert second["actor/off_policy_nll"] < first["actor/off_policy_nll"]
     seen = [tuple(sample["prompts"].tolist()) for step in steps for sample in of_teacher(step)]
     assert len(set(seen)) == 2 * TAUGHT * SAMPLES  # of 24 answers, none twice in a pass
+
+
+def test_a_resumed_run_goes_on_with_the_mean_of_its_students(run):
+    folder, _, environment = run
+    train(folder, STEPS + 1, environment)
+    tokenizer, slow = load_tokenizer(str(folder / "base")), with_adapter(folder, STEPS, EMA)
+    rows = pq.read_table(folder / "data/train.parquet").to_pylist()
+    asked = {tuple(render_chat(tokenizer, row["prompt"], {})): row for row in rows}
+    of_slow = 0
+    for sample in sampled(steps_of(folder)[-1]):
+        row = asked[tuple(sample["prompts"].tolist())]
+        if row["teacher"] == "slow":
+            wanted = logprobs_of(slow, render_chat(tokenizer, row["teacher_messages"], {}), sample["responses"])
+            torch.testing.assert_close(sample["teacher_logprobs"], wanted, atol=AGREED, rtol=0)
+            of_slow += 1
+    assert of_slow

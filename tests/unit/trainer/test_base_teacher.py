@@ -84,7 +84,7 @@ def test_a_sample_is_one_prompt_and_a_masked_token_has_no_score():
     found = score(own, ScoreRequest([4, 5], [7, 8], [0, 1], top_k=2))
     (request,) = client.requests
     assert request["prompt_ids"] == [4, 5, 7, 8]
-    assert request["scored"] == {"start": 2, "top_k": 2, "adapter": False}
+    assert request["scored"] == {"start": 2, "top_k": 2, "adapter": "none"}
     assert request["sampling_params"] == {"max_tokens": 1, "temperature": 1.0}
     np.testing.assert_array_equal(found.logprobs, np.array([0.0, -0.3], np.float32))
     np.testing.assert_array_equal(found.top_ids, [[0, 0], [8, 9]])
@@ -106,12 +106,28 @@ def test_what_vllm_gave_up_for_a_weight_sync_is_asked_again():
 
 
 def test_a_refreshed_teacher_is_the_student_as_it_is():
-    client = Client(answer(**scores_of(PLACES, [4, 5, 7, 8], start=2, top_k=0)))
-    score(scorer(client, refresh_every=1), ScoreRequest([4, 5], [7, 8]))
-    assert client.requests[0]["scored"]["adapter"] is True
-    for mode, steps in (("base", 2), ("managed", 1)):
-        with pytest.raises(ValueError, match=rf"teacher\.refresh_every: {steps} must be 0, or 1 with mode=base"):
-            TeacherConfig(mode=mode, model_path="base", device="cpu", refresh_every=steps)
+    for settings, adapter in (
+        ({"refresh_every": 1}, "student"),
+        ({"refresh_every": 2}, "earlier"),
+        ({"refresh_every": 1, "ema": 0.9}, "earlier"),
+    ):
+        client = Client(answer(**scores_of(PLACES, [4, 5, 7, 8], start=2, top_k=0)))
+        score(scorer(client, **settings), ScoreRequest([4, 5], [7, 8]))
+        assert client.requests[0]["scored"]["adapter"] == adapter
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"refresh_every": -1}, r"teacher\.refresh_every: -1 must be 0, or at least 1 with mode=base"),
+        ({"refresh_every": 1, "mode": "managed"}, r"teacher\.refresh_every: 1 must be 0"),
+        ({"refresh_every": 1, "ema": 1.0}, r"teacher\.ema: 1\.0 must be at least 0 and below 1"),
+        ({"ema": 0.5}, r"teacher\.ema: 0\.5 needs a teacher\.refresh_every >= 1"),
+    ],
+)
+def test_a_refresh_that_nobody_can_make_is_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        TeacherConfig(**{"mode": "base", "model_path": "base", "device": "cpu"} | settings)
 
 
 def test_an_answer_of_no_token_asks_nobody():

@@ -124,3 +124,13 @@ def test_the_largest_tensor_fits_the_bucket_of_the_weight_sync(
     config.student.path, transfer.update_weights_bucket_megabytes = str(tmp_path / "big"), asked
     make_room_for_weights(config)
     assert transfer.update_weights_bucket_megabytes == megabytes
+
+
+@pytest.mark.parametrize(("refresh", "room"), [({}, None), ({"refresh_every": 1}, None), ({"refresh_every": 5}, 2)])
+@pytest.mark.usefixtures("started")
+def test_an_earlier_student_has_room_in_vllm(config, refresh, room):
+    config.actor_rollout_ref.model.lora_rank = 8
+    config.teacher = OmegaConf.merge(config.teacher, {"mode": "base", "urls": [], **refresh})
+    plain_class(Runner)().run(config, [])
+    engine = OmegaConf.to_container(config.actor_rollout_ref.rollout.engine_kwargs)
+    assert (engine.get("vllm") or {}).get("max_loras") == room
