@@ -31,6 +31,8 @@ ANSWER = 8
 MARKS = ("<!-- benchmarks/families.py -->", "<!-- end -->")
 STAGES = ("doctor", "full", "lora", "evaluate")
 LORA = ("update=lora", "actor_rollout_ref.model.lora_rank=4")
+ATTENTION = "actor_rollout_ref.model.target_modules=[q_proj,k_proj,v_proj,o_proj]"
+"""Of a family with experts, which take no adapters (check `experts`)."""
 NEEDS = {"evaluate": "full"}
 
 
@@ -49,8 +51,13 @@ def command(stage: str, folder: Path) -> list[str]:
         words = (f"data={data}/heldout.parquet", f"student={folder}/full/student", f"out={folder}/eval.json")
         return [sys.executable, "-m", "recipe.evaluate", *words, f"max_tokens={ANSWER}", "dtype=float32"]
     steps = (f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={STEPS}", "trainer.resume_mode=disable")
-    words = (*run, *steps, f"run_dir={folder}/{stage}", *(LORA if stage == "lora" else ()))
+    words = (*run, *steps, f"run_dir={folder}/{stage}", *(lora_of(folder) if stage == "lora" else ()))
     return [sys.executable, "-m", "recipe.on_policy_distillation", *words]
+
+
+def lora_of(folder: Path) -> tuple[str, ...]:
+    experts = json.loads((folder / "model/config.json").read_text()).get("num_experts")
+    return (*LORA, ATTENTION) if experts else LORA
 
 
 def run_stage(stage: str, folder: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ BROKEN = [
         "base teacher",
         words(
             *("teacher.mode=base", "actor_rollout_ref.model.lora_rank=8"),
-            "teachers={one:{refresh_every:2},other:{refresh_every:1,ema:0.5}}",
+            *("teachers.one.refresh_every=2", "teachers.other.refresh_every=1", "teachers.other.ema=0.5"),
         ),
         r"refresh_every=1, ema=0\.5 and refresh_every=2, ema=0: one earlier student is kept; give all the same",
     ),

@@ -35,6 +35,7 @@ from breaking import (
     words,
 )
 
+GATES = "actor_rollout_ref.model.target_modules=[q_proj,gate_proj]"
 SETTINGS = [
     ("method", words(*STUDENTS, "method.tail=false"), r"method\.tail=false drops.*set it to true"),
     (
@@ -245,6 +246,11 @@ SETTINGS = [
         "text model",
         student(composite),
         r"student\.path=.* is a composite model \(model_type qwen2_5_vl, .*text models",
+    ),
+    (
+        "experts",
+        lambda pair: [*student(changed_config(num_experts=4))(pair), "actor_rollout_ref.model.lora_rank=8", GATES],
+        r"target_modules=\['q_proj', 'gate_proj'\]: student\.path=.* has experts, .* set it to \[q_proj,",
     ),
     ("student model", student(replaced_config(model_type="t5")), r"student\.path=.* is an encoder-decoder"),
     (

@@ -5,6 +5,8 @@ The functions of a Context are the checks of `verl_ext.checks.registry`.
 
 import shutil
 
+from omegaconf import OmegaConf
+
 from verl_ext.checks.context import Context
 from verl_ext.checks.finding import WARN, Finding
 from verl_ext.run.model_files import own_words
@@ -15,6 +17,8 @@ KEPT_BACK = 7
 """Tokens of its context length that SGLang grants no request (below `max_req_input_len`, managers/tp_worker.py).
 vLLM: 1."""
 ANSWER = "answer"
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 FP32_BYTES = 4
 SHARED_MEMORY = "/dev/shm"
 
@@ -39,6 +43,22 @@ def text_alone(context: Context) -> str:
     if isinstance(text := content.get("text_config"), dict):
         raise _composite(key, path, str(content.get("model_type")), str(text.get("model_type")))
     return "no parts" if content else "known once it is loaded"
+
+
+def experts(context: Context) -> str:
+    """Adapters are on layers that PEFT and vLLM take for the same ones; on experts they are not."""
+    key, path = context.student
+    words, model = own_words(key, path), context.config.actor_rollout_ref.model
+    if not any(words.get(name) for name in EXPERTS):
+        return "none"
+    named = model.target_modules
+    adapted = [named] if isinstance(named, str) else [name for name in named if name in OF_EXPERTS]
+    if not model.lora_rank or OmegaConf.select(model, "lora.merge") or not adapted:
+        return "without adapters"
+    raise ValueError(
+        f"actor_rollout_ref.model.target_modules={named}: {key}={path} has experts, whose adapters vLLM does not "
+        "take as PEFT makes them; set it to [q_proj,k_proj,v_proj,o_proj]"
+    )
 
 
 def _composite(key: str, path: str, whole: str, part: str) -> ValueError:

@@ -83,6 +83,7 @@ CHECKS = (
     # Student and teacher: the same tokens, and the prompts that they should see?
     Check("model type", MODELS, (*RUN, SFT, *ANSWERS), architecture.model_type, ("models",)),
     Check("text model", MODELS, (*RUN, SFT), architecture.text_alone, ("model type",)),
+    Check("experts", MODELS, RUN, architecture.experts, ("text model", *RANGES)),
     Check("student tokenizer", MODELS, (*RUN, SFT, *ANSWERS), inputs.student_tokenizer, ("models",)),
     Check("end of answer", MODELS, (*RUN, SFT), architecture.end_of_answer, ("text model", "student tokenizer")),
     Check("special tokens", MODELS, (*RUN, *ANSWERS), data.special_tokens, ("data", "student tokenizer")),
