@@ -2,7 +2,7 @@
 
 After loading, vLLM packs each linear weight for oneDNN (any AVX512 machine) or AMX and throws the original away:
 the next weight update then fails (`'Parameter' object has no attribute 'weight_loader'`), and `lm_head`, whose
-original stays, goes on answering from the packed copy of the old weights. Unpacked, every layer reads the
+original stays, goes on answering from the packed copy of the old weights. Unpacked, every layer but experts reads the
 parameter that the update writes, and oneDNN multiplies with it as it is.
 
 vLLM's processes also spin for a second after their last message before they sleep on a socket, which on two
@@ -32,6 +32,7 @@ def load() -> None:
     if os.environ.get("VERL_PLATFORM") == "cpu":
         rows_without_adapter_stay_so()
         keep_weights_unpacked()
+        pack_experts_again()
         multiply_with_onednn()
         sleep_when_idle()
         count_ranks_uncompiled()
@@ -52,6 +53,32 @@ def keep_weights_unpacked() -> None:
 
     ops._supports_onednn = False
     layers.check_cpu_sgl_kernel = _never
+
+
+def pack_experts_again() -> None:
+    """Weights of experts, whose kernel takes them packed alone, are packed after every update and not the first time only.
+
+    New ones arrive as they are, in the place of the packed ones; verl has vLLM finish an update, which then packs nothing.
+
+    Raises (in vLLM's process):
+        ValueError: for experts of a width that vLLM pads: new weights would not fit.
+    """
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod as Method
+
+    theirs = Method._setup_kernel
+
+    def setup(self: Any, layer: Any, w13: Any, w2: Any) -> None:
+        width, is_update = w2.shape[-1], self.moe_kernel is not None
+        theirs(self, layer=layer, w13=w13, w2=w2)
+        experts = self.moe_kernel.fused_experts
+        if (padded := experts._padded_intermediate_size(experts.moe_config)) != width:
+            raise ValueError(
+                f"experts are {width} wide, which vLLM pads to {padded} on a CPU; give a model with as many"
+            )
+        if is_update:
+            experts.process_weights_after_loading(layer)
+
+    Method._setup_kernel = setup
 
 
 def multiply_with_onednn() -> None:
