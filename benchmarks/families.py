@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.arms.family_models import FAMILIES, write_family
 from benchmarks.arms.runs import DEMO, RUN_TIMEOUT_S, report
+from verl_ext.checks.architecture import EXPERTS
 from verl_ext.checks.config import FP32
 from verl_ext.run.files import write_json
 
@@ -56,8 +57,8 @@ def command(stage: str, folder: Path) -> list[str]:
 
 
 def lora_of(folder: Path) -> tuple[str, ...]:
-    experts = json.loads((folder / "model/config.json").read_text()).get("num_experts")
-    return (*LORA, ATTENTION) if experts else LORA
+    words = json.loads((folder / "model/config.json").read_text())
+    return (*LORA, ATTENTION) if any(words.get(name) for name in EXPERTS) else LORA
 
 
 def run_stage(stage: str, folder: Path) -> dict[str, Any]:

@@ -82,4 +82,4 @@ def test_experts_that_vllm_would_pad_are_refused(tmp_path):
     write_model(tmp_path / "narrow", 0, width=40)
     done = run_vllm(tmp_path / "narrow", tmp_path / "narrow")
     assert done.returncode != 0
-    assert "experts are 40 wide, which vLLM pads to 64 on a CPU; give a model with as many" in done.stderr + done.stdout
+    assert "experts are 40 wide, which vLLM pads to 64 on a CPU; give them that width" in done.stderr + done.stdout

@@ -56,9 +56,9 @@ def keep_weights_unpacked() -> None:
 
 
 def pack_experts_again() -> None:
-    """Weights of experts, whose kernel takes them packed alone, are packed after every update and not the first time only.
+    """Experts, whose kernel takes packed weights alone, are packed after every update and not the first time only.
 
-    New ones arrive as they are, in the place of the packed ones; verl has vLLM finish an update, which then packs nothing.
+    New weights arrive as they are, in the place of the packed ones; verl has vLLM finish an update, which packs nothing.
 
     Raises (in vLLM's process):
         ValueError: for experts of a width that vLLM pads: new weights would not fit.
@@ -72,9 +72,7 @@ def pack_experts_again() -> None:
         theirs(self, layer=layer, w13=w13, w2=w2)
         experts = self.moe_kernel.fused_experts
         if (padded := experts._padded_intermediate_size(experts.moe_config)) != width:
-            raise ValueError(
-                f"experts are {width} wide, which vLLM pads to {padded} on a CPU; give a model with as many"
-            )
+            raise ValueError(f"experts are {width} wide, which vLLM pads to {padded} on a CPU; give them that width")
         if is_update:
             experts.process_weights_after_loading(layer)
 
