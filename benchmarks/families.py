@@ -22,7 +22,6 @@ from rich.table import Table
 
 from benchmarks.arms.family_models import FAMILIES, write_family
 from benchmarks.arms.runs import DEMO, RUN_TIMEOUT_S, report
-from verl_ext.checks.architecture import EXPERTS
 from verl_ext.checks.config import FP32
 from verl_ext.run.files import write_json
 
@@ -32,8 +31,6 @@ ANSWER = 8
 MARKS = ("<!-- benchmarks/families.py -->", "<!-- end -->")
 STAGES = ("doctor", "full", "lora", "evaluate")
 LORA = ("update=lora", "actor_rollout_ref.model.lora_rank=4")
-ATTENTION = "actor_rollout_ref.model.target_modules=[q_proj,k_proj,v_proj,o_proj]"
-"""Of a family with experts, which take no adapters (check `experts`)."""
 NEEDS = {"evaluate": "full"}
 
 
@@ -52,13 +49,8 @@ def command(stage: str, folder: Path) -> list[str]:
         words = (f"data={data}/heldout.parquet", f"student={folder}/full/student", f"out={folder}/eval.json")
         return [sys.executable, "-m", "recipe.evaluate", *words, f"max_tokens={ANSWER}", "dtype=float32"]
     steps = (f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={STEPS}", "trainer.resume_mode=disable")
-    words = (*run, *steps, f"run_dir={folder}/{stage}", *(lora_of(folder) if stage == "lora" else ()))
+    words = (*run, *steps, f"run_dir={folder}/{stage}", *(LORA if stage == "lora" else ()))
     return [sys.executable, "-m", "recipe.on_policy_distillation", *words]
-
-
-def lora_of(folder: Path) -> tuple[str, ...]:
-    words = json.loads((folder / "model/config.json").read_text())
-    return (*LORA, ATTENTION) if any(words.get(name) for name in EXPERTS) else LORA
 
 
 def run_stage(stage: str, folder: Path) -> dict[str, Any]:

@@ -35,7 +35,6 @@ from breaking import (
     words,
 )
 
-GATES = "actor_rollout_ref.model.target_modules=[q_proj,gate_proj]"
 SETTINGS = [
     ("method", words(*STUDENTS, "method.tail=false"), r"method\.tail=false drops.*set it to true"),
     (
@@ -249,8 +248,8 @@ SETTINGS = [
     ),
     (
         "experts",
-        lambda pair: [*student(changed_config(num_experts=4))(pair), "actor_rollout_ref.model.lora_rank=8", GATES],
-        r"target_modules=\['q_proj', 'gate_proj'\]: student\.path=.* has experts, .* set it to \[q_proj,",
+        lambda pair: [*student(changed_config(num_experts=4))(pair), "actor_rollout_ref.model.lora_rank=8"],
+        r"lora_rank=8: student\.path=.* has experts, and vLLM's build for CPUs .* set update=full",
     ),
     ("student model", student(replaced_config(model_type="t5")), r"student\.path=.* is an encoder-decoder"),
     (

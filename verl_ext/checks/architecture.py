@@ -53,8 +53,15 @@ def experts(context: Context) -> str:
         return "none"
     named = model.target_modules
     adapted = [named] if isinstance(named, str) else [name for name in named if name in OF_EXPERTS]
-    if not model.lora_rank or OmegaConf.select(model, "lora.merge") or not adapted:
+    if not model.lora_rank or OmegaConf.select(model, "lora.merge"):
         return "without adapters"
+    if context.config.trainer.device == "cpu":
+        raise ValueError(
+            f"actor_rollout_ref.model.lora_rank={model.lora_rank}: {key}={path} has experts, and vLLM's build for CPUs "
+            "samples none of them under an adapter; set update=full, or train it on a GPU"
+        )
+    if not adapted:
+        return "not adapted"
     raise ValueError(
         f"actor_rollout_ref.model.target_modules={named}: {key}={path} has experts, whose adapters vLLM does not "
         "take as PEFT makes them; set it to [q_proj,k_proj,v_proj,o_proj]"

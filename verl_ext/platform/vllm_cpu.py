@@ -58,11 +58,12 @@ def keep_weights_unpacked() -> None:
 def pack_experts_again() -> None:
     """Experts, whose kernel takes packed weights alone, are packed after every update and not the first time only.
 
-    New weights arrive as they are, in the place of the packed ones; verl has vLLM finish an update, which packs nothing.
+    New weights arrive as they are, in place of the packed ones; verl has vLLM finish an update, which packs nothing.
 
     Raises (in vLLM's process):
         ValueError: for experts of a width that vLLM pads: new weights would not fit.
     """
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
     from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod as Method
 
     theirs = Method._setup_kernel
@@ -71,6 +72,8 @@ def pack_experts_again() -> None:
         width, is_update = w2.shape[-1], self.moe_kernel is not None
         theirs(self, layer=layer, w13=w13, w2=w2)
         experts = self.moe_kernel.fused_experts
+        if not isinstance(experts, CPUUnquantizedExperts):  # with adapters it takes others
+            return
         if (padded := experts._padded_intermediate_size(experts.moe_config)) != width:
             raise ValueError(f"experts are {width} wide, which vLLM pads to {padded} on a CPU; give them that width")
         if is_update:

@@ -188,6 +188,7 @@ class Server:
                     os.close(end)
                     other.close()
                 client.close()
+                os.setpgid(0, 0)  # of a worker that ends Ray ends the whole group
                 return asked
             self.children[os.pidfd_open(pid)] = pid, client
             with contextlib.suppress(OSError):

@@ -103,6 +103,18 @@ def test_who_asked_and_what_was_forked_end_together(server: Server, sent: signal
     assert client.wait(10) == 128 + sent
 
 
+def test_what_ends_a_group_ends_one_program(server: Server):
+    """As Ray does behind a worker: the others, and what they were forked from, go on."""
+    (first, one), (second, other) = (server.begin("-c", WAITS) for _ in range(2))
+    assert os.getpgid(one.pid) == one.pid
+    os.killpg(os.getpgid(one.pid), signal.SIGKILL)
+    assert first.wait(timeout=20) == 128 + signal.SIGKILL
+    assert other.is_running()
+    assert server.ask("-c", SEEN).stdout.startswith("True")
+    second.kill()
+    second.wait()
+
+
 def test_it_can_have_a_title_of_its_own_by_which_a_watchdog_knows_it(server: Server):
     _, program = server.begin("-c", "import setproctitle; setproctitle.setproctitle('VLLM::Own'); " + WAITS)
     assert program.cmdline()[0].strip() == "VLLM::Own"
