@@ -67,7 +67,7 @@ def run_stage(stage: str, folder: Path) -> dict[str, Any]:
         found["says"] = "; ".join(failed)
     elif done.returncode:
         lines = (folder / f"{stage}.log").read_text(errors="replace").strip().splitlines()
-        found["says"] = lines[-1] if lines else "no word"
+        found["says"] = lines[-1].partition("; traceback:")[0] if lines else "no word"
     if stage in ("full", "lora") and not done.returncode:
         rows = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
         found |= {"gap": rows[0]["actor/rollout_gap_max"], "scored": sum(row["teacher/scored"] for row in rows)}
