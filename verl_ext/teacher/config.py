@@ -57,7 +57,7 @@ class TeacherConfig:
     """Steps after which the teacher of `mode=base` is what the student is, >= 0. 0, never. 1, always: the student
     scores, adapter on, under the teacher's prompt. N: the student of the last step that N divides does."""
     ema: float = 0.0
-    """Share of that teacher which stays at each refresh, 0 <= x < 1: a moving average of the student's adapters, of
+    """Share of that teacher which stays at each refresh, in [0, 1): a moving average of the student's adapters, of
     each of LoRA's two factors. Needs `refresh_every`, which may be 1."""
     urls: list[str] = field(default_factory=list)
     """Base URLs of external servers that all serve the same model, e.g. `http://10.0.0.2:30000`. No path."""
