@@ -15,6 +15,7 @@ FAULTS = ("teacher's scheduler", "agent loop stopped", "network lost")
 
 def test_a_run_goes_on_through_what_it_can_survive(tmp_path: Path):
     if subprocess.run(["unshare", "--net", "true"], check=False).returncode:
+        # A lost network is made of one; without the right to (a container's default) there is no way to lose it.
         pytest.skip("nobody may make a network namespace here")
     demo = tmp_path / "demo"
     for words in (

@@ -84,6 +84,7 @@ def test_nothing_listens_outside_loopback(running: Running):
 def test_a_machine_beside_this_one_reaches_nothing(running: Running):
     with neighbour() as knock, socket.create_server(("0.0.0.0", 0)) as control:
         if knock is None:
+            # What stands for a machine beside this one; what of it needs no such right is in the tests above.
             pytest.skip("nobody may make a network namespace here")
         reachable = control.getsockname()[1]
         assert knock([*(port for _, port in listeners(running.pid)), reachable]) == [reachable]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -240,13 +241,17 @@ async def test_api_key_is_needed_and_shows_nowhere(server: ManagedServer) -> Non
 
 
 async def test_a_server_loads_no_adapter_while_it_runs(server: ManagedServer) -> None:
-    if server.config.engine == "sglang":
-        pytest.skip("SGLang loads adapters only where it was started with --enable-lora")
-    request = urllib.request.Request(
-        f"{server.url}/v1/load_lora_adapter", b"{}", {"Authorization": f"Bearer {API_KEY}"}
-    )
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(request, timeout=10)
+    """vLLM then has no such path; SGLang has it, and refuses, since it was not started with --enable-lora."""
+    path, status, said = {
+        "vllm": ("/v1/load_lora_adapter", 404, ""),
+        "sglang": ("/load_lora_adapter", 400, "LoRA is not enabled"),
+    }[server.config.engine]
+    adapter = json.dumps({"lora_name": "a", "lora_path": "/nowhere"}).encode()
+    words = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}{path}", adapter, words), timeout=10)
+    assert refused.value.code == status
+    assert said in refused.value.read().decode()
 
 
 def test_port_in_use_is_said_before_starting(server: ManagedServer, tmp_path: Path) -> None:

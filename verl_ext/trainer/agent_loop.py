@@ -94,7 +94,7 @@ class DistillationAgentLoopWorker(LoopingWorker):
         self._at[where] += 1
         try:
             yield
-        except Exception as error:  # noted and raised on
+        except Exception as error:  # whatever it is, its words are for who waits; raised on
             self._last_error = str(error) or type(error).__name__
             raise
         finally:

@@ -39,7 +39,7 @@ def failures_noted(run_dir: str, row: Mapping[str, Any], trajectory: Mapping[str
     """An error in the block is this row's; it is raised on."""
     try:
         yield
-    except Exception as error:  # noted and raised on
+    except Exception as error:  # a user's row, template or tool raises anything: noted, and raised on
         note_failure(run_dir, row, step=trajectory["step"], validate=trajectory["validate"], error=error)
         raise
 

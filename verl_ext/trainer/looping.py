@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from abc import ABC, abstractmethod
 from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap, ToolListWrap
@@ -24,7 +25,7 @@ def name_of(row: dict) -> Name:
     return row["uid"], row["session_id"]
 
 
-class LoopingWorker(plain_class(AgentLoopWorkerTQ)):
+class LoopingWorker(plain_class(AgentLoopWorkerTQ), ABC):
     """Samples of one turn and of several, with tools or without; each output of a loop goes to the teacher."""
 
     teachers: dict[str, TeacherConfig]
@@ -130,9 +131,9 @@ class LoopingWorker(plain_class(AgentLoopWorkerTQ)):
         outcome, early = await turns.scored(request, self._score)
         return without_start(outcome, len(before)) if isinstance(outcome, Score) else outcome, early
 
+    @abstractmethod
     async def _score(self, request: ScoreRequest) -> Score | TeacherError:
         """By the teacher of the request; never raises."""
-        raise NotImplementedError
 
     def _request(self, row: dict, response_ids: list[int], mask: list[int] | None, top_k: int) -> ScoreRequest:
         """The response under the teacher's prompt of a data row."""

@@ -29,6 +29,7 @@ LARGEST = 4 << 20
 def tracked() -> list[Path]:
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
+        # A source archive: which of the folder's files are the repository's, nobody can say there.
         pytest.skip("not a checkout")
     return [ROOT / name for name in done.stdout.decode().split("\0") if name]
 

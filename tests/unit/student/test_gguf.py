@@ -24,6 +24,7 @@ for word in ("model", "--outfile", "--outtype"):
 asked = parser.parse_args()
 pathlib.Path(asked.outfile).write_text(f"{asked.outtype} of {asked.model}")
 """
+# How llama.cpp's converter ends where it does not know a tokenizer: by this very exception.
 REFUSES = """
 print("INFO: reading")
 raise NotImplementedError("BPE pre-tokenizer was not recognized")

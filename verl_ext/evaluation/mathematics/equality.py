@@ -36,7 +36,7 @@ def same_answer(answer: str, truth: str) -> bool:
 def same(one: Value, other: Value) -> bool:
     try:
         return compare(one, other)
-    except (Unreadable, NotImplementedError):  # the latter is sympy's of what it cannot decide
+    except (Unreadable, NotImplementedError):  # the latter is what sympy raises where it cannot decide
         return False
 
 
