@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from verl_ext.teacher.refresh import Refresh
 from verl_ext.trainer import refreshing
 from verl_ext.trainer.earlier import FILE, TeachingWorker
-from verl_ext.trainer.refreshing import Orders
+from verl_ext.trainer.guarded import GuardedTrainer
+from verl_ext.trainer.refreshing import Orders, RefreshingTrainer
 
 PEFT = {"r": 1}
 
@@ -122,3 +124,52 @@ def test_a_base_that_arrives_is_no_adapter():
 def test_a_checkpoint_without_a_teacher_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no earlier student; set teacher\.refresh_every and ema as it"):
         Orders(Refresh(2, 0.0)).load([Server()], tmp_path)
+
+
+@pytest.fixture
+def wired(monkeypatch, tmp_path) -> tuple[Any, list[Any]]:
+    """A trainer of which only its part in this is real; what it says to servers, and what the rest of it does."""
+    done: list[Any] = []
+    for name in ("on_init_end", "_load_checkpoint", "_add_to_checkpoint"):
+        monkeypatch.setattr(GuardedTrainer, name, lambda _, *__, name=name: done.append(name))
+    monkeypatch.setattr(GuardedTrainer, "sync_weights", lambda _, sync: sync())
+    monkeypatch.setattr(refreshing, "tell", lambda servers, *order: done.append((servers, *order)))
+    made = object.__new__(RefreshingTrainer)
+    made._orders, made.global_steps = Orders(Refresh(2, 0.5)), 0
+    made.llm_server_manager = SimpleNamespace(get_replicas=lambda: [SimpleNamespace(servers=["one"])] * 2)
+    made.config = OmegaConf.create({"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto"}})
+    return made, done
+
+
+def test_the_trainer_orders_a_refresh_before_the_weights_go_out(wired):
+    trainer, done = wired
+    trainer.on_init_end()
+    for trainer.global_steps in (1, 2):
+        trainer.sync_weights(lambda: done.append("synced"))
+    order = (["one", "one"], "refresh_teacher", 0.5)
+    assert done == [order, "on_init_end", "synced", order, "synced"]
+
+
+def test_the_teacher_lies_in_the_checkpoint_of_its_step_and_comes_out_of_it(wired, tmp_path):
+    trainer, done = wired
+    trainer._load_checkpoint()  # a run that begins
+    trainer.global_steps = 3
+    trainer._add_to_checkpoint(tmp_path / "staged")
+    file = tmp_path / "global_step_3" / f"2-{FILE}"
+    file.parent.mkdir()
+    file.touch()
+    trainer._load_checkpoint()
+    assert done == [
+        *("_load_checkpoint", "_add_to_checkpoint", (["one"], "save_teacher", str(tmp_path / f"staged/-1-{FILE}"))),
+        *("_load_checkpoint", (["one", "one"], "load_teacher", str(file))),
+    ]
+
+
+def test_without_an_earlier_student_nobody_is_told_anything(wired, tmp_path):
+    trainer, done = wired
+    trainer._orders, trainer.global_steps = None, 4
+    trainer.on_init_end()
+    trainer._load_checkpoint()
+    trainer._add_to_checkpoint(tmp_path)
+    trainer.sync_weights(lambda: done.append("synced"))
+    assert done == ["on_init_end", "_load_checkpoint", "_add_to_checkpoint", "synced"]
