@@ -10,10 +10,7 @@ student is the base; the arm without a server takes less memory; all learn.
 
 import sys
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.arms.runs import arguments, launch, report
+from benchmarks.arms.runs import arguments, launch, report, show
 from benchmarks.vs_peers import PeakMemory
 from verl_ext.checks.config import FP32
 
@@ -45,12 +42,7 @@ def main() -> None:
                 "rollout_gap_max": run.rows[-1]["actor/rollout_gap_max"],
             }
         )
-    table = Table(title=f"{options.steps} steps of 32 prompts x 4 samples; nats a token")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="left" if column == "teacher" else "right")
-    for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else value for value in row.values()))
-    Console(width=120).print(table)
+    show(rows, f"{options.steps} steps of 32 prompts x 4 samples; nats a token")
     bars = [
         ("first_step_nats_apart", abs(first["base"] - first["served copy"]), FP32.max),
         ("memory_over_served", rows[1]["peak_gib"] / rows[0]["peak_gib"], 1.0),

@@ -16,10 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.arms.runs import DEMO, launch, report
+from benchmarks.arms.runs import DEMO, launch, report, show
 from verl_ext.comparison.curve import accuracy_of
 from verl_ext.comparison.teacher import shared_teacher
 from verl_ext.run.files import write_json
@@ -212,16 +209,6 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def show(rows: list[dict[str, Any]], title: str) -> None:
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="left" if column == "arm" else "right")
-    for row in rows:
-        cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
-        table.add_row(*cells)
-    Console(width=140).print(table)
-
-
 def draw(results: list[dict[str, Any]], target: float, file: Path) -> None:
     """Accuracy by step of one seed, the methods left, the controls right."""
     import matplotlib
@@ -259,7 +246,8 @@ def main() -> None:
     rows = [summary(name, of_seeds, ENOUGH * teacher) for name, of_seeds in results.items()]
     if options.plot:
         draw([of_seeds[0] for of_seeds in results.values()], ENOUGH * teacher, options.plot)
-    show(rows, f"target: {ENOUGH} x the teacher's accuracy of {teacher:.3f}; 32 prompts x 4 samples a step")
+    title = f"target: {ENOUGH} x the teacher's accuracy of {teacher:.3f}; 32 prompts x 4 samples a step"
+    show(rows, title, numbers=".3f")
     report(rows, bars(rows, teacher), options.json)
 
 

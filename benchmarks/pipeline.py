@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.arms.runs import launch, report
+from benchmarks.arms.runs import launch, report, show
 from benchmarks.method_ablation import demo_teacher
 from verl_ext.run.timeline import WAITING, Span, lanes, length, read_timeline
 
@@ -125,12 +122,7 @@ def main() -> None:
                 timelines[mode] = read_timeline(folder / "timeline.jsonl")
                 rounds[mode].append(measured(timelines[mode]))
     rows = [summary(mode, rounds[mode]) for mode in options.modes]
-    table = Table(title=f"{options.steps} steps of {SAMPLES} samples, {options.rounds} rounds")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="left" if column == "mode" else "right")
-    for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else value for value in row.values()))
-    Console(width=140).print(table)
+    show(rows, f"{options.steps} steps of {SAMPLES} samples, {options.rounds} rounds", numbers=".3f")
     if options.plot:
         draw(timelines, options.plot)
     report(rows, bars(rows), options.json)

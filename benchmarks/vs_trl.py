@@ -26,11 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.arms import random_model
-from benchmarks.arms.runs import DEMO, RUN_TIMEOUT_S, Run, launch, report
+from benchmarks.arms.runs import DEMO, RUN_TIMEOUT_S, Run, launch, report, show
 from benchmarks.method_ablation import ENOUGH, FOUR_UPDATES, demo_teacher, of_step, teacher_accuracy
 from benchmarks.profile_step import SGLANG_RESERVES
 from verl_ext.run.files import write_json
@@ -202,12 +199,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     rows, bars = learning(options.out) if options.learning else speed(options)
-    table = Table(title="samples to 0.9 x the teacher" if options.learning else "seconds a step")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "))
-    for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=120).print(table)
+    show(rows, "samples to 0.9 x the teacher" if options.learning else "seconds a step")
     report(rows, bars, options.json)
 
 

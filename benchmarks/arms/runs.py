@@ -9,6 +9,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 DEMO = Path("outputs/demo")
 RUN_TIMEOUT_S = 900
@@ -69,6 +73,16 @@ def arguments(description: str, steps: int) -> argparse.Namespace:
     parsed = parser.parse_args()
     parsed.out = parsed.out or Path(tempfile.mkdtemp(prefix="benchmark-"))
     return parsed
+
+
+def show(rows: list[dict[str, Any]], title: str, *, numbers: str = ".3g", width: int = 140) -> None:
+    """A table of rows of the same keys, the first of which is a name. `numbers`: format of those with a point."""
+    table = Table(title=title)
+    for number, column in enumerate(rows[0]):
+        table.add_column(column.replace("_", " "), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(f"{value:{numbers}}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=width).print(table)
 
 
 def report(rows: list[dict], bars: list[tuple[str, float, float]], file: Path | None) -> None:
