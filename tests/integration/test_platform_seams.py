@@ -7,9 +7,9 @@ import sys
 import pytest
 
 
-def run(code: str, **environment: str) -> str:
+def run(code: str, python: str = sys.executable, **environment: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
+        [python, "-W", "ignore", "-c", code],
         env=os.environ | environment,
         text=True,
         capture_output=True,
@@ -79,3 +79,27 @@ def test_vllm_loads_our_plugin_and_has_the_switches_it_turns():
 
 def test_verl_finds_vllm_by_its_own_name_and_as_a_cpu_build():
     assert run("from importlib.metadata import version; print(version('vllm'))").strip().endswith("+cpu")
+
+
+SGLANG = """
+import os
+os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+import torch
+from sglang.srt.layers import logprob_processor
+theirs = logprob_processor.compute_row_log_normalizer
+from sglang.srt.plugins import load_plugins
+load_plugins()
+ours = logprob_processor.compute_row_log_normalizer
+assert ours.__module__ == "sglang_cpu_plugin.normalizer"
+logits = 30 * torch.randn(37, 32_000, generator=torch.Generator().manual_seed(0))
+logits[3] += 1e4
+logits[5] = float("-inf")
+for dtype in (torch.float32, torch.bfloat16):
+    for found, expected in zip(ours(logits.to(dtype)), theirs(logits.to(dtype)), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+print("the same")
+"""
+
+
+def test_sglang_takes_our_normalizer_which_says_what_its_own_says(teacher_python: str):
+    assert run(SGLANG, teacher_python).split("\n")[-2] == "the same"

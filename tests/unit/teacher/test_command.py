@@ -49,6 +49,16 @@ def test_environment_chunks_the_logits_and_leaves_out_what_is_the_trainers(monke
     assert "SGLANG_USE_CPU_ENGINE" not in environment
 
 
+@pytest.mark.parametrize(("said", "threads"), [(None, "1"), ("6", "6")])
+def test_a_teacher_on_a_cpu_has_as_many_threads_as_the_run_says(monkeypatch, said, threads) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    environment = build_environment(make(device="cpu"), Path("/env/bin/python"))
+    assert environment["OMP_NUM_THREADS"] == threads
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 def test_fp8_checkpoint_is_refused_where_it_cannot_run(tmp_path: Path) -> None:
     folder = str(checkpoint(tmp_path, quantization_config=FP8))
     with pytest.raises(
