@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.arms.runs import DEMO, report
 from verl_ext.checks.schemas import prepare_training_configs
+from verl_ext.run import sealed_queue
 from verl_ext.run.metrics import read_metrics
 from verl_ext.run.ray_session import ray_session
 from verl_ext.run.settings import mapping_of
@@ -81,6 +82,8 @@ class Session:
 
     def __init__(self, options: argparse.Namespace) -> None:
         import ray
+
+        sealed_queue.install()  # as Ray's workers do, of which this process is none
         import transfer_queue as tq
 
         from benchmarks.arms.timed_engines import TimedStudent, TimedTeacher, start

@@ -65,10 +65,15 @@ def strict_label(answer: str, extract: str, label_set: Sequence[str]) -> Reading
             the answer as a whole, and what follows the last `Final Answer:` where that names no label.
         label_set: all labels of the task.
     """
+    return _strict_label(answer, extract, tuple(label_set))
+
+
+@lru_cache(maxsize=1024)  # a student that has learned gives the same few answers, a step's samples at a time
+def _strict_label(answer: str, extract: str, label_set: tuple[str, ...]) -> Reading:
     text = ticked(without_thinking(answer)).strip().strip("\ufeff")
     if not text:
         return Reading("", "the answer is empty" if not answer.strip() else "there is no answer beside the thinking")
-    readers = [_reader(tuple(label_set), level) for level in range(len(LEVELS))]
+    readers = [_reader(label_set, level) for level in range(len(LEVELS))]
     marked = behind_marker(text)
     parts = [(text, "whole")] if extract == "whole" else []
     if marked is not None:
@@ -78,7 +83,9 @@ def strict_label(answer: str, extract: str, label_set: Sequence[str]) -> Reading
             found = {label for value in values for label in readers[-1].read(value, "alone")}
             if found:
                 return _reading(sorted(found))
-        looks = [(variant, how) for variant in dict.fromkeys((part, plain(part)))] + [(plain(boxed(part)), "alone")]
+        looks = [(variant, how) for variant in dict.fromkeys((part, plain(part)))]
+        if inside := plain(boxed(part)):
+            looks.append((inside, "alone"))
         if readers[-1].listed(part) is not None:
             continue
         for found in (reader.read(*look) for reader in readers for look in looks):
