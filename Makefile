@@ -92,12 +92,12 @@ command: .venv/.ready ## commands as they are typed: words, files, help, refusal
 
 # Left out of `test`, which has 45 minutes on two slow cores: real runs of what unit and contract tests cover there.
 LONG := tests/integration/test_comparison.py tests/integration/test_base_teacher.py tests/integration/test_support.py \
-	tests/integration/test_tools.py
+	tests/integration/test_tools.py tests/integration/test_timed_pipeline.py
 
 integration: setup ## real vLLM, SGLang and verl on the CPU
 	@$(PY) -m pytest tests/integration $(LONG:%=--ignore=%)
 
-long-test: setup ## more of them: a trimmed comparison, self-teachers, the student's support, tools; ten minutes
+long-test: setup ## more of them: a trimmed comparison, self-teachers, the student's support, tools, timed stages; twelve minutes
 	@$(PY) -m pytest $(LONG)
 
 gpu-test: setup-gpu ## what only a GPU can show: tests/gpu/README.md

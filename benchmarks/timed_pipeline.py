@@ -10,6 +10,7 @@ the weight sync. On a machine that is busy otherwise it costs more. Model and ro
 
 import argparse
 import statistics
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -53,6 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the table and the bars here")
     parser.add_argument("--steps", type=int, default=9, help="training steps of a run")
     parser.add_argument("--only", default="", help="runs whose `CASE, MODE, REPLICAS` holds this")
+    parser.add_argument("--demo", type=Path, default=DEMO, help="folder of `make demo`: its data and models")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: a new temporary one")
     parsed = parser.parse_args()
     parsed.out = (parsed.out or Path(tempfile.mkdtemp(prefix="benchmark-"))).absolute()
@@ -64,8 +66,16 @@ def composed(options: argparse.Namespace, name: str, urls: list[str], words: tup
         config = compose(
             "on_policy_distillation",
             [
-                *("platform=cpu", "task=demo", f"run_dir={options.out}/{name}", f"student.path={DEMO}/models/base"),
-                *(f"data.train_files={DEMO}/data/train.parquet", f"data.val_files={DEMO}/data/heldout.parquet"),
+                *(
+                    "platform=cpu",
+                    "task=demo",
+                    f"run_dir={options.out}/{name}",
+                    f"student.path={options.demo}/models/base",
+                ),
+                *(
+                    f"data.train_files={options.demo}/data/train.parquet",
+                    f"data.val_files={options.demo}/data/heldout.parquet",
+                ),
                 *("teacher.mode=external", f"teacher.urls=[{','.join(urls)}]", "teacher.prime=false"),
                 *(f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.rollout.n={N}"),
                 f"data.max_response_length={ANSWER}",
@@ -80,7 +90,8 @@ def composed(options: argparse.Namespace, name: str, urls: list[str], words: tup
 class Session:
     """One Ray, one TransferQueue and all engines, for every run."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, replicas: int) -> None:
+        """`replicas`: of student and of teacher, the most of any run."""
         import ray
 
         sealed_queue.install()  # as Ray's workers do, of which this process is none
@@ -89,8 +100,8 @@ class Session:
         from benchmarks.arms.timed_engines import TimedStudent, TimedTeacher, start
 
         self.options = options
-        self.students = start(TimedStudent, max(REPLICAS))
-        self.teachers = start(TimedTeacher, max(REPLICAS))
+        self.students = start(TimedStudent, replicas)
+        self.teachers = start(TimedTeacher, replicas)
         self.urls = ray.get([teacher.start.remote() for teacher in self.teachers])
         tq.init(composed(options, "queue", self.urls[:1], ()).transfer_queue)
         self._managers: dict[int, Any] = {}
@@ -189,16 +200,18 @@ def main() -> None:
     with ray_session(keep_to_loopback(mapping_of(config.ray_kwargs.ray_init)), options.out / "logs"):
         from benchmarks.arms.timed_engines import Durations
 
-        session = Session(options)
         cases = [
             (case, mode, Durations(*ratio, heavy="heavy" in case), 1)
             for case, ratio in RATIOS.items()
             for mode in MODES
         ]
         cases += [("8:8:1", "stream", Durations(*SCALED), replicas) for replicas in REPLICAS]
+        cases = [each for each in cases if options.only in f"{each[0]}, {each[1]}, {each[3]}"]
+        if not cases:
+            sys.exit(f"error: --only {options.only!r} is in no run's `CASE, MODE, REPLICAS`: give a part of one")
+        session = Session(options, max(replicas for *_, replicas in cases))
         for number, (case, mode, durations, replicas) in enumerate(cases):
-            if options.only not in f"{case}, {mode}, {replicas}":
-                continue
+            print(f"running {case}, {mode}, {replicas} of each", flush=True)
             folder = session.train(f"{number}_{mode}", mode, durations, replicas, options.steps)
             rows.append({"case": case} | result_of(folder, mode, durations, replicas))
             print(f"{case}, {mode}, {replicas}: {rows[-1]['seconds']:.2f} s a step", flush=True)

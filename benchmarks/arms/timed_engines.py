@@ -15,14 +15,17 @@ import ray
 from aiohttp import web
 from verl.workers.rollout.replica import TokenOutput
 
+from verl_ext.ledger.flops import Work
 from verl_ext.trainer.adapted import AdaptedTrainer
 from verl_ext.trainer.client import ResumingClient
+from verl_ext.trainer.engine import READ
 from verl_ext.trainer.pipelined import PipelinedTrainer
+from verl_ext.trainer.shared_calls import Answering, Answers, Requests
 from verl_ext.trainer.trainer import OnPolicyDistillationTrainer
 
 SLOTS = 4
 """Answers that one student replica works on at once."""
-VOCABULARY = 1000
+VOCABULARY = 300
 """Token ids that are drawn, from 1 on."""
 SPREAD = 1.0
 """Standard deviation of the logarithm of an answer's length, heavy-tailed; its mean is 1."""
@@ -48,6 +51,13 @@ class TimedStudent:
         self._open, self._stop = asyncio.Event(), asyncio.Event()
         self._open.set()
         self._version, self._answer_s, self._heavy = 0, 0.0, False
+        self._answering = Answering(self.generate)
+
+    async def begin(self, client: str, requests: Requests) -> None:
+        await self._answering.begin(client, requests)
+
+    async def ended(self, client: str) -> Answers:
+        return await self._answering.ended(client)
 
     async def set(self, answer_s: float, heavy: bool) -> None:
         """The mean length of an answer, seconds. The weights are version 0 again."""
@@ -137,7 +147,8 @@ class SleepingActor:
 
     def update_actor(self, batch: Any) -> dict[str, Any]:
         time.sleep(self._sample_s * len(batch))
-        return {"metrics": {"mfu": [0.0], "grad_norm": [1.0]}}
+        nothing_read = {f"{READ}{name}": [0.0] for name in vars(Work())}
+        return {"metrics": {"mfu": [0.0], "grad_norm": [1.0]} | nothing_read}
 
 
 class SleepingSync:
@@ -183,6 +194,7 @@ class TimedSetup(AdaptedTrainer):
         self.resource_pool_manager = SimpleNamespace(get_n_gpus=lambda: 1)
         self.actor_rollout_wg = self.actor
         self.checkpoint_manager = self.sync
+        self.llm_server_manager = SimpleNamespace(get_replicas=list)  # none that could be gone
         self.ref_policy_wg, self.ref_in_actor = self.actor, False
         self.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
         self._load_checkpoint()
