@@ -209,23 +209,27 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def draw(results: list[dict[str, Any]], target: float, file: Path) -> None:
-    """Accuracy by step of one seed, the methods left, the controls right."""
+def draw(results: dict[str, list[dict[str, Any]]], target: float, file: Path) -> None:
+    """Accuracy by step, the methods left, the controls right: mean of the seeds, between the lowest and the highest."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, title, of_panel in zip(panels, ("methods", "controls"), (True, False), strict=True):
-        shown = [result for result in results if (result["arm"] in METHODS | PIPELINES) == of_panel]
-        for number, result in enumerate(shown):
-            steps, style = result["steps"], ("-", "--")[number % 2]
-            colour = matplotlib.colormaps["tab20"](number % 20)
-            points = [row["step"] for row in steps], [row["accuracy"] for row in steps]
-            axes.plot(*points, style, color=colour, label=result["arm"])
+    methods = [name for name in results if name in METHODS | PIPELINES]
+    kinds = {"methods": methods, "controls": [name for name in results if name not in methods]}
+    kinds = {title: names for title, names in kinds.items() if names}
+    figure = Figure(figsize=(11 if len(kinds) > 1 else 7, 5), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axes, (title, shown) in zip(panels, kinds.items(), strict=True):
+        for number, name in enumerate(shown):
+            style, colour = ("-", "--")[number % 2], matplotlib.colormaps["tab20"](number % 20)
+            steps = [row["step"] for row in results[name][0]["steps"]]
+            seeds = [[row["accuracy"] for row in result["steps"]] for result in results[name]]
+            at_step = list(zip(*seeds, strict=True))
+            axes.plot(steps, [statistics.mean(each) for each in at_step], style, color=colour, label=name)
+            axes.fill_between(steps, *zip(*((min(a), max(a)) for a in at_step), strict=True), color=colour, alpha=0.15)
         axes.axhline(target, color="black", linewidth=0.8, linestyle=":")
         axes.set(title=title, xlabel="step of 128 samples", ylim=(0, 1.02))
-        axes.legend(fontsize=7, ncols=2 if of_panel else 1)
+        axes.legend(fontsize=7, ncols=2 if title == "methods" else 1, loc="lower right")
     panels[0].set_ylabel("held-out accuracy without the prompt")
     figure.savefig(file)
 
@@ -245,7 +249,7 @@ def main() -> None:
         results[name].append(json.loads(result_file(name, options.out, options.steps, seed).read_text()))
     rows = [summary(name, of_seeds, ENOUGH * teacher) for name, of_seeds in results.items()]
     if options.plot:
-        draw([of_seeds[0] for of_seeds in results.values()], ENOUGH * teacher, options.plot)
+        draw(results, ENOUGH * teacher, options.plot)
     title = f"target: {ENOUGH} x the teacher's accuracy of {teacher:.3f}; 32 prompts x 4 samples a step"
     show(rows, title, numbers=".3f")
     report(rows, bars(rows, teacher), options.json)
