@@ -62,20 +62,13 @@ def arguments() -> argparse.Namespace:
 
 
 def composed(options: argparse.Namespace, name: str, urls: list[str], words: tuple[str, ...]) -> DictConfig:
+    demo = options.demo
     with initialize_config_dir(str(Path("configs").resolve()), version_base=None):
         config = compose(
             "on_policy_distillation",
             [
-                *(
-                    "platform=cpu",
-                    "task=demo",
-                    f"run_dir={options.out}/{name}",
-                    f"student.path={options.demo}/models/base",
-                ),
-                *(
-                    f"data.train_files={options.demo}/data/train.parquet",
-                    f"data.val_files={options.demo}/data/heldout.parquet",
-                ),
+                *("platform=cpu", "task=demo", f"run_dir={options.out}/{name}", f"student.path={demo}/models/base"),
+                *(f"data.train_files={demo}/data/train.parquet", f"data.val_files={demo}/data/heldout.parquet"),
                 *("teacher.mode=external", f"teacher.urls=[{','.join(urls)}]", "teacher.prime=false"),
                 *(f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.rollout.n={N}"),
                 f"data.max_response_length={ANSWER}",

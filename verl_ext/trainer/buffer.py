@@ -75,7 +75,7 @@ class BoundedWait(ReplayBuffer):
         eviction_reasons: tuple[set[str], set[str], set[str], Counter],
     ) -> tuple[set[str], int, int, dict]:
         """As verl, which forgets them: what they cost was spent."""
-        if prompts := set().union(*eviction_reasons[:3]):  # at most looks, none
+        if prompts := set().union(*eviction_reasons[:3]):  # there are none at most of verl's looks
             tags = self.partitions[partition_id]
             self.dropped += [tag for key, tag in tags.items() if key.split("_")[0] in prompts]
         return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
