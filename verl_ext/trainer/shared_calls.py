@@ -11,6 +11,7 @@ import uuid
 from types import SimpleNamespace
 from typing import Any
 
+from ray.exceptions import RayError
 from verl.workers.rollout import router
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
@@ -87,7 +88,11 @@ class SharedServer:
 
     def _send(self) -> None:
         requests, self._next = self._next, []
-        self._handle.begin.remote(self._client, requests)
+        try:
+            self._handle.begin.remote(self._client, requests)
+        except AttributeError as error:  # Ray's, of an actor that has no such method; the event loop would keep it
+            self._fail(error)
+            return
         if self._listening is None or self._listening.done():
             self._listening = asyncio.create_task(self._listen())
 
@@ -102,12 +107,17 @@ class SharedServer:
                         future.set_exception(answer)
                     else:
                         future.set_result(answer)
-        except Exception as error:  # a dead server's: all who wait for it hear it
-            self.lost = True
-            for future in self._open.values():
-                if not future.done():
-                    future.set_exception(SamplerLost(str(error)))
-            self._open.clear()
+        except Exception as error:  # nobody awaits this task: those who wait for an answer hear whatever it is
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Tell all who wait for an answer; a fault is no dead server."""
+        self.lost = True
+        heard = SamplerLost(str(error)) if isinstance(error, RayError) else error
+        for future in self._open.values():
+            if not future.done():
+                future.set_exception(heard)
+        self._open.clear()
 
 
 class SharedCalls:

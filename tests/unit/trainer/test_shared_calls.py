@@ -120,6 +120,20 @@ async def test_a_dead_server_is_heard_by_all_and_another_is_asked_for():
     assert cluster.balancer.calls.count("acquire_server") == 2
 
 
+@pytest.mark.parametrize("missing", ["begin", "ended"])
+async def test_a_fault_is_heard_as_it_is_and_not_as_a_dead_server(monkeypatch, missing):
+    cluster = Cluster(1)
+
+    def of_ray(handle: Handle, name: str) -> Any:
+        if name == missing:
+            raise AttributeError(f"'ActorHandle' object has no attribute '{name}'")
+        return Handle.__getattr__(handle, name)
+
+    monkeypatch.setattr(cluster.handles[0], "__class__", type("Other", (Handle,), {"__getattr__": of_ray}))
+    with pytest.raises(AttributeError, match=f"no attribute '{missing}'"):
+        await asyncio.wait_for(cluster.ask(1), 5)
+
+
 def test_where_there_is_one_server_the_client_has_its_load_balancer(monkeypatch):
     """Sent to an agent loop's process, as a client is; two servers, or a router of the user's, are verl's."""
     made = []
