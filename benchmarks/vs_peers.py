@@ -1,16 +1,20 @@
 """Ours beside its two neighbours: TRL's SDFT trainer and verl 0.9.1's own distillation, in turn on one machine.
 
     TRL_PYTHON=.venv-trl/bin/python python -m benchmarks.vs_peers --json vs_peers.json
+    TRL_PYTHON=.venv-trl/bin/python python -m benchmarks.vs_peers --task real --steps 24
 
-The demo's task of one label, 32 prompts x 4 samples a step. Seconds and samples until 0.9 x the teacher's held-out
-accuracy (from the launch, validations left out), seconds a step, and the most memory that all processes of a run held
-at once (pages that they share counted once). verl's teacher reads what the student reads: a prompt of its own cannot
-be given to it, so on a task whose teacher is the base with a prompt its signal is zero (`signal`, mean |reverse KL| of
-the first step), and its seconds are those of a teacher who reads 60 tokens less.
+The demo's task of one label, 32 prompts x 4 samples a step, or SmolLM2 and the rows of `compare run task=real`, 8 x 4.
+Seconds and samples until 0.9 x the teacher's held-out accuracy (from the launch, validations left out), seconds a
+step, and the most memory that all processes of a run held at once (pages that they share counted once). verl's teacher
+reads what the student reads: a prompt of its own cannot be given to it, so on a task whose teacher is the base with a
+prompt its signal is zero (`signal`, mean |reverse KL| of the first step), and its seconds are those of a teacher who
+reads some 60 tokens less.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -20,18 +24,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arms.runs import DEMO, launch, report
-from benchmarks.method_ablation import ENOUGH, FOUR_UPDATES, of_step, teacher_accuracy
-from benchmarks.vs_trl import WARM_UP, between, run_ours, run_trl, samples_to, tiny
+from benchmarks.method_ablation import ENOUGH, of_step, teacher_accuracy
+from benchmarks.vs_trl import WARM_UP, Pair, between, run_ours, run_trl, samples_to, tiny
 
-A_STEP, RATE = 128, 1e-3
+REAL = Path("configs/comparison/task/real.yaml")
 TEACHER = "distillation.teacher_models.teacher_model"
 BUILT_IN = (
     *("distillation.enabled=true", "distillation.n_gpus_per_node=1", "distillation.nnodes=1"),
-    *(f"{TEACHER}.key=default", f"{TEACHER}.model_path={DEMO}/models/base", f"{TEACHER}.num_replicas=1"),
+    *(f"{TEACHER}.key=default", f"{TEACHER}.num_replicas=1"),
     *(f"{TEACHER}.inference.tensor_model_parallel_size=1", f"+{TEACHER}.inference.enable_sleep_mode=false"),
     *(f"{TEACHER}.inference.free_cache_engine=false", f"{TEACHER}.inference.max_model_len=512"),
     *("distillation.distillation_loss.loss_mode=k1", "distillation.distillation_loss.use_policy_gradient=true"),
@@ -41,6 +46,50 @@ BUILT_IN = (
 )
 """verl's own distillation with its policy gradient of the sampled token's reverse KL, which is our default."""
 LOOK_S = 0.5
+UNTAUGHT_STEPS = 8
+OF_A_BENCHMARK = ("platform", "trainer.total_training_steps", "trainer.save_freq", "trainer.test_freq")
+"""What `launch` says itself, or the systems here do."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pair and its rows, and the learning rate of every system."""
+
+    pair: Pair
+    rate: float
+    teacher: float
+    """Held-out accuracy of the prompted base."""
+
+    @property
+    def target(self) -> float:
+        return ENOUGH * self.teacher
+
+    @property
+    def a_step(self) -> int:
+        """Samples."""
+        return self.pair.prompts * self.pair.n
+
+
+def classification(out: Path) -> Task:
+    return Task(tiny(), 1e-3, teacher_accuracy(out))
+
+
+def real(out: Path) -> Task:
+    """Rows, model and headroom as `compare` makes them, and its settings of a run."""
+    folder, task = out / "real", OmegaConf.to_container(OmegaConf.load(REAL))
+    assert isinstance(task, dict)
+    words = ["recipe.compare", "headroom", "task=real", f"out={folder}"]
+    subprocess.run([sys.executable, "-m", *words], check=True)
+    found = json.loads((folder / "headroom/eval.json").read_text())
+    model, data = folder / "base", folder / "data"
+    overrides = (
+        *(f"student.path={model}", f"data.train_files={data}/train.parquet", f"data.val_files={data}/heldout.parquet"),
+        *(word for word in (*task["on_policy"], *task["serve"]) if word.partition("=")[0] not in OF_A_BENCHMARK),
+    )
+    return Task(Pair("real", 8, 4, 12, 32, model, data, overrides), 1e-4, found["teacher"]["accuracy"])
+
+
+TASKS = {"classification": classification, "real": real}
 
 
 @dataclass
@@ -84,48 +133,55 @@ class PeakMemory:
             self.gib = max(self.gib, held / 2**30)
 
 
-def note(arm: Arm, times: list[float], accuracies: list[float], launched: float, target: float) -> None:
+def note(arm: Arm, times: list[float], accuracies: list[float], launched: float, task: Task) -> None:
     """Of a run: unix time of each step's end, without what validations took, and the held-out accuracy after each."""
     arm.step_seconds += between(times)
-    samples = samples_to(target, accuracies, A_STEP)
+    samples = samples_to(task.target, accuracies, task.a_step)
     arm.samples.append(samples)
-    arm.seconds.append(samples if samples == float("inf") else times[int(samples / A_STEP) - 1] - launched)
+    arm.seconds.append(samples if samples == float("inf") else times[int(samples / task.a_step) - 1] - launched)
 
 
-def ours(*overrides: str) -> Callable[[Arm, Path, int, float], None]:
-    def run(arm: Arm, out: Path, steps: int, target: float) -> None:
-        validated = ("trainer.test_freq=1", "data.val_batch_size=300", f"actor_rollout_ref.actor.optim.lr={RATE}")
-        found = run_ours(tiny(), out, steps, *validated, *overrides)
+def ours(updates: int) -> Callable[[Arm, Path, int, Task], None]:
+    """`updates` a step."""
+
+    def run(arm: Arm, out: Path, steps: int, task: Task) -> None:
+        settings = (
+            *("trainer.test_freq=1", "data.val_batch_size=300", f"actor_rollout_ref.actor.optim.lr={task.rate}"),
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={task.pair.prompts // updates}",
+        )
+        found = run_ours(task.pair, out, steps, *settings)
         spent, times = 0.0, []
         for row in found.rows:
             spent += row.get("timing_s/testing", 0.0)
             times.append(row["training/unix_time"] - spent)
         arm.signal.append(abs(found.rows[0]["teacher_kl"]))
-        note(arm, times, [float(of_step(row)["accuracy"] or 0.0) for row in found.rows], found.launched, target)
+        note(arm, times, [float(of_step(row)["accuracy"] or 0.0) for row in found.rows], found.launched, task)
 
     return run
 
 
-def trl(arm: Arm, out: Path, steps: int, target: float) -> None:
+def trl(arm: Arm, out: Path, steps: int, task: Task) -> None:
     launched = time.time()
-    rows = run_trl(tiny(), out, steps, RATE, 0, heldout=True)
-    note(arm, [row["unix_time"] for row in rows], [row["accuracy"] for row in rows], launched, target)
+    rows = run_trl(task.pair, out, steps, task.rate, 0, heldout=True)
+    note(arm, [row["unix_time"] for row in rows], [row["accuracy"] for row in rows], launched, task)
 
 
-def built_in(arm: Arm, out: Path, steps: int, target: float) -> None:
-    del target  # nothing is learned
-    run = launch("benchmarks.arms.stock_verl", out, steps, *BUILT_IN)
+def built_in(arm: Arm, out: Path, steps: int, task: Task) -> None:
+    """verl's own; some steps are enough, as it learns nothing."""
+    words = (*task.pair.overrides, *BUILT_IN, f"{TEACHER}.model_path={task.pair.model}")
+    run = launch("benchmarks.arms.stock_verl", out, min(steps, UNTAUGHT_STEPS), *words)
     arm.step_seconds += [row["timing_s/step"] for row in run.rows[WARM_UP:]]
     arm.signal.append(run.rows[0]["actor/distillation/abs_loss"])
     arm.samples.append(float("inf"))
     arm.seconds.append(float("inf"))
 
 
-SYSTEMS = {"ours": ours(), "ours, 4 updates a step": ours(FOUR_UPDATES), "TRL": trl, "verl's own": built_in}
+SYSTEMS = {"ours": ours(1), "ours, 4 updates a step": ours(4), "TRL": trl, "verl's own": built_in}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="classification", help="what is learned")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each system, in turn")
     parser.add_argument("--steps", type=int, default=12, help=f"of a run, of which {WARM_UP} warm up")
     parser.add_argument("--systems", default=";".join(SYSTEMS), help=f"of {'; '.join(SYSTEMS)}")
@@ -137,13 +193,13 @@ def main() -> None:
         parser.error(f"--systems: no {unknown[0]}; there are {'; '.join(SYSTEMS)}")
     out = options.out or Path(tempfile.mkdtemp(prefix="benchmark-"))
     out.mkdir(parents=True, exist_ok=True)
-    target = ENOUGH * teacher_accuracy(out)
+    task = TASKS[options.task](out)
     arms = {name: Arm(name) for name in chosen}
     for number in range(options.rounds):
         for name, arm in arms.items():
             folder = out / f"{name.replace(', ', '-').replace(' ', '_')}-{number}"
             with PeakMemory() as peak:
-                SYSTEMS[name](arm, folder, options.steps, target)
+                SYSTEMS[name](arm, folder, options.steps, task)
             arm.peak_gib.append(peak.gib)
     show(list(arms.values()))
     report([asdict(arm) for arm in arms.values()], bars(arms), options.json)

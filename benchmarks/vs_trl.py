@@ -99,7 +99,7 @@ def run_trl(pair: Pair, out: Path, steps: int, lr: float, seed: int, heldout: bo
         **{"model": str(pair.model), "rows": f"{pair.data}/train.parquet", "out": str(out), "steps": steps},
         **{"heldout": f"{pair.data}/heldout.parquet" if heldout else None, "lr": lr, "seed": seed},
         **{"prompts": pair.prompts, "n": pair.n, "micro": pair.micro, "tokens": pair.tokens},
-        "whole": pair.name != "tiny",
+        "whole": pair.name == "26m",
     }
     write_json(out / "settings.json", settings)
     print(f"running TRL, {steps} steps (log: {out}/run.log)", flush=True)
