@@ -13,6 +13,7 @@ reads some 60 tokens less.
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def main() -> None:
     arms = {name: Arm(name) for name in chosen}
     for number in range(options.rounds):
         for name, arm in arms.items():
-            folder = out / f"{name.replace(', ', '-').replace(' ', '_')}-{number}"
+            folder = out / f"{re.sub(r'[^a-zA-Z0-9]+', '-', name)}-{number}"  # Hydra takes no quote in a path
             with PeakMemory() as peak:
                 SYSTEMS[name](arm, folder, options.steps, task)
             arm.peak_gib.append(peak.gib)
