@@ -25,12 +25,19 @@ from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 EVALUATED_AT_ONCE = 100
 
 
-def privileged(row: dict[str, Any]) -> str:
-    """What the teacher reads before the student's prompt; TRL's template puts the two together again."""
-    prompt, teacher = row["prompt"][-1]["content"], row["teacher_messages"][-1]["content"]
-    if len(row["prompt"]) != 1 or len(row["teacher_messages"]) != 1 or not teacher.endswith(prompt):
-        raise ValueError("expected one message each, the teacher's ending in the student's")
-    return teacher.removesuffix(prompt)
+def privileged(row: dict[str, Any], tokenizer: Any) -> str:
+    """What the teacher reads before the student's question; TRL's template puts the two together again.
+
+    Earlier turns as the chat template writes them: TRL takes one text, and its tokens are the same.
+    """
+    prompt, teacher = (
+        tokenizer.apply_chat_template(row[key], tokenize=False, add_generation_prompt=True)
+        for key in ("prompt", "teacher_messages")
+    )
+    before, question, after = prompt.partition(row["prompt"][-1]["content"])
+    if len(row["prompt"]) != 1 or not (teacher.startswith(before) and teacher.endswith(question + after)):
+        raise ValueError("expected one message of the student's, with which the teacher's end")
+    return teacher.removeprefix(before).removesuffix(question + after)
 
 
 class Noted(TrainerCallback):
@@ -72,7 +79,7 @@ def main() -> None:
     Path(settings["out"]).mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     rows = pq.read_table(settings["rows"], columns=["prompt", "teacher_messages"]).to_pylist()
-    data = Dataset.from_list([{"prompt": row["prompt"], "privileged_context": privileged(row)} for row in rows])
+    examples = [{"prompt": row["prompt"], "privileged_context": privileged(row, tokenizer)} for row in rows]
     samples = settings["prompts"] * settings["n"]
     trainer = SDFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32),
@@ -104,7 +111,7 @@ def main() -> None:
             save_strategy="no",
             logging_steps=settings["steps"],
         ),
-        train_dataset=data,
+        train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         callbacks=[Noted(settings, tokenizer)],
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.data import conversations as labels
-from verl_ext.data.rows import SPLITS, known_labels, label_set_of, without_rows
+from verl_ext.data.rows import MOST_LABELS, SPLITS, known_labels, label_set_of, without_rows
 from verl_ext.ledger.entries import LABELS
 from verl_ext.ledger.meter import written
 from verl_ext.run.api_key import check_key_name
@@ -184,7 +184,8 @@ def create_labels(run: LabelRun) -> str:
         )
     contents = dict(zip(FILES, (labels.to_jsonl(kept, columns=("messages",)), labels.to_parquet(kept)), strict=True))
     given = Counter(c["messages"][-1]["content"] for c in kept)
-    unseen = without_rows(run.labels.label_set or known_labels(run.rows), given)
+    known = known_labels(run.rows)
+    unseen = without_rows(run.labels.label_set or (known if len(known) <= MOST_LABELS else ()), given)
     manifest = run.facts | {
         "teacher": run.teacher,
         "settings": sampled_under | reading,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from verl_ext.data.conversations import PATTERNS, Reading, from_jsonl, from_parquet, read_label, to_jsonl, to_parquet
-from verl_ext.data.rows import LABELS, LANGUAGE, make_row
+from verl_ext.data.rows import LABELS, LANGUAGE, MOST_LABELS, make_row
 from verl_ext.data.sentences import TRANSLATION, Sentence, tinker_file
 from verl_ext.ledger import ledger
 from verl_ext.ledger.meter import Meter
@@ -214,6 +214,16 @@ def test_a_label_that_no_row_has_and_what_was_rejected_are_said(run):
     assert "warning: no row has the label non-toxic" in said
     assert "most often rejected (1 rows): 'no idea' is not one of the labels" in said
     assert manifest_of(run)["labels_without_rows"] == ["non-toxic"]
+
+
+def test_answers_of_their_own_are_no_labels_that_lack_a_row(run):
+    one, numbers = run.job.rows[0], range(MOST_LABELS + 1)
+    rows = [one | {"reward_model": {"ground_truth": f"{n}"}, "extra_info": {"index": n}} for n in numbers]
+    reading = replace(run.job.labels, extract="whole", policy="tinker")
+    said = run(ScriptedSampler(dict.fromkeys(numbers, "0")), rows=rows, labels=reading)
+    assert "101 labelled rows" in said
+    assert "warning" not in said
+    assert manifest_of(run)["labels_without_rows"] == []
 
 
 def test_the_labels_are_those_of_the_rows_where_none_are_given(run):
