@@ -180,6 +180,11 @@ def built_in(arm: Arm, out: Path, steps: int, task: Task) -> None:
 SYSTEMS = {"ours": ours(1), "ours, 4 updates a step": ours(4), "TRL": trl, "verl's own": built_in}
 
 
+def folder_of(out: Path, system: str, number: int) -> Path:
+    """Of a run; Hydra takes no quote in a path."""
+    return out / f"{re.sub(r'[^a-zA-Z0-9]+', '-', system)}-{number}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="classification", help="what is learned")
@@ -198,7 +203,7 @@ def main() -> None:
     arms = {name: Arm(name) for name in chosen}
     for number in range(options.rounds):
         for name, arm in arms.items():
-            folder = out / f"{re.sub(r'[^a-zA-Z0-9]+', '-', name)}-{number}"  # Hydra takes no quote in a path
+            folder = folder_of(out, name, number)
             with PeakMemory() as peak:
                 SYSTEMS[name](arm, folder, options.steps, task)
             arm.peak_gib.append(peak.gib)
