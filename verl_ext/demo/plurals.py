@@ -61,9 +61,9 @@ def row(noun: str, answer: str) -> dict[str, Any]:
 
 
 def rows() -> list[dict[str, Any]]:
-    others = dict(pair.split() for pair in OTHERS.replace("\n", " ").split(","))
-    pairs = {noun: plural(noun) for noun in REGULAR.split()} | others
-    return [row(*pair) for pair in pairs.items()]
+    regular = [row(noun, plural(noun)) for noun in REGULAR.split()]
+    others = (pair.split() for pair in OTHERS.replace("\n", " ").split(","))
+    return [*regular, *(row(noun, answer) for noun, answer in others)]
 
 
 def main() -> None:
