@@ -3,17 +3,18 @@
 python -m benchmarks.scale --json scale.json
 
 Runs `recipe.on_policy_distillation` with 8 samples a prompt. Seconds a sample: median step after the first two, from
-one's end to the next one's. Our own Python: cProfile in the trainer's main thread and in the agent loop's
-(arms/profiled.py), whose own cost is in the figure; that is a run of its own, so that the seconds are not the
-profiler's. Memory: the process that was started, at most.
+one's end to the next one's. Our own Python: how long the trainer's process and the agent loop's were in a function of
+ours, or in a built-in one that it called, of 250 looks a second (py-spy); a run of its own, so that the seconds are not
+the looks'. Memory: the process that was started, at most.
 """
 
 import argparse
 import contextlib
-import json
 import os
+import re
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,15 +38,44 @@ FIRST_COMPARED = 512
 GROWTH_BAR, OWN_MS_BAR, MEMORY_BAR, LATE_BAR = 1.1, 0.5, 1.1, 1.25
 TIMEOUT_S = 3_000
 EARLY, LATE, REPEATS = 10, 10_000, 200
-OURS, PROFILED = "recipe.on_policy_distillation", "benchmarks.arms.profiled"
+LOOKS_A_SECOND, WATCHED_STEPS = 250, 2
+WATCHED = ("ray::Runner", "ray::DistillationAgentLoopWorker")
+"""How the titles of the trainer's process and of the agent loop's begin."""
+OURS = re.compile(r"\(.*/verl_ext/[^()]*\)$")
+"""The end of a stack whose innermost function is ours."""
 
 
-def run(module: str, folder: Path, size: int, steps: int) -> float:
-    """Train to the end with `python -m module`; returns the most memory of the process that was started, MiB."""
+def watch(process: psutil.Process, folder: Path) -> list[subprocess.Popen[bytes]]:
+    """Look into the two processes until they end; each leaves a file of its stacks, `*.stacks`."""
+    spies = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not " ".join(child.cmdline()).startswith(WATCHED):
+                continue
+            command = [
+                *(str(Path(sys.executable).with_name("py-spy")), "record", "--nonblocking", "--full-filenames"),
+                *("--rate", str(LOOKS_A_SECOND), "--format", "raw", "--output", f"{folder}/{child.pid}.stacks"),
+                *("--pid", str(child.pid)),
+            ]
+            with (folder / f"{child.pid}.log").open("w") as log:
+                spies.append(subprocess.Popen(command, stdout=log, stderr=log))
+    if len(spies) != len(WATCHED):
+        sys.exit(f"error: {len(spies)} processes with the titles {' and '.join(WATCHED)}, expected one each")
+    return spies
+
+
+def own_seconds(stacks: str) -> float:
+    """Seconds in functions of ours: of lines `OUTERMOST;...;INNERMOST COUNT`."""
+    counts = (line.rpartition(" ") for line in stacks.splitlines())
+    return sum(int(count) for stack, _, count in counts if OURS.search(stack)) / LOOKS_A_SECOND
+
+
+def run(folder: Path, size: int, steps: int, *, watched: bool = False) -> float:
+    """Train to the end; returns the most memory of the process that was started, MiB. `watched`: after the warm-up."""
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        *(sys.executable, "-m", module, "platform=cpu", "task=demo", f"run_dir={folder}"),
+        *(sys.executable, "-m", "recipe.on_policy_distillation", "platform=cpu", "task=demo", f"run_dir={folder}"),
         *(f"student.path={DEMO}/models/base", f"data.train_files={DEMO}/data/train.parquet"),
         *(f"data.val_files={DEMO}/data/heldout.parquet", f"data.train_batch_size={size // N}"),
         *(f"actor_rollout_ref.rollout.n={N}", f"trainer.total_training_steps={steps}", "trainer.save_freq=-1"),
@@ -53,6 +83,7 @@ def run(module: str, folder: Path, size: int, steps: int) -> float:
     ]
     print(f"running {steps} steps of {size} samples (log: {folder}/run.log)", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    spies: list[subprocess.Popen[bytes]] = []
     most, deadline = 0.0, time.monotonic() + TIMEOUT_S
     with (folder / "run.log").open("w") as log:
         process = psutil.Popen(command, stdout=log, stderr=log, env=environment)
@@ -62,22 +93,29 @@ def run(module: str, folder: Path, size: int, steps: int) -> float:
                 sys.exit(f"error: no end after {TIMEOUT_S} s; see {folder}/run.log")
             with contextlib.suppress(psutil.NoSuchProcess):
                 most = max(most, process.memory_info().rss / 2**20)
-            time.sleep(0.5)
+            if watched and not spies and steps_done(folder) >= WARM_UP:
+                spies = watch(process, folder)
+            time.sleep(0.1)
     if process.returncode:
         sys.exit(f"error: the run ended with status {process.returncode}; see {folder}/run.log")
+    for spy in spies:
+        spy.wait(timeout=60)  # it writes its file when its process has ended
     return most
+
+
+def steps_done(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
 def of_size(out: Path, size: int, steps: int) -> dict[str, float]:
     """One line of the table."""
-    memory = run(OURS, out / f"{size}", size, steps)
+    memory = run(out / f"{size}", size, steps)
     times = [row["training/unix_time"] for row in read_metrics(out / f"{size}/metrics.jsonl")]
     seconds = statistics.median(b - a for a, b in zip(times[WARM_UP - 1 :], times[WARM_UP:], strict=False))
-    run(PROFILED, out / f"{size}-profiled", size, WARM_UP + 1)
-    own = 0.0
-    for name in ("trainer", "agent_loop"):
-        found = json.loads((out / f"{size}-profiled/profile-{name}.json").read_text())
-        own += found["own_seconds"] / found["steps"]
+    watched = out / f"{size}-watched"
+    run(watched, size, WARM_UP + WATCHED_STEPS, watched=True)
+    own = sum(own_seconds(file.read_text()) for file in watched.glob("*.stacks")) / WATCHED_STEPS
     return {
         "samples": size,
         "seconds_a_step": seconds,
