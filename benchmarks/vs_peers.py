@@ -31,7 +31,7 @@ from rich.table import Table
 
 from benchmarks.arms.runs import launch, report
 from benchmarks.method_ablation import ENOUGH, of_step, teacher_accuracy
-from benchmarks.vs_trl import WARM_UP, Pair, between, run_ours, run_trl, samples_to, tiny
+from benchmarks.vs_trl import ALL_CORES, WARM_UP, Pair, between, run_ours, run_trl, samples_to, tiny
 
 REAL = Path("configs/comparison/task/real.yaml")
 TEACHER = "distillation.teacher_models.teacher_model"
@@ -86,6 +86,7 @@ def real(out: Path) -> Task:
     overrides = (
         *(f"student.path={model}", f"data.train_files={data}/train.parquet", f"data.val_files={data}/heldout.parquet"),
         *(word for word in (*task["on_policy"], *task["serve"]) if word.partition("=")[0] not in OF_A_BENCHMARK),
+        ALL_CORES,
     )
     return Task(Pair("real", 8, 4, 12, 32, model, data, overrides), 1e-4, found["teacher"]["accuracy"])
 

@@ -41,6 +41,8 @@ LEARNING_BAR = 0.7
 RATES, SEEDS = (5e-4, 1e-3, 2e-3), (0, 1, 2)
 METHODS = {"ours": (), "ours, 4 updates a step": (FOUR_UPDATES,)}
 LEARNING_STEPS = 10
+ALL_CORES = f"ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS='{os.cpu_count()}'"
+"""In our trainer and teacher, as TRL has them, where a step is arithmetic."""
 SHAPE = {
     **{"model_type": "qwen3", "vocab_size": 32_000, "hidden_size": 512, "intermediate_size": 1536},
     **{"num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64},
@@ -86,7 +88,7 @@ def compute_bound(out: Path) -> Pair:
         *(f"data.max_prompt_length={prompt}", f"data.max_response_length={answer}"),
         f"actor_rollout_ref.rollout.max_model_len={prompt + answer}",
         f"teacher.context_length={teacher_prompt + answer + SGLANG_RESERVES}",
-        f"ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS='{os.cpu_count()}'",  # as TRL
+        ALL_CORES,
     )
     return Pair("26m", 16, 8, answer, 16, model, data, overrides)
 
