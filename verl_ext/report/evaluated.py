@@ -49,8 +49,8 @@ def _macro(one: Result) -> str:
 
 
 def class_table(arms: Mapping[str, Result]) -> Table | None:
-    """Recall and F1 of every class, by arm; None for problems, which have no classes."""
-    classed = {arm: one for arm, one in arms.items() if one.get("classes")}
+    """Recall and F1 of every class, by arm; None where every row has an answer of its own, as problems have."""
+    classed = {arm: one for arm, one in arms.items() if any(row["n"] > 1 for row in one.get("classes") or ())}
     if not classed:
         return None
     labels = [row["label"] for row in next(iter(classed.values()))["classes"]]
@@ -64,9 +64,9 @@ def class_table(arms: Mapping[str, Result]) -> Table | None:
 
 
 def confusion_of(name: str, one: Result) -> Confusion | None:
-    """The confusion matrix of an arm, with its mistakes in words; None where there is none."""
+    """The confusion matrix of an arm, with its mistakes in words; None where every row has an answer of its own."""
     found = one.get("confusion")
-    if not found:
+    if not found or not any(sum(row) > 1 for row in found["counts"]):
         return None
     gold, answered, counts = list(found["gold"]), list(found["answered"]), [list(row) for row in found["counts"]]
     mistakes = sorted(
@@ -111,4 +111,4 @@ def right_and_wrong(evaluation: Mapping[str, Any] | None) -> list[Block]:
     table = class_table(arms)
     found: list[Block] = [matrix for matrix in matrices if matrix]
     found += [table] if table else []
-    return found or [Missing("confusion matrices", "These rows are problems, which have no classes.")]
+    return found or [Missing("confusion matrices", "Every row has an answer of its own.")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from parsed_page import Element, Page
-from reported import sample, write_lines, write_run
+from reported import LABELS, result, sample, write_lines, write_run
 
 from verl_ext.report.comparison import comparison_report
 from verl_ext.report.files import RunFiles
@@ -124,6 +124,17 @@ def test_a_token_says_its_numbers_and_the_teachers_choice(page, run):
     assert tokens[at].attributes["class"] == "k " + ("p4" if kl > 4 else "p3" if kl > 1.5 else "p2")
     found = json.loads(tokens[at].attributes["data-a"])
     assert [name for name, _ in found] == [name for name, _ in row["alternatives"][at]]
+
+
+@pytest.mark.parametrize(("rows_a_class", "shown"), [(1, False), (2, True)])
+def test_answers_of_their_own_are_no_classes(tmp_path, rows_a_class, shown):
+    write_run(tmp_path / "run")
+    file = tmp_path / "run/eval.json"
+    one = result(0.5, sees_prompt=False, noise=random.Random(0), rows=rows_a_class * len(LABELS))
+    file.write_text(json.dumps(dict.fromkeys(("base", "teacher", "student"), one)))
+    text, _ = page_of(tmp_path / "run")
+    assert ("By class" in text) == ("most often" in text) == shown
+    assert ("Every row has an answer of its own." in text) != shown
 
 
 def evil_run(folder: Path) -> Path:
