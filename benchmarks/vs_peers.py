@@ -42,6 +42,8 @@ BUILT_IN = (
     *(f"{TEACHER}.inference.free_cache_engine=false", f"{TEACHER}.inference.max_model_len=512"),
     *("distillation.distillation_loss.loss_mode=k1", "distillation.distillation_loss.use_policy_gradient=true"),
     "distillation.distillation_loss.use_task_rewards=false",
+    # verl sends a tensor as a whole: SmolLM2's embedding has 113 MB.
+    "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=256",
     # A second logical slot, for the teacher.
     *("ray_kwargs.ray_init.num_gpus=2", "ray_kwargs.ray_init.runtime_env.env_vars.CUDA_VISIBLE_DEVICES='0,1'"),
 )
