@@ -45,12 +45,12 @@ OURS = re.compile(r"\(.*/verl_ext/[^()]*\)$")
 """The end of a stack whose innermost function is ours."""
 
 
-def watch(process: psutil.Process, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """Look into the two processes until they end; each leaves a file of its stacks, `*.stacks`."""
-    spies = []
+def watch(process: psutil.Process, folder: Path, spies: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Look into those of the two processes that `spies` lacks until they end; each leaves its stacks, `*.stacks`."""
     for child in process.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if not " ".join(child.cmdline()).startswith(WATCHED):
+            title = next((each for each in WATCHED if " ".join(child.cmdline()).startswith(each)), None)
+            if title is None or title in spies:
                 continue
             command = [
                 *(str(Path(sys.executable).with_name("py-spy")), "record", "--nonblocking", "--full-filenames"),
@@ -58,10 +58,7 @@ def watch(process: psutil.Process, folder: Path) -> list[subprocess.Popen[bytes]
                 *("--pid", str(child.pid)),
             ]
             with (folder / f"{child.pid}.log").open("w") as log:
-                spies.append(subprocess.Popen(command, stdout=log, stderr=log))
-    if len(spies) != len(WATCHED):
-        sys.exit(f"error: {len(spies)} processes with the titles {' and '.join(WATCHED)}, expected one each")
-    return spies
+                spies[title] = subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def own_seconds(stacks: str) -> float:
@@ -83,7 +80,7 @@ def run(folder: Path, size: int, steps: int, *, watched: bool = False) -> float:
     ]
     print(f"running {steps} steps of {size} samples (log: {folder}/run.log)", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    spies: list[subprocess.Popen[bytes]] = []
+    spies: dict[str, subprocess.Popen[bytes]] = {}
     most, deadline = 0.0, time.monotonic() + TIMEOUT_S
     with (folder / "run.log").open("w") as log:
         process = psutil.Popen(command, stdout=log, stderr=log, env=environment)
@@ -93,12 +90,14 @@ def run(folder: Path, size: int, steps: int, *, watched: bool = False) -> float:
                 sys.exit(f"error: no end after {TIMEOUT_S} s; see {folder}/run.log")
             with contextlib.suppress(psutil.NoSuchProcess):
                 most = max(most, process.memory_info().rss / 2**20)
-            if watched and not spies and steps_done(folder) >= WARM_UP:
-                spies = watch(process, folder)
+            if watched and len(spies) < len(WATCHED) and steps_done(folder) >= WARM_UP:
+                watch(process, folder, spies)
             time.sleep(0.1)
     if process.returncode:
         sys.exit(f"error: the run ended with status {process.returncode}; see {folder}/run.log")
-    for spy in spies:
+    if watched and len(spies) < len(WATCHED):
+        sys.exit(f"error: of {' and '.join(WATCHED)} only {' and '.join(spies) or 'none'} was seen")
+    for spy in spies.values():
         spy.wait(timeout=60)  # it writes its file when its process has ended
     return most
 
