@@ -7,5 +7,4 @@ OUT=${OUT:-outputs/real_model_cpu}
 PYTHON=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1
 
-$PYTHON -m recipe.compare run task=real out="$OUT" 'only=[sft_tinker,sft_full,on_policy,constant_negative]' \
-    'arms.sft_tinker.seeds=[0]' '+arms.sft_full={kind: sft, overrides: ["preset=tinker", "model.lora_rank=0"], seeds: [0]}' "$@"
+$PYTHON -m recipe.compare run task=real arms=real out="$OUT" "$@"
