@@ -9,8 +9,10 @@ them. What on-policy arms pay their teacher is in both. Held-out validation is i
 
 import math
 import statistics
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from verl_ext.comparison.prices import Prices, hosted, rented
@@ -54,6 +56,14 @@ class Run:
     """Steps of that training."""
     labels: Sequence[Entry] | None = ()
     """What the labels that it is trained on cost; none where it needs none; None where that is not known."""
+
+    @cached_property
+    def trained(self) -> list[tuple[int, Entry]]:
+        """Steps of training and their entries, in order: a long run's costs are asked for many times."""
+        return sorted(trainings(self.entries), key=lambda each: each[0])
+
+    def trained_to(self, step: int) -> list[Entry]:
+        return [entry for _, entry in self.trained[: bisect_right(self.trained, step, key=lambda each: each[0])]]
 
 
 @dataclass(frozen=True)
@@ -160,16 +170,17 @@ def cost(run: Run, point: Validated, unit: str, accounting: str, prices: Prices 
         return None
     if unit == SAMPLES:
         return point.samples + sum(entry.samples for entry in labels)
-    spent = [*labels, *trainings(run.before), *trainings(run.entries, point.step - run.steps_before)]
+    before = (entry for _, entry in trainings(run.before))
+    spent = [*labels, *before, *run.trained_to(point.step - run.steps_before)]
     if unit in SUMS:
         return SUMS[unit](spent)
     assert prices is not None  # `units_of` has no money without
     return hosted(spent, prices) if unit == HOSTED else rented(spent, prices)
 
 
-def trainings(entries: Iterable[Entry], last: float = math.inf) -> list[Entry]:
-    """Those of training steps up to `last`."""
-    return [e for e in entries if e.phase in (TRAIN, SFT) and e.step is not None and e.step <= last]
+def trainings(entries: Iterable[Entry]) -> list[tuple[int, Entry]]:
+    """Those of training steps, each with its step."""
+    return [(e.step, e) for e in entries if e.phase in (TRAIN, SFT) and e.step is not None]
 
 
 def to_target(run: Run, target: float, unit: str, accounting: str, prices: Prices | None = None) -> Reached | None:
@@ -232,19 +243,26 @@ def account(runs: Sequence[Run], target: float, baseline: str, prices: Prices | 
     arms: dict[str, list[Run]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
-    rows = [
-        _row(name, arms, target, baseline, unit, accounting, prices)
-        for accounting in ACCOUNTINGS
-        for unit in units_of(prices)
-        for name in arms
-    ]
+    rows = []
+    for accounting in ACCOUNTINGS:
+        for unit in units_of(prices):
+            budget = _budget(runs, unit, accounting, prices)
+            rows += [_row(name, arms, target, budget, baseline, unit, accounting, prices) for name in arms]
     return {"schema": 1, "target": target, "baseline": baseline, "interval": "Student's t, 95 %", "rows": rows}
+
+
+def _budget(runs: Sequence[Run], unit: str, accounting: str, prices: Prices | None) -> float | None:
+    """What the cheapest run spent in all; None where that of one is not known."""
+    totals = [cost(run, run.points[-1], unit, accounting, prices) for run in runs if run.points]
+    known = [total for total in totals if total is not None]
+    return min(known) if known and len(known) == len(totals) else None
 
 
 def _row(
     name: str,
     arms: Mapping[str, Sequence[Run]],
     target: float,
+    budget: float | None,
     baseline: str,
     unit: str,
     accounting: str,
@@ -252,10 +270,6 @@ def _row(
 ) -> dict[str, Any]:
     runs = arms[name]
     reached = {run.seed: to_target(run, target, unit, accounting, prices) for run in runs}
-    everyone = [run for others in arms.values() for run in others if run.points]
-    totals = [cost(run, run.points[-1], unit, accounting, prices) for run in everyone]
-    known = [total for total in totals if total is not None]
-    budget = min(known) if known and len(known) == len(totals) else None
     bought = {} if budget is None else {r.seed: at_budget(r, budget, unit, accounting, prices) for r in runs}
     costs = [each.cost for each in reached.values() if each]
     accuracies = [each.accuracy for each in bought.values() if each]
