@@ -70,6 +70,8 @@ def own_seconds(stacks: str) -> float:
 def run(folder: Path, size: int, steps: int, *, watched: bool = False) -> float:
     """Train to the end; returns the most memory of the process that was started, MiB. `watched`: after the warm-up."""
     (folder / "metrics.jsonl").unlink(missing_ok=True)
+    for earlier in folder.glob("*.stacks"):  # of a run before, in the same folder
+        earlier.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "recipe.on_policy_distillation", "platform=cpu", "task=demo", f"run_dir={folder}"),
