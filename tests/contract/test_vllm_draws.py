@@ -7,7 +7,7 @@ import pytest
 import torch
 from vllm.v1.sample.ops import topk_topp_sampler as ops
 
-from verl_ext.platform.vllm_draws import draw_one_number_a_token, pick
+from verl_ext.platform.vllm_draws import BLOCK, draw_one_number_a_token, pick
 
 ROWS, VOCABULARY = 20_000, 6
 LOGITS = torch.tensor([0.3, -1.0, float("-inf"), 1.2, 0.0, float("-inf")])
@@ -68,3 +68,21 @@ def test_the_ends_of_the_range():
     probabilities_BV = torch.tensor([[0.0, 0.25, 0.75, 0.0]] * 4)
     uniform_B = torch.tensor([0.0, 0.2499, 0.25, 1 - 2**-53], dtype=torch.float64)
     assert pick(probabilities_BV, uniform_B).tolist() == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("vocabulary", [3 * BLOCK, 3 * BLOCK + 44])
+def test_blocks_choose_what_one_cumulative_sum_chooses(vocabulary):
+    draw = torch.Generator().manual_seed(3)
+    probabilities_BV = torch.randn(2_000, vocabulary, generator=draw).mul(3).softmax(-1)
+    probabilities_BV[:, : BLOCK + 5] = 0
+    probabilities_BV[:, -3:] = 0
+    uniform_B = torch.rand(2_000, generator=draw, dtype=torch.float64)
+    uniform_B[:2] = torch.tensor([0.0, 1 - 2**-53])
+    cumulative_BV = probabilities_BV.double().cumsum(-1)
+    below_B1, above_B1 = (cumulative_BV[:, -1:] * (uniform_B[:, None] + by) for by in (-1e-6, 1e-6))
+    found_B1 = pick(probabilities_BV, uniform_B)[:, None]
+    assert (probabilities_BV.gather(1, found_B1) > 0).all()
+    assert (found_B1 >= torch.searchsorted(cumulative_BV, below_B1, right=True)).all()
+    assert (found_B1 <= torch.searchsorted(cumulative_BV, above_B1, right=True)).all()
+    assert found_B1[0] == BLOCK + 5  # the first that is possible
+    assert found_B1[1] == vocabulary - 4  # the last

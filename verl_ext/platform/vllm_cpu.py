@@ -10,9 +10,8 @@ cores is a second taken from the trainer's update. Here they sleep at once. A sl
 and vLLM looks again only after 5 s; here after 10 ms.
 
 On a CPU vLLM spawns the worker below its engine, which imports for seconds what the engine has imported. Here it is
-forked, as vLLM's are elsewhere: the engine's process has used no thread pool by then. And before the first sample
-vLLM has a C++ compiler make one line faster, which takes longer than the line ever will. How requests with a seed are
-sampled: vllm_draws.py.
+forked, as vLLM's are elsewhere: the engine's process has used no thread pool by then. How tokens are sampled and
+counted: vllm_draws.py.
 """
 
 import functools
@@ -20,7 +19,7 @@ import multiprocessing
 import os
 from typing import Any
 
-from verl_ext.platform.vllm_draws import draw_one_number_a_token
+from verl_ext.platform.vllm_draws import count_ranks_uncompiled, draw_one_number_a_token
 from verl_ext.platform.vllm_prompts import base_logits_of_prompts, rows_without_adapter_stay_so
 
 RECHECK_MS = 10
@@ -111,15 +110,6 @@ def sleep_when_idle() -> None:
     sleepy = functools.partialmethod(queue.SpinCondition.__init__, busy_loop_s=0.0)
     queue.SpinCondition.__init__ = sleepy  # pyright: ignore[reportAttributeAccessIssue]
     queue.SHM_READER_RECHECK_INTERVAL_MS = RECHECK_MS
-
-
-def count_ranks_uncompiled() -> None:
-    """The rank of a sampled token among all, as vLLM's source has it."""
-    from vllm.v1.sample import sampler
-
-    asks: Any = sampler
-    compiled = asks.batched_count_greater_than
-    asks.batched_count_greater_than = getattr(compiled, "_torchdynamo_orig_callable", compiled)
 
 
 def _never(*_: Any) -> bool:

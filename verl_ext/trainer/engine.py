@@ -22,7 +22,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_ext.ledger.flops import Work, sequence, shared_prompt
-from verl_ext.method.token_logprobs import token_logprobs
+from verl_ext.method.token_logprobs import token_logprobs_
 from verl_ext.trainer.nf4 import NF4, freeze_in_4_bits
 
 Tensor = torch.Tensor
@@ -170,7 +170,7 @@ class SharedPromptEngine(_Engine):
             rows_N, temperature = torch.arange(len(rows_N), device=device), 1.0
         asked = bool(tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False))
         labels_N = packed.labels_N.to(device)
-        logprobs_N, entropy_R = token_logprobs(logits_RV, rows_N, labels_N, temperature=temperature, entropy=asked)
+        logprobs_N, entropy_R = token_logprobs_(logits_RV, rows_N, labels_N, temperature=temperature, entropy=asked)
         found = {"log_probs": logprobs_N}
         if entropy_R is not None:
             # A gradient that the loss multiplies with 0 costs as much as one that it uses.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from verl_ext.method import token_logprobs as module
-from verl_ext.method.token_logprobs import token_logprobs
+from verl_ext.method.token_logprobs import token_logprobs_
 
 R, V, N = 7, 11, 9
 
@@ -30,7 +30,7 @@ def test_two_tokens_by_hand():
     """Logits 0 and log 3 are probabilities 1/4 and 3/4."""
     logits_RV = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64, requires_grad=True)
     rows_N, labels_N = torch.tensor([0, 0]), torch.tensor([1, 0])
-    found_N, entropy_R = token_logprobs(logits_RV, rows_N, labels_N, entropy=True)
+    found_N, entropy_R = token_logprobs_(logits_RV, rows_N, labels_N, entropy=True)
     assert entropy_R is not None
     assert found_N.tolist() == pytest.approx([math.log(0.75), math.log(0.25)])
     assert entropy_R.tolist() == pytest.approx([-0.25 * math.log(0.25) - 0.75 * math.log(0.75)])
@@ -48,7 +48,7 @@ def test_values_and_gradients_are_those_of_log_softmax(block, temperature, weigh
     results = []
     for found_N, entropy_R in (
         naive(logits_RV, rows_N, labels_N, temperature),
-        token_logprobs(logits_RV, rows_N, labels_N, temperature=temperature, entropy=True),
+        token_logprobs_(logits_RV, rows_N, labels_N, temperature=temperature, entropy=True),
     ):
         assert entropy_R is not None
         loss = weights[0] * (found_N * of_token_N).sum() + weights[1] * (entropy_R * of_row_R).sum()
@@ -59,11 +59,13 @@ def test_values_and_gradients_are_those_of_log_softmax(block, temperature, weigh
 
 def test_an_entropy_that_nobody_trains_and_one_that_nobody_asks_for():
     logits_RV, rows_N, labels_N = problem()
-    found_N, entropy_R = token_logprobs(logits_RV, rows_N, labels_N, entropy=True)
-    alone_N, none = token_logprobs(logits_RV, rows_N, labels_N)
+    other_RV = logits_RV.detach().clone().requires_grad_()
+    found_N, entropy_R = token_logprobs_(logits_RV, rows_N, labels_N, entropy=True)
+    alone_N, none = token_logprobs_(other_RV, rows_N, labels_N)
     assert entropy_R is not None
     assert none is None
-    wanted_RV, found_RV = (torch.autograd.grad(each_N.sum(), logits_RV)[0] for each_N in (found_N, alone_N))
+    (wanted_RV,) = torch.autograd.grad(found_N.sum(), logits_RV)
+    (found_RV,) = torch.autograd.grad(alone_N.sum(), other_RV)
     assert torch.equal(wanted_RV, found_RV)
 
 
@@ -72,11 +74,11 @@ def test_a_logit_of_minus_infinity_has_no_part():
     with torch.no_grad():
         logits_RV[:, 3] = -torch.inf
     labels_N = torch.full((N,), 5)
-    found_N, entropy_R = token_logprobs(logits_RV, rows_N, labels_N, entropy=True)
-    assert entropy_R is not None
-    (grad_RV,) = torch.autograd.grad(found_N.sum() + entropy_R.sum(), logits_RV)
     kept = [column for column in range(V) if column != 3]
     others_RV = logits_RV.detach()[:, kept].requires_grad_()
+    found_N, entropy_R = token_logprobs_(logits_RV, rows_N, labels_N, entropy=True)
+    assert entropy_R is not None
+    (grad_RV,) = torch.autograd.grad(found_N.sum() + entropy_R.sum(), logits_RV)
     wanted_N, wanted_R = naive(others_RV, rows_N, labels_N - 1, 1.0)
     (wanted_RV,) = torch.autograd.grad(wanted_N.sum() + wanted_R.sum(), others_RV)
     torch.testing.assert_close((found_N, entropy_R, grad_RV[:, kept]), (wanted_N, wanted_R, wanted_RV))
@@ -85,14 +87,26 @@ def test_a_logit_of_minus_infinity_has_no_part():
 
 def test_half_logits_are_summed_in_fp32():
     logits_RV, rows_N, labels_N = problem(torch.bfloat16)
-    found_N, _ = token_logprobs(logits_RV, rows_N, labels_N)
     wanted_N, _ = naive(logits_RV.detach().float(), rows_N, labels_N, 1.0)
+    found_N, _ = token_logprobs_(logits_RV, rows_N, labels_N)
     torch.testing.assert_close(found_N, wanted_N)
     (grad_RV,) = torch.autograd.grad(found_N.sum(), logits_RV)
     assert grad_RV.dtype == torch.bfloat16
 
 
+def test_the_gradient_takes_the_logits_memory_and_a_second_backward_is_refused():
+    leaf_RV, rows_N, labels_N = problem()
+    logits_RV = leaf_RV * 1.0
+    found_N, _ = token_logprobs_(logits_RV, rows_N, labels_N)
+    probs_RV = leaf_RV.detach().softmax(1)
+    torch.testing.assert_close(logits_RV.detach(), probs_RV)
+    (grad_RV,) = torch.autograd.grad(found_N.sum(), logits_RV, retain_graph=True)
+    assert grad_RV.data_ptr() == logits_RV.data_ptr()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(found_N.sum(), logits_RV)
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_must_be_positive(temperature):
     with pytest.raises(ValueError, match=r"temperature must be > 0"):
-        token_logprobs(*problem(), temperature=temperature)
+        token_logprobs_(*problem(), temperature=temperature)
