@@ -6,7 +6,8 @@ its prompt and itself; positions count on from the prompt in each. The log-probs
 separate rows, in another order of summation.
 
 It takes part where sequences are padded (`actor_rollout_ref.model.use_remove_padding=false`), for models whose every
-layer takes such a mask. All else goes verl's way. verl lets `VERL_ENGINE_VENDOR` name an engine: ours is `VENDOR`.
+layer attends so (`shared_attention.py`). All else goes verl's way. verl lets `VERL_ENGINE_VENDOR` name an engine: ours
+is `VENDOR`.
 
 Shapes: `B` samples, `G` groups, `P` longest prompt, `L` columns of a packed row, `N` response tokens of all samples,
 `V` vocabulary.
@@ -24,6 +25,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl_ext.ledger.flops import Work, sequence, shared_prompt
 from verl_ext.method.token_logprobs import token_logprobs_
 from verl_ext.trainer.nf4 import NF4, freeze_in_4_bits
+from verl_ext.trainer.shared_attention import ANY, SharedRows, shared_rows
 
 Tensor = torch.Tensor
 
@@ -33,7 +35,7 @@ VENDOR = "verl_ext"
 READ = "actor/read_"
 """Begins the metrics that hold a `Work`; the trainer takes them out again (`spending.py`)."""
 MASKABLE = ("llama", "qwen2", "qwen3")
-"""`model_type` of dense transformers that attend as the mask says, in every layer whose type is not another."""
+"""`model_type` of dense transformers that attend to all earlier tokens, in every layer whose type is not another."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class SharedPrompts:
 
     input_ids_GL: Tensor
     position_ids_GL: Tensor
-    attention_mask_G1LL: Tensor
-    """True where a token (row) sees another (column)."""
+    attention: SharedRows
     columns: int
     """How many columns from the right make logits that somebody reads: from the last prompt token on."""
     rows_N: Tensor
@@ -71,22 +72,19 @@ def share_prompts(prompts: Any, responses: Any) -> SharedPrompts:
     for sample, prompt in enumerate(prompts.unbind()):
         groups.setdefault(tuple(prompt.tolist()), []).append(sample)
     widest = max(len(prompt) for prompt in groups)
-    length = widest + max(sum(response_lengths[sample] for sample in samples) for samples in groups.values())
+    length = widest + max(1, *(sum(response_lengths[sample] for sample in samples) for samples in groups.values()))
     input_ids = torch.zeros(len(groups), length, dtype=torch.long)
     position_ids = torch.zeros(len(groups), length, dtype=torch.long)
-    owner = torch.full((len(groups), length), -1)  # -1: nobody's; 0: the prompt's; i: the i-th answer's
     rows, columns = [0] * len(response_lengths), [0] * len(response_lengths)
     answers = responses.unbind()
     for row, (prompt, samples) in enumerate(groups.items()):
         input_ids[row, widest - len(prompt) : widest] = torch.tensor(prompt)
         position_ids[row, widest - len(prompt) : widest] = torch.arange(len(prompt))
-        owner[row, widest - len(prompt) : widest] = 0
         column = widest
-        for number, sample in enumerate(samples, 1):
+        for sample in samples:
             end = column + response_lengths[sample]
             input_ids[row, column:end] = answers[sample]
             position_ids[row, column:end] = torch.arange(len(prompt), len(prompt) + response_lengths[sample])
-            owner[row, column:end] = number
             rows[sample], columns[sample] = row, column
             column = end
     lengths_B = torch.tensor(response_lengths)
@@ -97,7 +95,9 @@ def share_prompts(prompts: Any, responses: Any) -> SharedPrompts:
     return SharedPrompts(
         input_ids_GL=input_ids,
         position_ids_GL=position_ids,
-        attention_mask_G1LL=_sees(owner)[:, None],
+        attention=shared_rows(
+            [len(prompt) for prompt in groups], rows, [column - widest for column in columns], response_lengths
+        ),
         columns=length - widest + 1,
         rows_N=torch.tensor(rows)[samples_N],
         columns_N=torch.where(token_N == 0, 0, before_N),
@@ -109,14 +109,6 @@ def share_prompts(prompts: Any, responses: Any) -> SharedPrompts:
             Work(),
         ),
     )
-
-
-def _sees(owner_GL: Tensor) -> Tensor:
-    """(G, L, L): a token sees the prompt and its own answer up to itself; one that is nobody's, itself."""
-    length = owner_GL.shape[1]
-    queries, keys = owner_GL[:, :, None], owner_GL[:, None, :]
-    earlier = torch.ones(length, length, dtype=torch.bool).tril()
-    return ((keys == queries) | (keys == 0) & (queries > 0)) & earlier & (queries >= 0) | torch.eye(length).bool()
 
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu"], vendor=VENDOR)
@@ -148,7 +140,8 @@ class SharedPromptEngine(_Engine):
         inputs = {
             "input_ids": packed.input_ids_GL.to(device),
             "position_ids": packed.position_ids_GL.to(device),
-            "attention_mask": packed.attention_mask_G1LL.to(device),
+            "attention_mask": ANY.to(device),
+            "shared": packed.attention.to(device),
             "logits_to_keep": packed.columns,
         }
         return inputs, {"packed": packed}
@@ -186,7 +179,7 @@ class SharedPromptEngine(_Engine):
             not tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
             and not any(tu.get_non_tensor_data(micro_batch, key, default=False) for key in asked)
             and micro_batch["position_ids"].dim() == 2
-            and takes_any_mask(self.module.config)
+            and attends_to_all(self.module.config)
         )
 
 
@@ -195,12 +188,12 @@ def as_metrics(work: Work) -> dict[str, Metric]:
     return {f"{READ}{name}": Metric(AggregationType.SUM, float(value)) for name, value in vars(work).items()}
 
 
-def takes_any_mask(config: Any) -> bool:
-    """Whether every layer of a model attends as a mask of shape (G, 1, L, L) says."""
+def attends_to_all(config: Any) -> bool:
+    """Whether every layer of a model attends to all earlier tokens, by transformers' `sdpa`."""
     layers = getattr(config, "layer_types", None) or []
     return (
         config.model_type in MASKABLE
-        and config._attn_implementation in ("sdpa", "eager")
+        and config._attn_implementation == "sdpa"
         and all(layer == "full_attention" for layer in layers)
     )
 

@@ -25,7 +25,6 @@ from verl_ext.trainer.shared_calls import Answering, Answers, Requests, SamplerL
 from verl_ext.trainer.support import ASKED, likely_of
 from verl_ext.trainer.vllm_door import middleware_of
 
-
 FEW_ANSWERS = {"stream_interval": 2**31 - 1}
 """An answer's first token and its end are told, and not each token, which nobody reads, as its text, which is not made
 either but to find `stop` strings in: a third of a core at 1,000 tokens a second."""

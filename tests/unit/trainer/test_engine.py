@@ -1,11 +1,11 @@
 """A prompt that samples share is read once, and nothing of the update changes: ours beside verl's engine."""
 
-import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine import EngineRegistry, base
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -15,12 +15,16 @@ from verl_ext.trainer import engine
 FORWARDS = ("log_probs", "entropy")
 
 
-@pytest.fixture(scope="module")
-def model():
+def small(kind):
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     shape |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 50, "attn_implementation": "sdpa"}
-    return Qwen3ForCausalLM(Qwen3Config(**shape))
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small("qwen3")
 
 
 def nested(rows):
@@ -62,21 +66,37 @@ def answers(outputs, batch):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 3.0])])
 def test_log_probs_entropies_and_gradients_are_those_of_separate_rows(model, temperature):
-    found, gradients, read = [], [], []
-    for kind in (engine.SharedPromptEngine, FSDPEngineWithLMHead):
-        batch = micro_batch(temperature=temperature)
-        outputs, tokens = forward(kind, model, batch)
-        read.append(tokens)
-        found.append(answers(outputs, batch))
-        weights = torch.linspace(-1, 2, len(found[-1]["log_probs"]))
-        model.zero_grad()
-        (weights * (found[-1]["log_probs"] + 0.1 * found[-1]["entropy"])).sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    ours, theirs = (trained(kind, model, temperature) for kind in (engine.SharedPromptEngine, FSDPEngineWithLMHead))
+    assert_same(ours, theirs)
+    assert [ours.read, theirs.read] == [3 * (7 + 9), 6 * 12]
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("kind", engine.MASKABLE)
+def test_every_kind_of_model_hands_its_layers_what_is_shared(kind, recomputed):
+    model = small(kind)
+    theirs = trained(FSDPEngineWithLMHead, model)
+    if recomputed:
+        model.train()
+        model.gradient_checkpointing_enable()
+    assert_same(trained(engine.SharedPromptEngine, model), theirs)
+
+
+def trained(kind, model, temperature: Any = 1.0):
+    batch = micro_batch(temperature=temperature)
+    outputs, read = forward(kind, model, batch)
+    found = answers(outputs, batch)
+    weights = torch.linspace(-1, 2, len(found["log_probs"]))
+    model.zero_grad()
+    (weights * (found["log_probs"] + 0.1 * found["entropy"])).sum().backward()
+    return SimpleNamespace(found=found, gradients=[each.grad.clone() for each in model.parameters()], read=read)
+
+
+def assert_same(ours, theirs):
     for name in FORWARDS:
-        torch.testing.assert_close(found[0][name], found[1][name])
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert read == [3 * (7 + 9), 6 * 12]
+        torch.testing.assert_close(ours.found[name], theirs.found[name])
+    for found, wanted in zip(ours.gradients, theirs.gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_entropy_that_is_not_trained_costs_no_backward_pass(model):
@@ -96,12 +116,17 @@ def test_what_needs_other_rows_or_all_logits_goes_verls_way(model, flag):
 
 @pytest.mark.parametrize(
     "change",
-    [{"model_type": "gemma3"}, {"layer_types": ["sliding_attention"]}, {"_attn_implementation": "flash_attention_2"}],
+    [
+        {"model_type": "gemma3"},
+        {"layer_types": ["sliding_attention"]},
+        {"_attn_implementation": "flash_attention_2"},
+        {"_attn_implementation": "eager"},
+    ],
 )
-def test_only_models_that_attend_as_the_mask_says_take_part(change):
+def test_only_models_that_attend_to_all_earlier_tokens_take_part(change):
     plain = {"model_type": "qwen3", "layer_types": ["full_attention"], "_attn_implementation": "sdpa"}
-    assert engine.takes_any_mask(SimpleNamespace(**plain))
-    assert not engine.takes_any_mask(SimpleNamespace(**plain | change))
+    assert engine.attends_to_all(SimpleNamespace(**plain))
+    assert not engine.attends_to_all(SimpleNamespace(**plain | change))
 
 
 def test_an_answer_sees_its_prompt_and_itself_and_padding_sees_itself():
@@ -111,10 +136,18 @@ def test_an_answer_sees_its_prompt_and_itself_and_padding_sees_itself():
     )
     assert packed.input_ids_GL.tolist() == [[0, 1, 4, 5, 7], [2, 3, 6, 0, 0]]
     assert packed.position_ids_GL.tolist() == [[0, 0, 1, 2, 1], [0, 1, 2, 0, 0]]
-    seen = [[(row, column) for row, column in itertools.product(range(5), repeat=2) if mask[row, column]]
-            for mask in packed.attention_mask_G1LL[:, 0]]  # fmt: skip
-    assert seen[0] == [(0, 0), (1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3), (4, 1), (4, 4)]
-    assert seen[1] == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 3), (4, 4)]
+    rows = packed.attention
+    assert rows.group_B.tolist() == [0, 1, 0]
+    assert rows.places_BA.tolist() == [[0, 1], [3, 0], [2, 0]]
+    assert rows.slots_GR.tolist() == [[0, 1, 4], [2, 0, 0]]
+    assert seen(rows.prompt_mask_G1PP) == [[[0, 0], [1, 1]], [[0, 0], [1, 0], [1, 1]]]
+    behind_one = [[0, 1], [0, 2], [1, 1], [1, 2], [1, 3]]
+    behind_two = [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [1, 3]]
+    assert seen(rows.answer_mask_B1AK) == [behind_one, behind_two, behind_one]
+
+
+def seen(mask_N1QK):
+    return [mask_QK.nonzero().tolist() for mask_QK in mask_N1QK[:, 0]]
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
