@@ -14,6 +14,8 @@ import psutil
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
+from verl_ext.platform.products import multiply_with_onednn
+
 
 def _rss(*_: Any) -> int:
     return psutil.Process().memory_info().rss
@@ -162,5 +164,6 @@ def adapt_process_groups() -> None:
             return
         original("cpu:gloo", *args, **kwargs)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // torch.distributed.get_world_size()))
+        multiply_with_onednn()
 
     torch.distributed.init_process_group = functools.partial(init_process_group)
