@@ -3,9 +3,9 @@
 python -m benchmarks.scale --json scale.json
 
 Runs `recipe.on_policy_distillation` with 8 samples a prompt. Seconds a sample: median step after the first two, from
-one's end to the next one's. Our own Python: how long the trainer's process and the agent loop's were in a function of
-ours, or in a built-in one that it called, of 250 looks a second (py-spy); a run of its own, so that the seconds are not
-the looks'. Memory: the process that was started, at most.
+one's end to the next one's. Our own Python: how long the threads of the trainer's process and of the agent loop's held
+the interpreter in a function of ours, or in a built-in one that it called, of 250 looks a second (py-spy); a run of its
+own, so that the seconds are not the looks'. Memory: the process that was started, at most.
 """
 
 import argparse
@@ -38,7 +38,7 @@ FIRST_COMPARED = 512
 GROWTH_BAR, OWN_MS_BAR, MEMORY_BAR, LATE_BAR = 1.1, 0.5, 1.1, 1.25
 TIMEOUT_S = 3_000
 EARLY, LATE, REPEATS = 10, 10_000, 200
-LOOKS_A_SECOND, WATCHED_STEPS = 250, 2
+LOOKS_A_SECOND, WATCHED_STEPS = 250, 4
 WATCHED = ("ray::Runner", "ray::DistillationAgentLoopWorker")
 """How the titles of the trainer's process and of the agent loop's begin."""
 OURS = re.compile(r"\(.*/verl_ext/[^()]*\)$")
@@ -53,7 +53,13 @@ def watch(process: psutil.Process, folder: Path, spies: dict[str, subprocess.Pop
             if title is None or title in spies:
                 continue
             command = [
-                *(str(Path(sys.executable).with_name("py-spy")), "record", "--nonblocking", "--full-filenames"),
+                *(
+                    str(Path(sys.executable).with_name("py-spy")),
+                    "record",
+                    "--nonblocking",
+                    "--gil",
+                    "--full-filenames",
+                ),
                 *("--rate", str(LOOKS_A_SECOND), "--format", "raw", "--output", f"{folder}/{child.pid}.stacks"),
                 *("--pid", str(child.pid)),
             ]

@@ -19,6 +19,7 @@ import multiprocessing
 import os
 from typing import Any
 
+from verl_ext.platform.products import product
 from verl_ext.platform.vllm_draws import count_ranks_uncompiled, draw_one_number_a_token
 from verl_ext.platform.vllm_prompts import base_logits_of_prompts, rows_without_adapter_stay_so
 
@@ -32,7 +33,7 @@ def load() -> None:
         rows_without_adapter_stay_so()
         keep_weights_unpacked()
         pack_experts_again()
-        multiply_with_onednn()
+        multiply_linear_layers_with_onednn()
         sleep_when_idle()
         count_ranks_uncompiled()
         draw_one_number_a_token()
@@ -81,7 +82,7 @@ def pack_experts_again() -> None:
     Method._setup_kernel = setup
 
 
-def multiply_with_onednn() -> None:
+def multiply_linear_layers_with_onednn() -> None:
     """In fp32, where `torch.nn.functional.linear` asks MKL: of the two the slower one on a processor of another maker.
 
     On two cores of an AMD EPYC, 128 rows: 125 GFLOP/s against 185 for a head of 512 x 32,000, 156 against 200 for 512 x
@@ -93,12 +94,11 @@ def multiply_with_onednn() -> None:
     if not torch.backends.mkldnn.is_available():
         return
     theirs = layers.dispatch_cpu_unquantized_gemm
-    product = torch.ops.mkldnn._linear_pointwise
 
     def dispatch(layer: Any, remove_weight: bool) -> None:
         theirs(layer, remove_weight)
         if layer.weight.dtype == torch.float32:
-            layer.cpu_linear = lambda x, weight, bias: product(x, weight, bias, "none", [], "")
+            layer.cpu_linear = product
 
     layers.dispatch_cpu_unquantized_gemm = dispatch
 

@@ -69,7 +69,7 @@ def test_a_product_is_onednns_and_of_the_weights_as_they_are(monkeypatch, dtype,
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
     vllm_cpu.keep_weights_unpacked()
-    vllm_cpu.multiply_with_onednn()
+    vllm_cpu.multiply_linear_layers_with_onednn()
     layer: Any = torch.nn.Linear(64, 48, dtype=dtype).requires_grad_(False)
     layers.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
     layer.weight.mul_(3)  # as a weight sync writes
