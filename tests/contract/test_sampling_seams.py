@@ -91,7 +91,7 @@ async def test_the_most_likely_tokens_come_with_the_answers_that_ask_for_them(mo
 
     async def answers(prompt, sampling_params, request_id):
         del prompt
-        asked.append(sampling_params.logprobs)
+        asked.append((sampling_params.logprobs, sampling_params.detokenize))
         outputs = [SimpleNamespace(finish_reason="length", logprobs=places)]
         yield SimpleNamespace(request_id=request_id, outputs=outputs)
 
@@ -112,7 +112,9 @@ async def test_the_most_likely_tokens_come_with_the_answers_that_ask_for_them(mo
     given = {"logprobs": True, "temperature": 1.0}
     plain = await server.generate(request_id="plain", sampling_params=given)
     with_likely = await server.generate(request_id="likely", sampling_params=given | {ASKED: 1})
-    assert asked == [0, 1]
+    stopped = await server.generate(request_id="stop", sampling_params=given | {"stop": ["\n"]})
+    assert asked == [(0, False), (1, False), (0, True)]  # text is made where something is looked for in it
+    assert stopped.extra_fields == {"finish_reason": "length"}
     assert plain.extra_fields == {"finish_reason": "length"}
     assert with_likely.extra_fields.pop(IDS).tolist() == [[3]]
     assert with_likely.extra_fields.pop(LOGPROBS).tolist() == [[-0.5]]

@@ -25,10 +25,6 @@ from verl_ext.trainer.shared_calls import Answering, Answers, Requests, SamplerL
 from verl_ext.trainer.support import ASKED, likely_of
 from verl_ext.trainer.vllm_door import middleware_of
 
-FEW_ANSWERS = {"stream_interval": 2**31 - 1}
-"""An answer's first token and its end are told, and not each token, which nobody reads, as its text, which is not made
-either but to find `stop` strings in: a third of a core at 1,000 tokens a second."""
-
 
 class FinishReasonServer(vLLMHttpServer):
     """`extra_fields["finish_reason"]` of an answer is vLLM's own: `stop`, `length` or `abort`."""
@@ -74,7 +70,8 @@ class FinishReasonServer(vLLMHttpServer):
         the sampling parameters ask for them, the most likely tokens are in the extra fields too (`support.py`)."""
         self._reasons[request_id] = None
         asked = kwargs["sampling_params"]
-        kwargs["sampling_params"] = params = {**FEW_ANSWERS, "detokenize": bool(asked.get("stop")), **asked}
+        # The text of an answer is made where a `stop` string is looked for in it; verl reads the tokens.
+        kwargs["sampling_params"] = params = {"detokenize": bool(asked.get("stop")), **asked}
         likely = params.pop(ASKED, 0)
         if likely:
             self._likely[request_id] = likely

@@ -54,19 +54,14 @@ def shared_rows(prompt_lengths: list[int], group_of: list[int], starts: list[int
     is_prompt_GP = torch.arange(widest) >= widest - torch.tensor(prompt_lengths)[:, None]
     earlier_PP, earlier_AA = (torch.ones(size, size, dtype=torch.bool).tril() for size in (widest, longest))
     sees_GPP = is_prompt_GP[:, None] & earlier_PP | torch.eye(widest, dtype=torch.bool)  # padding sees itself
-    sees_BAK = torch.cat(
-        [
-            is_prompt_GP[group_B][:, None].expand(-1, longest, -1),
-            earlier_AA.expand(len(group_B), -1, -1),
-        ],
-        dim=2,
-    )
+    prompt_BAP = is_prompt_GP[group_B][:, None].expand(-1, longest, -1)
+    own_BAA = earlier_AA.expand(len(group_B), -1, -1)
     return SharedRows(
         group_B=group_B,
         places_BA=torch.where(is_token_BA, places_BA, 0),
         slots_GR=slots_GR.view(-1, columns),
         prompt_mask_G1PP=sees_GPP[:, None],
-        answer_mask_B1AK=sees_BAK[:, None],
+        answer_mask_B1AK=torch.cat([prompt_BAP, own_BAA], dim=2)[:, None],
     )
 
 
@@ -83,15 +78,21 @@ def attend(
     if shared is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     prompt = shared.prompt_mask_G1PP.shape[-1]
-    of_prompt = [states[:, :, :prompt] for states in (query, key, value)]
-    of_answer = [_taken(states[:, :, prompt:].transpose(1, 2), shared.places_BA) for states in (query, key, value)]
-    behind_prompt = [
-        torch.cat([theirs[shared.group_B], own.transpose(1, 2)], dim=2)
-        for theirs, own in zip(of_prompt[1:], of_answer[1:], strict=True)
-    ]
-    prompts_GPHD, _ = sdpa_attention_forward(module, *of_prompt, shared.prompt_mask_G1PP, **kwargs)
+    key_of_prompt, value_of_prompt = key[:, :, :prompt], value[:, :, :prompt]
+    own_query, own_key, own_value = (
+        _taken(states[:, :, prompt:].transpose(1, 2), shared.places_BA).transpose(1, 2)
+        for states in (query, key, value)
+    )
+    prompts_GPHD, _ = sdpa_attention_forward(
+        module, query[:, :, :prompt], key_of_prompt, value_of_prompt, shared.prompt_mask_G1PP, **kwargs
+    )
     answers_BAHD, _ = sdpa_attention_forward(
-        module, of_answer[0].transpose(1, 2), *behind_prompt, shared.answer_mask_B1AK, **kwargs
+        module,
+        own_query,
+        torch.cat([key_of_prompt[shared.group_B], own_key], dim=2),
+        torch.cat([value_of_prompt[shared.group_B], own_value], dim=2),
+        shared.answer_mask_B1AK,
+        **kwargs,
     )
     return torch.cat([prompts_GPHD, _taken(answers_BAHD, shared.slots_GR)], dim=1), None
 
