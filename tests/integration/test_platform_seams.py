@@ -97,9 +97,18 @@ logits[5] = float("-inf")
 for dtype in (torch.float32, torch.bfloat16):
     for found, expected in zip(ours(logits.to(dtype)), theirs(logits.to(dtype)), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+for dtype in (torch.float32, torch.float64):
+    layer, rows = torch.nn.Linear(512, 3072, dtype=dtype), torch.randn(64, 512, dtype=dtype)
+    for method in (UnquantizedLinearMethod.apply, LogitsProcessor._compute_lm_head):
+        assert method.__module__ == "sglang_cpu_plugin.products"
+    torch.testing.assert_close(UnquantizedLinearMethod.apply(None, layer, rows, layer.bias), layer(rows))
+layer, rows = layer.float(), rows.float()
+torch.testing.assert_close(LogitsProcessor._compute_lm_head(None, rows, layer) + layer.bias, layer(rows))
 print("the same")
 """
 
 
-def test_sglang_takes_our_normalizer_which_says_what_its_own_says(teacher_python: str):
+def test_sglang_takes_our_normalizer_and_products_which_say_what_its_own_say(teacher_python: str):
     assert run(SGLANG, teacher_python).split("\n")[-2] == "the same"
