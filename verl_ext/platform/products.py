@@ -1,8 +1,8 @@
 """fp32 linear layers of a trainer on a CPU: their output and the gradient of their input by oneDNN.
 
 torch asks MKL, the slower of the two there on a processor of another maker. On two cores of an AMD EPYC, 2,304 rows,
-512 x 1,536: 210 against 167 GFLOP/s for the output, 210 against 190 for the input's gradient; 164 against 149 for the
-output of a head of 512 x 32,000. For the gradient of a weight MKL is the faster one (172 against 111 there).
+512 x 1,536: 210 against 167 GFLOP/s for the output, 210 against 190 for the input's gradient; 2,052 rows,
+a head of 512 x 32,000: 164 against 149. For the gradient of a weight MKL is the faster one (172 against 111 there).
 """
 
 from typing import Any
